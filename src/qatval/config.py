@@ -1,0 +1,261 @@
+"""What can be run: variants, methods, profiles and the quantization, read from the preset files.
+
+Presets are data (``qatval/presets/*.toml``); the frozen dataclasses here give them types and check
+them. Nothing in this module imports torch, so choices can be listed and refused at once.
+"""
+
+from __future__ import annotations
+
+import functools
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+from qatval.errors import UsageError
+
+COLLAPSE_THRESHOLD_RATIO = 0.5
+PRIMARY_METRIC = "metrics/mAP50-95(B)"
+
+ScaleGranularity = Literal["per-tensor", "per-channel"]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A YOLOv10 size."""
+
+    name: str
+    checkpoint: Path
+    architecture: str
+    gated: bool
+
+
+@dataclass(frozen=True)
+class Averaging:
+    """An exponential moving average whose horizon follows the length of the run.
+
+    Attributes:
+        max_decay: Decay of a run long enough for it, in [0, 1).
+        max_tau: Time constant of the ramp in a run long enough for it, in optimizer steps.
+        window: Averaging window ``1 / (1 - decay)`` as a share of the run's steps.
+        ramp: ``tau`` as a share of the run's steps.
+    """
+
+    max_decay: float
+    max_tau: float
+    window: float
+    ramp: float
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.max_decay < 1.0:
+            raise UsageError(f"EMA decay must lie in [0, 1), got {self.max_decay}")
+        if min(self.max_tau, self.window, self.ramp) <= 0.0:
+            raise UsageError(
+                "EMA max_tau, window and ramp must be positive, "
+                f"got {self.max_tau}, {self.window}, {self.ramp}"
+            )
+
+    def for_steps(self, steps: int) -> tuple[float, float]:
+        """Return ``(decay, tau)`` for a run of ``steps`` optimizer steps."""
+        window = max(self.window * steps, 1.0)
+        return min(self.max_decay, 1.0 - 1.0 / window), min(self.max_tau, self.ramp * steps)
+
+
+@dataclass(frozen=True)
+class Correction:
+    """Quantization correction (QC): how long and how fast gamma and beta are learned."""
+
+    epochs: int
+    lr: float
+    images: int
+
+
+@dataclass(frozen=True)
+class Method:
+    """A stabilisation method: what happens beside and after the gradient steps."""
+
+    name: str
+    averaging: Averaging | None = None
+    correction: Correction | None = None
+
+    @property
+    def arm(self) -> str:
+        """Which weights of a trajectory the method takes: ``"raw"`` or ``"ema"``."""
+        return "raw" if self.averaging is None else "ema"
+
+
+@dataclass(frozen=True)
+class Profile:
+    """How long a run trains, on how much of a dataset, at which size.
+
+    Attributes:
+        train_images, val_images: Asked-for counts; None means all.
+        imgsz: Side of the square network input in pixels.
+        correction_lr: Learning rate of QC where the method's own makes no sense, else None.
+        overrides: Ultralytics training arguments.
+    """
+
+    dataset: str
+    name: str
+    epochs: int
+    batch: int
+    imgsz: int
+    train_images: int | None = None
+    val_images: int | None = None
+    correction_lr: float | None = None
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """Weight fake quantization: bits, grid and the layers that stay in float.
+
+    Attributes:
+        mode: Name that the summary records, e.g. ``"w4a16"``.
+        weight_bit_width: Bits of a weight code.
+        narrow_range: Whether the most negative code is left out.
+        scale: Granularity of the learned scales.
+        scale_without_batchnorm: Granularity in layers that no BatchNorm follows.
+        exempt: Pattern of a module's full name -> why it stays in float.
+    """
+
+    mode: str
+    weight_bit_width: int
+    narrow_range: bool
+    scale: ScaleGranularity
+    scale_without_batchnorm: ScaleGranularity
+    exempt: Mapping[str, str]
+
+    @property
+    def code_range(self) -> tuple[int, int]:
+        """Smallest and largest integer code."""
+        half = 2 ** (self.weight_bit_width - 1)
+        return -half + int(self.narrow_range), half - 1
+
+    def exemption(self, layer: str) -> str | None:
+        """Return why the layer of this full name stays in float, or None if it does not."""
+        for pattern, reason in self.exempt.items():
+            if fnmatchcase(layer, pattern):
+                return reason
+        return None
+
+
+@functools.cache
+def _presets(name: str) -> dict[str, Any]:
+    return tomllib.loads((files("qatval") / "presets" / f"{name}.toml").read_text("utf-8"))
+
+
+def _choose(kind: str, name: str, table: Mapping[str, Any]) -> Any:
+    if name not in table:
+        raise UsageError(f"unknown {kind} '{name}': expected one of {', '.join(table)}")
+    return table[name]
+
+
+def variant_names() -> tuple[str, ...]:
+    """Return the names of all variants."""
+    return tuple(_presets("variants"))
+
+
+def method_names() -> tuple[str, ...]:
+    """Return the names of all methods."""
+    return tuple(_presets("methods"))
+
+
+def profile_names() -> tuple[str, ...]:
+    """Return the names of all profiles, shortest first."""
+    return tuple(_presets("profiles")["coco2017"])
+
+
+def variant(name: str) -> Variant:
+    """Return a variant by name; raise UsageError with the choices if there is none."""
+    preset = _choose("variant", name, _presets("variants"))
+    return Variant(
+        name=name,
+        checkpoint=Path(preset["checkpoint"]),
+        architecture=preset["architecture"],
+        gated=preset["gated"],
+    )
+
+
+def method(name: str) -> Method:
+    """Return a method by name; raise UsageError with the choices if there is none."""
+    preset = _choose("method", name, _presets("methods"))
+    averaging, correction = preset.get("averaging"), preset.get("correction")
+    return Method(
+        name=name,
+        averaging=Averaging(**averaging) if averaging else None,
+        correction=Correction(**correction) if correction else None,
+    )
+
+
+def profile(dataset: str, name: str) -> Profile:
+    """Return a dataset's profile; raise UsageError with the choices if there is none."""
+    table = _choose("dataset", dataset, _presets("profiles"))
+    return Profile(dataset=dataset, name=name, **_choose("profile", name, table))
+
+
+def quantization(name: str) -> Quantization:
+    """Return a quantization by mode; raise UsageError with the choices if there is none."""
+    return Quantization(mode=name, **_choose("quantization", name, _presets("quantization")))
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One training and the methods that are scored on it.
+
+    Attributes:
+        methods: Methods that share the training; each gets a run root.
+        run_root: The run's folder; with several methods, the folder of their run roots.
+        coco_root: Dataset in COCO 2017's layout.
+        checkpoint: Pretrained FP32 checkpoint (``.pt`` or ``.safetensors``).
+        device: ``"cpu"``, or CUDA indices such as ``"0"`` or ``"0,1"``.
+        workers: Data-loading processes (Ultralytics uses none on CPU).
+        amp: Whether CUDA runs use automatic mixed precision.
+        cache_dir: Where subsets are kept, or None for the default.
+        overwrite: Whether a finished run in the run root is replaced.
+    """
+
+    variant: Variant
+    methods: tuple[Method, ...]
+    profile: Profile
+    quantization: Quantization
+    seed: int
+    run_root: Path
+    coco_root: Path
+    checkpoint: Path
+    device: str = "cpu"
+    workers: int = 8
+    amp: bool = True
+    cache_dir: Path | None = None
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.methods:
+            raise UsageError(f"no method given: expected one of {', '.join(method_names())}")
+        names = [m.name for m in self.methods]
+        if len(set(names)) != len(names):
+            raise UsageError(f"a method is given twice: {', '.join(names)}")
+        for name, value in (
+            ("epochs", self.profile.epochs),
+            ("batch", self.profile.batch),
+            ("imgsz", self.profile.imgsz),
+        ):
+            if value < 1:
+                raise UsageError(f"--{name} must be at least 1, got {value}")
+        if self.profile.imgsz % 32:
+            raise UsageError(f"--imgsz must be a multiple of 32, got {self.profile.imgsz}")
+        if not 0 <= self.seed < 2**31:
+            raise UsageError(f"--seed must lie in 0..2147483647, got {self.seed}")
+
+    def root_of(self, name: str) -> Path:
+        """Return the run root of one of the methods."""
+        return self.run_root if len(self.methods) == 1 else self.run_root / name
+
+    def correction_of(self, chosen: Method) -> Correction | None:
+        """Return the method's QC settings as this profile runs them."""
+        if chosen.correction is None or self.profile.correction_lr is None:
+            return chosen.correction
+        return replace(chosen.correction, lr=self.profile.correction_lr)

@@ -1,0 +1,247 @@
+"""Where the shapes of the embedded dataset lie: geometry only, the same on every machine.
+
+Coordinates are integers in sixteenths of a pixel, drawn from a numpy `Generator` and rasterised
+with integer arithmetic here, not by a graphics library. Boxes, areas, segmentations and the
+choice which shapes are too hidden to keep therefore never depend on a library's version.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+UNIT = 16  # coordinate steps per pixel
+SAMPLES = 4  # coverage samples per pixel and axis; divides UNIT
+
+Polygon = NDArray[np.int64]  # (K, 2) x, y in 1/UNIT px
+Mask = NDArray[np.bool_]  # (height, width)
+
+CLASS_NAMES = ("circle", "square", "triangle", "cross", "ring", "star")
+
+SHORT_SIDES = (1.0, 5 / 6, 3 / 4, 3 / 4, 2 / 3)
+EMPTY_SHARE = 0.05
+CROWD_SHARE = 0.04
+MIN_VISIBLE = 0.45
+MIN_INSIDE = 0.6
+PLACEMENT_TRIES = 12
+
+
+@dataclass(frozen=True)
+class Item:
+    """One annotated thing: a shape, or a crowd of small shapes of one class."""
+
+    class_index: int
+    polygons: tuple[Polygon, ...]  # inside the image
+    mask: Mask  # as if nothing lay in front of it
+    crowd: bool = False
+
+    def box(self) -> tuple[float, float, float, float]:
+        """The tight box: x, y of the top left corner, width and height in px."""
+        corners = np.concatenate(self.polygons)
+        (x0, y0), (x1, y1) = corners.min(axis=0).tolist(), corners.max(axis=0).tolist()
+        return x0 / UNIT, y0 / UNIT, (x1 - x0) / UNIT, (y1 - y0) / UNIT
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What one image shows, back to front."""
+
+    height: int
+    width: int
+    clutter: tuple[Polygon, ...]  # belongs to no class
+    items: tuple[Item, ...]
+
+
+def compose_scene(rng: np.random.Generator, size: int) -> Scene:
+    """Draw the scene of one image whose long side is `size` px."""
+    short = round(size * SHORT_SIDES[int(rng.integers(len(SHORT_SIDES)))])
+    height, width = (size, short) if rng.random() < 0.4 else (short, size)
+    clutter = tuple(_clutter(rng, height, width) for _ in range(int(rng.integers(2, 9))))
+    kind = float(rng.random())
+    if kind < EMPTY_SHARE:
+        return Scene(height, width, clutter, ())
+    stack = _Stack(height, width)
+    if kind > 1 - CROWD_SHARE:
+        stack.place(_crowd(rng, height, width))
+    for _ in range(int(rng.integers(1, 9))):
+        for _ in range(PLACEMENT_TRIES):
+            if stack.place(_shape(rng, height, width)):
+                break
+    return Scene(height, width, clutter, tuple(stack.items))
+
+
+def coverage(polygon: Polygon, height: int, width: int) -> NDArray[np.uint8]:
+    """How much of each pixel the polygon covers (even-odd rule).
+
+    Returns:
+        (height, width), from 0 to SAMPLES**2.
+    """
+    result = np.zeros((height, width), np.uint8)
+    left, top = np.clip(polygon.min(axis=0) // UNIT, 0, None).tolist()
+    right, bottom = (-(-polygon.max(axis=0) // UNIT)).tolist()
+    right, bottom = min(right, width), min(bottom, height)
+    if left >= right or top >= bottom:
+        return result
+    step = UNIT // SAMPLES
+    rows = np.arange(top * SAMPLES, bottom * SAMPLES) * step + step // 2
+    columns = (right - left) * SAMPLES
+    (x0, y0), (x1, y1) = polygon.T, np.roll(polygon, -1, axis=0).T
+    crosses = (y0 <= rows[:, None]) != (y1 <= rows[:, None])
+    row, edge = np.nonzero(crosses)
+    x = x0[edge] + (x1 - x0)[edge] * (rows[row] - y0[edge]) // (y1 - y0)[edge]
+    first = np.clip(-((left * UNIT + step // 2 - x) // step), 0, columns)
+    crossings = np.zeros((len(rows), columns + 1), np.int32)
+    np.add.at(crossings, (row, first), 1)
+    inside = np.cumsum(crossings[:, :-1], axis=1) & 1
+    counts = inside.reshape(bottom - top, SAMPLES, right - left, SAMPLES).sum(axis=(1, 3))
+    result[top:bottom, left:right] = counts
+    return result
+
+
+def polygon_area(polygon: Polygon) -> float:
+    """The enclosed area in square px."""
+    x, y = polygon.T
+    twice = int(np.sum(x * np.roll(y, -1) - y * np.roll(x, -1)))
+    return abs(twice) / (2 * UNIT * UNIT)
+
+
+class _Stack:
+    """Items laid over each other, none hiding too much of an earlier one."""
+
+    def __init__(self, height: int, width: int) -> None:
+        self.items: list[Item] = []
+        self._top = np.full((height, width), -1)
+
+    def place(self, item: Item | None) -> bool:
+        if item is None:
+            return False
+        hidden = np.bincount(self._top[item.mask & (self._top >= 0)], minlength=len(self.items))
+        for index, earlier in enumerate(self.items):
+            visible = int(np.sum(self._top == index)) - int(hidden[index])
+            if visible < MIN_VISIBLE * int(earlier.mask.sum()):
+                return False
+        self._top[item.mask] = len(self.items)
+        self.items.append(item)
+        return True
+
+
+def _shape(rng: np.random.Generator, height: int, width: int) -> Item | None:
+    size = max(height, width)
+    # Log-uniform: as many shapes of 10 to 20 px as of 20 to 40 px in an image of 128 px.
+    radius = size * 0.04 * 6.0 ** float(rng.random())
+    class_index = int(rng.integers(len(CLASS_NAMES)))
+    centre = float(rng.random()) * width, float(rng.random()) * height
+    return _item(class_index, [_outline(rng, class_index, centre, radius)], height, width)
+
+
+def _crowd(rng: np.random.Generator, height: int, width: int) -> Item | None:
+    size = max(height, width)
+    class_index = int(rng.integers(len(CLASS_NAMES)))
+    x, y = (0.3 + 0.4 * float(rng.random())) * width, (0.3 + 0.4 * float(rng.random())) * height
+    outlines = []
+    for _ in range(int(rng.integers(7, 13))):
+        centre = (
+            x + (float(rng.random()) - 0.5) * 0.4 * size,
+            y + (float(rng.random()) - 0.5) * 0.25 * size,
+        )
+        radius = size * (0.03 + 0.02 * float(rng.random()))
+        outlines.append(_outline(rng, class_index, centre, radius))
+    return _item(class_index, outlines, height, width, crowd=True)
+
+
+def _item(
+    class_index: int, outlines: Sequence[Polygon], height: int, width: int, *, crowd: bool = False
+) -> Item | None:
+    """Cut the outlines at the image border; None when too little of them is left."""
+    polygons = [_clip(outline, height, width) for outline in outlines]
+    kept = [polygon for polygon in polygons if len(polygon) >= 3]
+    if sum(map(polygon_area, kept)) < MIN_INSIDE * sum(map(polygon_area, outlines)):
+        return None
+    mask = np.zeros((height, width), np.bool_)
+    for polygon in kept:
+        mask |= coverage(polygon, height, width) >= SAMPLES**2 // 2
+    return Item(class_index, tuple(kept), mask, crowd) if mask.any() else None
+
+
+def _outline(
+    rng: np.random.Generator, class_index: int, centre: tuple[float, float], radius: float
+) -> Polygon:
+    points = _UNIT_OUTLINES[class_index]
+    stretch = 0.82 + 0.36 * float(rng.random())
+    return _transform(points * (stretch, 1 / stretch), centre, radius, rng)
+
+
+def _clutter(rng: np.random.Generator, height: int, width: int) -> Polygon:
+    """A bar, a splinter or a boulder: an outline the detector has to ignore."""
+    size = max(height, width)
+    centre = float(rng.random()) * width, float(rng.random()) * height
+    radius = size * (0.05 + 0.3 * float(rng.random()))
+    kind = int(rng.integers(3))
+    if kind == 0:
+        points = np.array([(-1, -0.07), (1, -0.07), (1, 0.07), (-1, 0.07)], np.float64)
+    else:
+        corners = 3 if kind == 1 else 7
+        lengths = 0.35 + 0.65 * rng.random(corners)
+        points = _polar(lengths, corners) * ((1.0, 0.35) if kind == 1 else (0.7, 0.5))
+    return _transform(points, centre, radius, rng)
+
+
+def _transform(
+    points: NDArray[np.float64],
+    centre: tuple[float, float],
+    radius: float,
+    rng: np.random.Generator,
+) -> Polygon:
+    turn = 2 * math.pi * float(rng.random())
+    cos, sin = math.cos(turn), math.sin(turn)
+    turned = points @ np.array([(cos, sin), (-sin, cos)])
+    return np.rint((turned * radius + centre) * UNIT).astype(np.int64)
+
+
+def _clip(polygon: Polygon, height: int, width: int) -> Polygon:
+    """Cut a polygon at the image border (Sutherland-Hodgman); may leave fewer than 3 points."""
+    points = [(int(x), int(y)) for x, y in polygon]
+    for axis, limit, sign in ((0, 0, 1), (1, 0, 1), (0, width * UNIT, -1), (1, height * UNIT, -1)):
+        kept: list[tuple[int, int]] = []
+        for start, end in zip([*points[-1:], *points[:-1]], points, strict=True):
+            start_inside = sign * (start[axis] - limit) >= 0
+            end_inside = sign * (end[axis] - limit) >= 0
+            if start_inside != end_inside:
+                other = 1 - axis
+                run, rise = end[axis] - start[axis], end[other] - start[other]
+                cut = start[other] + rise * (limit - start[axis]) // run
+                kept.append((limit, cut) if axis == 0 else (cut, limit))
+            if end_inside:
+                kept.append(end)
+        points = kept
+    return np.array(points, np.int64).reshape(-1, 2)
+
+
+def _polar(lengths: NDArray[np.float64], corners: int) -> NDArray[np.float64]:
+    angles = 2 * math.pi * np.arange(corners) / corners
+    return np.stack([lengths * np.cos(angles), lengths * np.sin(angles)], axis=1)
+
+
+def _unit_outlines() -> tuple[NDArray[np.float64], ...]:
+    """One outline per class, about the origin, of comparable visual size."""
+    circle = _polar(np.full(32, 0.92), 32)
+    arm = 0.3
+    quarter = np.array([(1, -arm), (1, arm), (arm, arm)])
+    turns = [np.array([(c, s), (-s, c)]) for c, s in ((1, 0), (0, 1), (-1, 0), (0, -1))]
+    hole = circle[::-1] * 0.58
+    return (
+        circle,
+        _polar(np.full(4, 1.1), 4),
+        _polar(np.full(3, 1.15), 3),
+        np.concatenate([quarter @ turn for turn in turns]),
+        # COCO polygons know no holes: a seam leads from the outer edge to the inner and back.
+        np.concatenate([circle, circle[:1], hole[-1:], hole]),
+        _polar(np.where(np.arange(10) % 2 == 0, 1.15, 0.5), 10),
+    )
+
+
+_UNIT_OUTLINES = _unit_outlines()

@@ -1,0 +1,124 @@
+"""The run summary on disk: checked against its schema, written atomically, read with suspicion."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, NoReturn
+
+import jsonschema
+
+from qatval.errors import QatvalError
+
+SCHEMA_VERSION = "1.0"
+SUMMARY_NAME = "run_summary.json"
+
+Summary = dict[str, Any]
+
+
+@functools.cache
+def validator(schema: str) -> jsonschema.Draft202012Validator:
+    """Return the validator of one of the schemas that ship in ``qatval/schemas``."""
+    text = (files("qatval") / "schemas" / f"{schema}.schema.json").read_text("utf-8")
+    return jsonschema.Draft202012Validator(
+        json.loads(text), format_checker=jsonschema.Draft202012Validator.FORMAT_CHECKER
+    )
+
+
+def violations(document: Mapping[str, Any], schema: str = "run_summary") -> list[str]:
+    """Return what is wrong with a document, one line per violation, empty if nothing is."""
+    errors = sorted(validator(schema).iter_errors(document), key=lambda e: e.json_path)
+    return [f"{e.json_path}: {e.message}" for e in errors]
+
+
+def atomic_write(path: Path, content: str | bytes) -> None:
+    """Replace a file's content in one step: a reader sees the old one or the new one, whole.
+
+    Raises:
+        QatvalError: If the folder cannot be written to.
+    """
+    data = content.encode("utf-8") if isinstance(content, str) else content
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise QatvalError(
+            f"cannot write {path}: {error.strerror}; give a folder you may write to"
+        ) from error
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        # mkstemp makes files private; artifacts are as readable as any file the user makes
+        umask = os.umask(0)
+        os.umask(umask)
+        Path(temporary).chmod(0o666 & ~umask)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def to_json(document: Mapping[str, Any]) -> str:
+    """Return the document as indented JSON; a NaN or infinity in it is a ValueError."""
+    return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def write_summary(root: Path, summary: Summary) -> None:
+    """Write ``run_summary.json`` into a run root.
+
+    Raises:
+        ValueError: If the summary breaks the schema, which is a defect of qatval.
+        QatvalError: If the run root cannot be written to.
+    """
+    if problems := violations(summary):
+        raise ValueError("run summary breaks its schema: " + "; ".join(problems))
+    atomic_write(root / SUMMARY_NAME, to_json(summary))
+
+
+def load_summary(path: Path) -> Summary:
+    """Read a summary that this or an older tool wrote.
+
+    Args:
+        path: The file, or the run root that holds it.
+
+    Raises:
+        QatvalError: One line that says why the file cannot be used: missing, truncated or not
+            JSON, not a number, of a newer schema version, or not valid under the schema.
+    """
+    file = path / SUMMARY_NAME if path.is_dir() else path
+    try:
+        summary = json.loads(file.read_text("utf-8"), parse_constant=_reject_constant)
+    except OSError as error:
+        raise QatvalError(f"cannot read {file}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise QatvalError(f"{file} is not UTF-8 text") from error
+    except json.JSONDecodeError as error:
+        raise QatvalError(
+            f"{file} is not valid JSON (line {error.lineno}: {error.msg}): truncated?"
+        ) from error
+    except _NotFiniteError as error:
+        raise QatvalError(f"{file} holds {error}, which is not JSON") from error
+    if not isinstance(summary, dict):
+        raise QatvalError(f"{file} holds a {type(summary).__name__}, expected an object")
+    version = summary.get("schema_version")
+    if isinstance(version, str) and version.split(".")[0] not in ("1",):
+        raise QatvalError(f"{file} has schema version {version}, this qatval reads 1.x")
+    if problems := violations(summary):
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise QatvalError(f"{file} is not a run summary: {problems[0]}{more}")
+    return summary
+
+
+class _NotFiniteError(ValueError):
+    pass
+
+
+def _reject_constant(name: str) -> NoReturn:
+    raise _NotFiniteError(name)
