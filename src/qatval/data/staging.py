@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from qatval.errors import QatvalError
+
 
 @contextmanager
 def staged_directory(target: Path) -> Iterator[Path]:
@@ -17,12 +19,18 @@ def staged_directory(target: Path) -> Iterator[Path]:
     removed. A killed process leaves only `.<name>.<pid>.partial`, which nothing ever reads.
 
     Raises:
-        OSError: `target` exists and is not an empty directory, or the disk refuses.
+        QatvalError: the directory cannot be created.
+        OSError: `target` exists and is not an empty directory, or the disk is full.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
+    target = target.resolve()
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    except OSError as error:
+        raise QatvalError(
+            f"{target}: cannot be created ({error.strerror}); name a folder you may write to"
+        ) from error
     try:
         yield partial
         os.replace(partial, target)
