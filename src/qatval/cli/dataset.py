@@ -7,6 +7,7 @@ from pathlib import Path
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add `qatval dataset` to the command line."""
     parser = subparsers.add_parser("dataset", help="draw the embedded dataset, build a subset")
     actions = parser.add_subparsers(dest="action", required=True)
 
@@ -24,6 +25,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def draw_shapes(args: argparse.Namespace) -> int:
+    """Draw the embedded dataset and print where it is."""
     from qatval.data.shapes import draw_dataset
 
     draw_dataset(

@@ -199,7 +199,7 @@ def _transform(
     turn = 2 * math.pi * float(rng.random())
     cos, sin = math.cos(turn), math.sin(turn)
     turned = points @ np.array([(cos, sin), (-sin, cos)])
-    return np.rint((turned * radius + centre) * UNIT).astype(np.int64)
+    return np.asarray(np.rint((turned * radius + centre) * UNIT), np.int64)
 
 
 def _clip(polygon: Polygon, height: int, width: int) -> Polygon:

@@ -215,7 +215,7 @@ def _paint(scene: Scene, rng: np.random.Generator) -> NDArray[np.uint8]:
     image += rng.normal(0, rng.uniform(0.005, 0.04), image.shape).astype(np.float32)
     if rng.random() < 0.3:
         image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.4, 0.8)).astype(np.float32)
-    return np.clip(image * 255 + 0.5, 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(image * 255 + 0.5, 0, 255), np.uint8)
 
 
 def _lay(image: Image, outline: Polygon, material: Image) -> None:

@@ -33,7 +33,7 @@ def staged_directory(target: Path) -> Iterator[Path]:
         ) from error
     try:
         yield partial
-        os.replace(partial, target)
+        partial.replace(target)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
