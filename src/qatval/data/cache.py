@@ -1,0 +1,251 @@
+"""The cache: decoded annotation files and subsets, each found by what it is made from.
+
+::
+
+    <cache>/lock                     held while something is built or removed
+    <cache>/known.json               digests of files that have not changed since
+    <cache>/indexes/<sha256>-v1.npz  an annotation file without what detection does not need
+    <cache>/subsets/<key>/           a subset, see `qatval.data.subset`
+
+Entries are arrays and JSON, never pickles. They appear complete or not at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from filelock import FileLock
+from numpy.typing import NDArray
+
+from qatval.data.coco import AnnotationIndex, read_annotations
+from qatval.errors import QatvalError
+
+INDEX_VERSION = 1
+ENVIRONMENT_VARIABLE = "QATVAL_CACHE_DIR"
+
+Guard = tuple[int, int, int]  # size, mtime in ns, inode
+
+
+class DamagedError(QatvalError):
+    """A cache entry is not what was written."""
+
+
+def default_cache_dir() -> Path:
+    """Return `$QATVAL_CACHE_DIR`, else the user's cache directory."""
+    from platformdirs import user_cache_path
+
+    named = os.environ.get(ENVIRONMENT_VARIABLE)
+    return Path(named) if named else user_cache_path("qatval")
+
+
+def digest_of(value: Any) -> str:
+    """Return the SHA-256 of a JSON-able value, whatever the order of its keys."""
+    return hashlib.sha256(msgspec.json.encode(value, order="deterministic")).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def guard_of(path: Path) -> Guard:
+    """Return what cannot stay the same when a file's content or a folder's entries change."""
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns, status.st_ino
+
+
+class _KnownFile(msgspec.Struct):
+    guard: Guard
+    sha256: str
+
+
+class _KnownFolder(msgspec.Struct):
+    guard: Guard
+    complete_for: list[str]
+
+
+class _Known(msgspec.Struct):
+    files: dict[str, _KnownFile] = {}
+    folders: dict[str, _KnownFolder] = {}
+
+
+class Cache:
+    """A cache directory. Reading takes no lock; whatever writes runs inside `building()`.
+
+    Args:
+        directory: The cache, None for the default.
+    """
+
+    def __init__(self, directory: Path | None = None) -> None:  # noqa: D107
+        self.directory = (directory or default_cache_dir()).absolute()
+        self.indexes = self.directory / "indexes"
+        self.subsets = self.directory / "subsets"
+        self._known_path = self.directory / "known.json"
+
+    @contextmanager
+    def building(self) -> Iterator[None]:
+        """Hold the cache's lock; other processes that want to build wait.
+
+        Raises:
+            QatvalError: The cache directory cannot be written.
+        """
+        lock = FileLock(self.directory / "lock")
+        try:
+            for folder in (self.indexes, self.subsets):
+                folder.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except OSError as error:
+            raise QatvalError(
+                f"{self.directory}: the cache cannot be written ({error.strerror}); name a folder "
+                f"you may write to with --cache-dir or {ENVIRONMENT_VARIABLE}"
+            ) from error
+        try:
+            for folder in (self.directory, self.indexes, self.subsets):
+                for left_over in folder.glob(".*.partial"):
+                    # Nobody else can be building, so a killed process left it.
+                    _remove(left_over)
+            yield
+        finally:
+            lock.release()
+
+    def known_digest(self, path: Path) -> str | None:
+        """Return a file's SHA-256 if it was read before and has not changed since."""
+        known = self._known().files.get(str(path))
+        return known.sha256 if known and known.guard == guard_of(path) else None
+
+    def known_complete(self, image_dir: Path, key: str) -> bool:
+        """Say whether a folder was found to hold a subset's images and has not changed since."""
+        known = self._known().folders.get(str(image_dir))
+        return bool(known and key in known.complete_for and known.guard == guard_of(image_dir))
+
+    def remember_complete(self, image_dir: Path, guard: Guard, key: str) -> None:
+        """Record that a folder, as it was when `guard` was taken, holds the images of a subset."""
+        known = self._known()
+        before = known.folders.get(str(image_dir))
+        keys = before.complete_for if before and before.guard == guard else []
+        known.folders[str(image_dir)] = _KnownFolder(guard, sorted({*keys, key}))
+        self._write(known)
+
+    def index(self, annotations: Path, *, verify: bool = False) -> tuple[AnnotationIndex, str]:
+        """Return the decoded annotation file and its SHA-256, decoding it only when new."""
+        # Taken before reading: a file that changes meanwhile must not pass for the one read.
+        guard = guard_of(annotations)
+        digest = file_digest(annotations) if verify else self.known_digest(annotations)
+        index = None
+        if digest is not None:
+            with suppress(FileNotFoundError, DamagedError):
+                index = load_index(self.index_path(digest))
+        if index is None or digest is None:
+            index, digest = read_annotations(annotations)
+            partial = self.indexes / f".{digest}.partial"
+            save_index(index, partial)
+            partial.replace(self.index_path(digest))
+        known = self._known()
+        known.files[str(annotations)] = _KnownFile(guard, digest)
+        self._write(known)
+        return index, digest
+
+    def index_path(self, digest: str) -> Path:
+        """Return where the index of the annotation file with this SHA-256 is kept."""
+        return self.indexes / f"{digest}-v{INDEX_VERSION}.npz"
+
+    def entries(self) -> list[Path]:
+        """Return every index and subset, whole ones only."""
+        return [
+            path
+            for folder in (self.indexes, self.subsets)
+            if folder.is_dir()
+            for path in sorted(folder.iterdir())
+            if not path.name.startswith(".")
+        ]
+
+    def remove(self, entry: Path) -> None:
+        """Remove an index or a subset; in one step for whoever looks it up meanwhile."""
+        doomed = entry.with_name(f".{entry.name}.partial")
+        _remove(doomed)
+        entry.replace(doomed)
+        _remove(doomed)
+
+    def _known(self) -> _Known:
+        try:
+            return msgspec.json.decode(self._known_path.read_bytes(), type=_Known)
+        except (OSError, msgspec.DecodeError):
+            return _Known()
+
+    def _write(self, known: _Known) -> None:
+        partial = self.directory / ".known.json.partial"
+        partial.write_bytes(msgspec.json.encode(known))
+        partial.replace(self._known_path)
+
+
+def save_index(index: AnnotationIndex, path: Path) -> None:
+    """Write an index as an uncompressed `.npz`."""
+    arrays = {name: getattr(index, name) for name in AnnotationIndex.__dataclass_fields__}
+    for name in ("file_names", "category_names"):
+        arrays[name] = pack_names(arrays[name])
+    save_arrays(path, arrays)
+
+
+def load_index(path: Path) -> AnnotationIndex:
+    """Read what `save_index` wrote.
+
+    Raises:
+        FileNotFoundError: There is none.
+        DamagedError: It is not what was written.
+    """
+    arrays: dict[str, Any] = load_arrays(path)
+    try:
+        for name in ("file_names", "category_names"):
+            arrays[name] = unpack_names(arrays[name])
+        return AnnotationIndex(**arrays)
+    except (KeyError, TypeError) as error:
+        raise DamagedError(f"{path}: not an annotation index; remove it") from error
+
+
+def pack_names(names: Iterable[str]) -> NDArray[np.uint8]:
+    """Pack names into one array: a file name holds no NUL, and splitting is fast."""
+    return np.frombuffer("".join(f"{name}\0" for name in names).encode(), np.uint8)
+
+
+def unpack_names(packed: NDArray[np.uint8]) -> tuple[str, ...]:
+    """Undo `pack_names`."""
+    return tuple(packed.tobytes().decode().split("\0")[:-1])
+
+
+def save_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Write arrays as an uncompressed `.npz`, whatever the name of the file."""
+    with path.open("wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)
+
+
+def load_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """Read an `.npz`; the checksums in it are compared on the way.
+
+    Raises:
+        FileNotFoundError: There is none.
+        DamagedError: It is cut short or altered.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise DamagedError(f"{path}: damaged ({error}); remove it and it is built again") from error
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,293 @@
+"""COCO's annotation format: read, turned into training labels, and written.
+
+The only module that knows the format. Annotation files are untrusted input of up to half a
+gigabyte, so they are decoded straight into typed records, without segmentations, and every
+reference in them is checked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from operator import attrgetter
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from qatval.errors import QatvalError
+
+SPLITS = ("train", "val")
+
+
+@dataclass(frozen=True)
+class CocoFiles:
+    """Where one split of a COCO dataset lies."""
+
+    annotations: Path
+    image_dir: Path
+
+
+@dataclass(frozen=True)
+class AnnotationIndex:
+    """An annotation file without what detection does not need.
+
+    Images and categories are sorted by id, annotations stand in the file's order. Values are the
+    file's own: nothing is dropped or corrected here.
+
+    Attributes:
+        image_ids: (I,), ascending.
+        sizes: (I, 2), height and width in px.
+        file_names: I names, relative to the image folder.
+        owners: (A,), each annotation's image, as a position in `image_ids`.
+        classes: (A,), each annotation's category, as a position in `category_ids`.
+        boxes: (A, 4), x, y of the top left corner, width, height in px.
+        areas: (A,), of the segmentation, in square px.
+        crowds: (A,).
+        category_ids: (C,), ascending, often with gaps.
+        category_names: C names.
+    """
+
+    image_ids: NDArray[np.int64]
+    sizes: NDArray[np.int32]
+    file_names: tuple[str, ...]
+    owners: NDArray[np.int32]
+    classes: NDArray[np.int32]
+    boxes: NDArray[np.float64]
+    areas: NDArray[np.float64]
+    crowds: NDArray[np.bool_]
+    category_ids: NDArray[np.int64]
+    category_names: tuple[str, ...]
+
+    def annotations_of(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], ...]:
+        """Find the annotations of some images, image by image.
+
+        Args:
+            rows: (N,), ascending positions in `image_ids`.
+
+        Returns:
+            (A',) positions of the annotations, and (A',) for each its image's position in `rows`.
+        """
+        place = np.full(len(self.image_ids), -1)
+        place[rows] = np.arange(len(rows))
+        owners = place[self.owners]
+        chosen = np.flatnonzero(owners >= 0)
+        chosen = chosen[np.argsort(owners[chosen], kind="stable")]
+        return chosen, owners[chosen]
+
+
+def coco_files(coco_root: Path) -> dict[str, CocoFiles]:
+    """Locate the files of both splits in COCO 2017's layout.
+
+    Raises:
+        QatvalError: The root, an annotation file or an image folder is missing.
+    """
+    if not coco_root.is_dir():
+        raise QatvalError(
+            f"{coco_root}: no such COCO folder; unpack COCO 2017 there, name yours with "
+            "--coco-root, or draw the embedded one with 'qatval dataset shapes --out DIR'"
+        )
+    found = {}
+    for split in SPLITS:
+        files = CocoFiles(
+            coco_root / "annotations" / f"instances_{split}2017.json", coco_root / f"{split}2017"
+        )
+        if not files.annotations.is_file():
+            raise QatvalError(
+                f"{files.annotations}: no such annotation file; --coco-root must hold "
+                "annotations/, train2017/ and val2017/ as COCO 2017 unpacks"
+            )
+        if not files.image_dir.is_dir():
+            raise QatvalError(
+                f"{files.image_dir}: no such image folder; --coco-root must hold "
+                "annotations/, train2017/ and val2017/ as COCO 2017 unpacks"
+            )
+        found[split] = files
+    return found
+
+
+_Integer = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+_Pixels = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
+
+
+# gc=False: records without cycles, a million of them; tracking them costs more than decoding.
+class _Box(msgspec.Struct, array_like=True, forbid_unknown_fields=True, gc=False):
+    x: float
+    y: float
+    width: float
+    height: float
+
+
+class _Image(msgspec.Struct, gc=False):
+    id: _Integer
+    file_name: str
+    height: _Pixels
+    width: _Pixels
+
+
+class _Annotation(msgspec.Struct, gc=False):
+    image_id: _Integer
+    category_id: _Integer
+    bbox: _Box
+    area: float = math.nan
+    iscrowd: _Integer = 0
+
+
+class _Category(msgspec.Struct, gc=False):
+    id: _Integer
+    name: str
+
+
+class _Document(msgspec.Struct):
+    images: list[_Image]
+    annotations: list[_Annotation]
+    categories: list[_Category]
+
+
+def read_annotations(path: Path) -> tuple[AnnotationIndex, str]:
+    """Decode an annotation file.
+
+    Returns:
+        The index, and the SHA-256 of the very bytes it was decoded from.
+
+    Raises:
+        QatvalError: The file cannot be read, is not JSON, lacks a field, repeats an id, or has
+            an annotation for an image or category that it does not list.
+    """
+    document, digest = _decode(path)
+    categories = sorted(document.categories, key=attrgetter("id"))
+    images = sorted(document.images, key=attrgetter("id"))
+    annotations = document.annotations
+    category_ids = _column(categories, "id", np.int64)
+    image_ids = _column(images, "id", np.int64)
+    _refuse_repeats(path, "category", category_ids)
+    _refuse_repeats(path, "image", image_ids)
+    sizes = np.stack([_column(images, name, np.int32) for name in ("height", "width")], axis=1)
+    owners = _positions(path, "image", image_ids, _column(annotations, "image_id", np.int64))
+    classes = _positions(
+        path, "category", category_ids, _column(annotations, "category_id", np.int64)
+    )
+    boxes = np.stack(
+        [_column(annotations, f"bbox.{side}", np.float64) for side in _Box.__struct_fields__],
+        axis=1,
+    )
+    areas = _column(annotations, "area", np.float64)
+    index = AnnotationIndex(
+        image_ids=image_ids,
+        sizes=sizes,
+        file_names=tuple(image.file_name for image in images),
+        owners=owners,
+        classes=classes,
+        boxes=boxes,
+        # An absent area is the box's, as pycocotools has it for results.
+        areas=np.where(np.isnan(areas), boxes[:, 2] * boxes[:, 3], areas),
+        crowds=_column(annotations, "iscrowd", np.bool_),
+        category_ids=category_ids,
+        category_names=tuple(category.name for category in categories),
+    )
+    return index, digest
+
+
+def write_annotations(index: AnnotationIndex, rows: NDArray[np.int64], path: Path) -> None:
+    """Write the annotations of some images as a COCO file for pycocotools' box evaluation.
+
+    Everything the original says about these images is in it, crowds and odd boxes too, except
+    segmentations. Annotations are numbered from 1: pycocotools takes a detection matched with
+    annotation 0 for an unmatched one.
+
+    Args:
+        index: A decoded annotation file.
+        rows: (N,), ascending positions in `index.image_ids`.
+        path: The file to write.
+    """
+    chosen, owners = index.annotations_of(rows)
+    document = {
+        "info": {"description": "qatval subset"},
+        "images": [
+            {"id": image_id, "file_name": index.file_names[row], "height": height, "width": width}
+            for row, image_id, (height, width) in zip(
+                rows.tolist(),
+                index.image_ids[rows].tolist(),
+                index.sizes[rows].tolist(),
+                strict=True,
+            )
+        ],
+        "annotations": [
+            {
+                "id": number,
+                "image_id": image_id,
+                "category_id": category_id,
+                "bbox": box,
+                "area": area,
+                "iscrowd": int(crowd),
+            }
+            for number, (image_id, category_id, box, area, crowd) in enumerate(
+                zip(
+                    index.image_ids[rows][owners].tolist(),
+                    index.category_ids[index.classes[chosen]].tolist(),
+                    index.boxes[chosen].tolist(),
+                    index.areas[chosen].tolist(),
+                    index.crowds[chosen].tolist(),
+                    strict=True,
+                ),
+                start=1,
+            )
+        ],
+        "categories": [
+            {"id": category_id, "name": name}
+            for category_id, name in zip(
+                index.category_ids.tolist(), index.category_names, strict=True
+            )
+        ],
+    }
+    path.write_bytes(msgspec.json.encode(document))
+
+
+def _decode(path: Path) -> tuple[_Document, str]:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise QatvalError(
+            f"{path}: cannot be read ({error.strerror}); expected a COCO annotation file"
+        ) from error
+    # Hashing releases the interpreter lock: on a second core it costs no time.
+    with ThreadPoolExecutor(1) as pool:
+        digest = pool.submit(hashlib.sha256, content)
+        try:
+            document = msgspec.json.decode(content, type=_Document)
+        except msgspec.DecodeError as error:
+            raise QatvalError(
+                f"{path}: not a COCO instances file ({error}); unpack or download it again"
+            ) from error
+        return document, digest.result().hexdigest()
+
+
+def _column(records: list[Any], field: str, dtype: Any) -> NDArray[Any]:
+    return np.fromiter(map(attrgetter(field), records), dtype, len(records))
+
+
+def _refuse_repeats(path: Path, kind: str, ids: NDArray[np.int64]) -> None:
+    repeated = ids[1:][ids[1:] == ids[:-1]]
+    if len(repeated):
+        raise QatvalError(f"{path}: {kind} id {repeated[0]} occurs twice; expected unique ids")
+
+
+def _positions(
+    path: Path, kind: str, known: NDArray[np.int64], wanted: NDArray[np.int64]
+) -> NDArray[np.int32]:
+    """Find each wanted id among the ascending known ones."""
+    positions = np.searchsorted(known, wanted)
+    found = np.zeros(len(wanted), np.bool_)
+    within = positions < len(known)
+    found[within] = known[positions[within]] == wanted[within]
+    if not found.all():
+        unknown = wanted[~found]
+        raise QatvalError(
+            f"{path}: {len(unknown)} annotation(s) name a {kind} that the file does not list, the "
+            f"first {kind} id {unknown[0]}; unpack or download the file again"
+        )
+    return positions.astype(np.int32)

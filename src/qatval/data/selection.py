@@ -1,0 +1,120 @@
+"""Which images of a dataset a run uses."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qatval.data.coco import AnnotationIndex
+from qatval.errors import QatvalError
+
+Rule = Literal["all", "random", "first", "list"]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Some images of one split.
+
+    Attributes:
+        rule: How they were chosen.
+        rows: (N,), ascending positions in the index's `image_ids`.
+        seed: What the draw depended on, None where nothing was drawn.
+    """
+
+    rule: Rule
+    rows: NDArray[np.int64]
+    seed: int | None = None
+
+    def identity(self, index: AnnotationIndex) -> dict[str, Any]:
+        """Say which images these are, in JSON-able form and the same wherever they lie."""
+        image_ids = np.ascontiguousarray(index.image_ids[self.rows], dtype="<i8")
+        return {
+            "rule": self.rule,
+            "seed": self.seed,
+            "images": len(self.rows),
+            "image_ids_sha256": hashlib.sha256(image_ids.tobytes()).hexdigest(),
+        }
+
+
+def draw_random(index: AnnotationIndex, count: int | None, seed: int) -> Selection:
+    """Draw `count` images at random, or take all where there are no more.
+
+    Every image gets a random number, in the order of the ids, and the smallest win. So a larger
+    draw of the same seed contains the smaller one.
+    """
+    total = len(index.image_ids)
+    if count is None or count >= total:
+        return Selection("all", np.arange(total))
+    # The raw stream of a bit generator is the part of numpy's randomness that never changes.
+    numbers = np.random.PCG64(seed).random_raw(total)
+    return Selection("random", np.sort(np.argsort(numbers, kind="stable")[:count]), seed)
+
+
+def take_first(index: AnnotationIndex, count: int | None) -> Selection:
+    """Take the `count` images of the smallest ids, or all where there are no more."""
+    total = len(index.image_ids)
+    if count is None or count >= total:
+        return Selection("all", np.arange(total))
+    return Selection("first", np.arange(count))
+
+
+def read_list(path: Path, indexes: Mapping[str, AnnotationIndex]) -> dict[str, Selection]:
+    """Read a user's own list: one image id or file name a line, `#` starts a comment line.
+
+    An image counts for the split it belongs to; folders before a file name are ignored.
+
+    Returns:
+        A selection for each split of which the list names at least one image.
+
+    Raises:
+        QatvalError: The list cannot be read, is empty, or names an image that no split has.
+    """
+    rows: dict[str, set[int]] = {split: set() for split in indexes}
+    lookups = {split: _lookup(index) for split, index in indexes.items()}
+    for number, line in enumerate(_lines(path), start=1):
+        entry = line.strip()
+        if not entry or entry.startswith("#"):
+            continue
+        keys: tuple[int | str, ...] = (
+            (int(entry),) if entry.isdecimal() else (entry, PurePosixPath(entry).name)
+        )
+        found = False
+        for split, lookup in lookups.items():
+            row = next((lookup[key] for key in keys if key in lookup), None)
+            if row is not None:
+                rows[split].add(row)
+                found = True
+        if not found:
+            raise QatvalError(
+                f"{path}, line {number}: '{entry}' is neither an image id nor a file name of this "
+                "dataset; correct or remove the line"
+            )
+    if not any(rows.values()):
+        raise QatvalError(f"{path}: names no image; expected one image id or file name a line")
+    return {
+        split: Selection("list", np.array(sorted(chosen), np.int64))
+        for split, chosen in rows.items()
+        if chosen
+    }
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise QatvalError(
+            f"{path}: cannot be read ({error}); expected a text file with one image id or file "
+            "name a line"
+        ) from error
+
+
+def _lookup(index: AnnotationIndex) -> dict[int | str, int]:
+    by_id = {image_id: row for row, image_id in enumerate(index.image_ids.tolist())}
+    by_name = {name: row for row, name in enumerate(index.file_names)}
+    return {**by_id, **by_name}

@@ -1,0 +1,412 @@
+"""Subsets: the images and labels of one run, built once and then opened from the cache."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qatval.data.cache import (
+    Cache,
+    DamagedError,
+    digest_of,
+    file_digest,
+    guard_of,
+    load_arrays,
+    pack_names,
+    save_arrays,
+    unpack_names,
+)
+from qatval.data.coco import SPLITS, AnnotationIndex, CocoFiles, coco_files, write_annotations
+from qatval.data.labels import Labels, training_labels
+from qatval.data.selection import Selection, draw_random, read_list, take_first
+from qatval.data.shapes import read_manifest
+from qatval.data.staging import staged_directory
+from qatval.errors import QatvalError, UsageError
+
+BUILDER_VERSION = 1
+"""Part of every key: raise it when the same inputs give another subset."""
+
+_RECORD = "subset.json"
+_VAL_ANNOTATIONS = "val_annotations.json"
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Split:
+    """The images of one split, ascending by id, and their training labels.
+
+    Attributes:
+        name: ``"train"`` or ``"val"``.
+        image_dir: Folder that the file names are relative to.
+        image_ids: (N,).
+        file_names: N names.
+        sizes: (N, 2), height and width in px.
+        offsets: (N + 1,); image i owns boxes ``offsets[i]:offsets[i + 1]``.
+        classes: (M,), contiguous class index.
+        boxes: (M, 4), centre x, y, width, height relative to the image, in [0, 1].
+    """
+
+    name: str
+    image_dir: Path
+    image_ids: NDArray[np.int64]
+    file_names: tuple[str, ...]
+    sizes: NDArray[np.int32]
+    offsets: NDArray[np.int64]
+    classes: NDArray[np.int64]
+    boxes: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.image_ids)
+
+
+@dataclass(frozen=True)
+class Subset:
+    """What one run trains and validates on.
+
+    Attributes:
+        directory: Its place in the cache.
+        coco_root: Where the images lie.
+        dataset_name: ``"shapes"`` for the embedded dataset, else ``"coco2017"``.
+        class_names: By class index.
+        category_ids: COCO category id by class index.
+        train, val: The images and labels.
+        val_annotations: COCO file of the val images alone, crowds included, for pycocotools.
+        identity: What the data are and nothing about where they lie, JSON-able. Two subsets are
+            the same data iff their identities are equal. Only ``selection.train.seed`` and
+            ``selection.train.image_ids_sha256`` depend on the seed.
+        provenance: The identity, where the data lie, asked-for and effective counts, and what was
+            dropped or cut, JSON-able.
+    """
+
+    directory: Path
+    coco_root: Path
+    dataset_name: str
+    class_names: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    train: Split
+    val: Split
+    val_annotations: Path
+    identity: Mapping[str, Any]
+    provenance: Mapping[str, Any]
+
+
+def dataset_name(coco_root: Path) -> str:
+    """Return ``"shapes"`` for the embedded dataset, else ``"coco2017"``."""
+    return "coco2017" if read_manifest(coco_root) is None else "shapes"
+
+
+def build_subset(
+    coco_root: Path,
+    *,
+    train_images: int | None,
+    val_images: int | None,
+    seed: int,
+    cache_dir: Path | None = None,
+    image_list: Path | None = None,
+    verify: bool = False,
+) -> Subset:
+    """Find a subset in the cache, or build it there.
+
+    Of several processes that ask at once, one builds and the others wait for it.
+
+    Args:
+        coco_root: Dataset in COCO 2017's layout.
+        train_images: How many to draw with `seed`; None for all.
+        val_images: How many of the smallest ids; None for all.
+        seed: Of the draw.
+        cache_dir: The cache, None for the default.
+        image_list: Image ids or file names, one a line; they replace the rule for each split of
+            which the list names an image.
+        verify: Trust no file's size and time: hash the annotation files and the entry again.
+
+    Raises:
+        UsageError: A count below 1 or a seed below 0.
+        QatvalError: Files are missing or not what they should be; the message says which.
+    """
+    for option, count in (("train images", train_images), ("val images", val_images)):
+        if count is not None and count < 1:
+            raise UsageError(f"the number of {option} must be at least 1, got {count}")
+    if seed < 0:
+        raise UsageError(f"the seed must be at least 0, got {seed}")
+    coco_root = coco_root.absolute()
+    request = _Request(
+        coco_root=coco_root,
+        files=coco_files(coco_root),
+        train_images=train_images,
+        val_images=val_images,
+        seed=seed,
+        image_list=image_list,
+    )
+    cache = Cache(cache_dir)
+    found = None if verify else _find(cache, request)
+    if found is None:
+        with cache.building():
+            # While this process waited for the lock, another may have built it.
+            found = None if verify else _find(cache, request)
+            found = found or _build(cache, request, verify=verify)
+    return found
+
+
+def open_subset(directory: Path, coco_root: Path | None = None) -> Subset:
+    """Open a subset that `build_subset` has built.
+
+    Args:
+        directory: `Subset.directory`.
+        coco_root: Where the images lie, None for where they lay when it was built.
+
+    Raises:
+        DamagedError: The entry is missing, incomplete or altered.
+    """
+    try:
+        record = json.loads((directory / _RECORD).read_bytes())
+        for name, file in record["files"].items():
+            if (directory / name).stat().st_size != file["bytes"]:
+                raise DamagedError(f"{directory / name}: damaged; run the command again")
+        root = coco_root or Path(record["coco_root"])
+        files = coco_files(root)
+        train, val = (
+            _load_split(split, files[split].image_dir, load_arrays(directory / f"{split}.npz"))
+            for split in SPLITS
+        )
+        return Subset(
+            directory=directory,
+            coco_root=root,
+            dataset_name=record["identity"]["dataset"],
+            class_names=tuple(record["class_names"]),
+            category_ids=tuple(record["category_ids"]),
+            train=train,
+            val=val,
+            val_annotations=directory / _VAL_ANNOTATIONS,
+            identity=record["identity"],
+            provenance={
+                "identity": record["identity"],
+                "coco_root": str(root),
+                "annotations": {split: str(files[split].annotations) for split in SPLITS},
+                "cache_entry": str(directory),
+                "asked": record["asked"],
+                "counts": record["counts"],
+            },
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedError(
+            f"{directory}: not a whole subset ({error!r}); run 'qatval dataset build' again"
+        ) from error
+
+
+def verify_subset(directory: Path) -> None:
+    """Compare every file of a cache entry with its recorded digest.
+
+    Raises:
+        DamagedError: One differs or is missing.
+    """
+    try:
+        record = json.loads((directory / _RECORD).read_bytes())
+        for name, file in record["files"].items():
+            if file_digest(directory / name) != file["sha256"]:
+                raise DamagedError(f"{directory / name}: its content has changed")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedError(f"{directory}: not a whole subset ({error!r})") from error
+
+
+@dataclass(frozen=True)
+class _Request:
+    coco_root: Path
+    files: Mapping[str, CocoFiles]
+    train_images: int | None
+    val_images: int | None
+    seed: int
+    image_list: Path | None
+
+    def asked(self) -> dict[str, Any]:
+        """Return what the selection depends on besides the annotation files."""
+        return {
+            "train_images": self.train_images,
+            "val_images": self.val_images,
+            "seed": None if self.train_images is None else self.seed,
+            "image_list_sha256": None if self.image_list is None else _list_digest(self.image_list),
+        }
+
+    def key(self, digests: Mapping[str, str]) -> str:
+        """Return the name of the subset's cache entry."""
+        what = {
+            "builder_version": BUILDER_VERSION,
+            "dataset": dataset_name(self.coco_root),
+            "annotations": dict(digests),
+            **self.asked(),
+        }
+        return digest_of(what)[:32]
+
+    def select(self, indexes: Mapping[str, AnnotationIndex]) -> dict[str, Selection]:
+        """Choose the images of both splits."""
+        listed = read_list(self.image_list, indexes) if self.image_list else {}
+        return {
+            "train": listed.get("train")
+            or draw_random(indexes["train"], self.train_images, self.seed),
+            "val": listed.get("val") or take_first(indexes["val"], self.val_images),
+        }
+
+
+def _find(cache: Cache, request: _Request) -> Subset | None:
+    """Open the entry if nothing it depends on has changed since it was built."""
+    digests = {}
+    for split, files in request.files.items():
+        digest = cache.known_digest(files.annotations)
+        if digest is None:
+            return None
+        digests[split] = digest
+    key = request.key(digests)
+    if not all(cache.known_complete(files.image_dir, key) for files in request.files.values()):
+        return None
+    try:
+        return open_subset(cache.subsets / key, request.coco_root)
+    except DamagedError:
+        return None
+
+
+def _build(cache: Cache, request: _Request, *, verify: bool) -> Subset:
+    """Make the entry whole, reusing what is sound; runs under the cache's lock."""
+    digests, indexes = {}, {}
+    for name, files in request.files.items():
+        indexes[name], digests[name] = cache.index(files.annotations, verify=verify)
+    key = request.key(digests)
+    entry = cache.subsets / key
+    try:
+        verify_subset(entry)
+        subset = open_subset(entry, request.coco_root)
+    except DamagedError:
+        if entry.exists():
+            cache.remove(entry)
+        _write_entry(entry, request, digests, indexes)
+        subset = open_subset(entry, request.coco_root)
+    for split in (subset.train, subset.val):
+        guard = guard_of(split.image_dir)
+        _refuse_missing_images(split.image_dir, split.file_names)
+        cache.remember_complete(split.image_dir, guard, key)
+    return subset
+
+
+def _write_entry(
+    entry: Path,
+    request: _Request,
+    digests: Mapping[str, str],
+    indexes: Mapping[str, AnnotationIndex],
+) -> None:
+    _refuse_differing_categories(request, indexes)
+    selections = request.select(indexes)
+    labels = {}
+    with staged_directory(entry) as folder:
+        for split, index in indexes.items():
+            rows = selections[split].rows
+            if not len(rows):
+                raise QatvalError(
+                    f"{request.files[split].annotations}: lists no images; expected at least one"
+                )
+            labels[split] = training_labels(index, rows)
+            _warn_of_dropped(request.files[split].annotations, labels[split])
+            save_arrays(folder / f"{split}.npz", _split_arrays(index, rows, labels[split]))
+        write_annotations(indexes["val"], selections["val"].rows, folder / _VAL_ANNOTATIONS)
+        record = {
+            "identity": {
+                "dataset": dataset_name(request.coco_root),
+                "builder_version": BUILDER_VERSION,
+                "annotations": dict(digests),
+                "selection": {
+                    split: selections[split].identity(index) for split, index in indexes.items()
+                },
+            },
+            "asked": request.asked(),
+            "counts": {split: labels[split].counts.as_dict() for split in indexes},
+            "class_names": indexes["train"].category_names,
+            "category_ids": indexes["train"].category_ids.tolist(),
+            "coco_root": str(request.coco_root),
+            "files": {
+                path.name: {"bytes": path.stat().st_size, "sha256": file_digest(path)}
+                for path in sorted(folder.iterdir())
+            },
+        }
+        (folder / _RECORD).write_text(json.dumps(record, indent=2) + "\n")
+
+
+def _split_arrays(
+    index: AnnotationIndex, rows: NDArray[np.int64], labels: Labels
+) -> dict[str, NDArray[Any]]:
+    return {
+        "image_ids": index.image_ids[rows],
+        "file_names": pack_names(index.file_names[row] for row in rows.tolist()),
+        "sizes": index.sizes[rows],
+        "offsets": labels.offsets,
+        "classes": labels.classes,
+        "boxes": labels.boxes,
+    }
+
+
+def _load_split(name: str, image_dir: Path, arrays: Mapping[str, NDArray[Any]]) -> Split:
+    return Split(
+        name=name,
+        image_dir=image_dir,
+        file_names=unpack_names(arrays["file_names"]),
+        **{key: value for key, value in arrays.items() if key != "file_names"},
+    )
+
+
+def _refuse_differing_categories(request: _Request, indexes: Mapping[str, AnnotationIndex]) -> None:
+    train, val = indexes["train"], indexes["val"]
+    if (
+        train.category_ids.tolist() != val.category_ids.tolist()
+        or train.category_names != val.category_names
+    ):
+        raise QatvalError(
+            f"{request.files['val'].annotations}: its categories are not those of "
+            f"{request.files['train'].annotations.name}; both splits must list the same"
+        )
+
+
+def _refuse_missing_images(image_dir: Path, file_names: Sequence[str]) -> None:
+    # One listing of the folder instead of a look-up per image: 118,287 of them in COCO.
+    with os.scandir(image_dir) as listing:
+        present = {item.name for item in listing}
+    missing = [
+        name
+        for name in file_names
+        if name not in present
+        and (".." in PurePosixPath(name).parts or not (image_dir / name).is_file())
+    ]
+    if missing:
+        raise QatvalError(
+            f"{image_dir / missing[0]}: no such image file, nor are {len(missing) - 1} others of "
+            f"the {len(file_names)} selected; unpack {image_dir.name}.zip there completely"
+        )
+
+
+def _warn_of_dropped(annotations: Path, labels: Labels) -> None:
+    counts = labels.counts
+    dropped = counts.degenerate + counts.outside + counts.duplicate
+    if dropped:
+        _log.warning(
+            "%s: %d boxes dropped (%d of no area, %d outside the image, %d duplicates)",
+            annotations,
+            dropped,
+            counts.degenerate,
+            counts.outside,
+            counts.duplicate,
+        )
+
+
+def _list_digest(image_list: Path) -> str:
+    try:
+        return file_digest(image_list)
+    except OSError as error:
+        raise QatvalError(
+            f"{image_list}: cannot be read ({error.strerror}); expected a text file with one image "
+            "id or file name a line"
+        ) from error
