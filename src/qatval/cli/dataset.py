@@ -5,6 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from qatval.config import profile, profile_names
+
+DEFAULT_COCO_ROOT = Path("datasets/coco2017/source-data")
+
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add `qatval dataset` to the command line."""
@@ -23,6 +27,32 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     shapes.add_argument("--val-images", type=_count, metavar="N", default=128, help="to draw")
     shapes.set_defaults(handler=draw_shapes)
 
+    build = actions.add_parser("build", help="build a subset, or find it, and print where it is")
+    build.add_argument(
+        "--profile", metavar="P", required=True, help=f"one of {', '.join(profile_names())}"
+    )
+    build.add_argument(
+        "--coco-root",
+        type=Path,
+        metavar="DIR",
+        default=DEFAULT_COCO_ROOT,
+        help="dataset in COCO 2017's layout (default: %(default)s)",
+    )
+    build.add_argument(
+        "--seed", type=_count, metavar="N", default=0, help="of the train images (default: 0)"
+    )
+    build.add_argument(
+        "--image-list",
+        type=Path,
+        metavar="FILE",
+        help="use these images: one id or file name a line",
+    )
+    build.add_argument("--cache-dir", type=Path, metavar="DIR", help="where subsets are kept")
+    build.add_argument(
+        "--verify", action="store_true", help="hash every file again instead of trusting its time"
+    )
+    build.set_defaults(handler=build_profile)
+
 
 def draw_shapes(args: argparse.Namespace) -> int:
     """Draw the embedded dataset and print where it is."""
@@ -36,6 +66,32 @@ def draw_shapes(args: argparse.Namespace) -> int:
         size=args.size,
     )
     print(args.out)
+    return 0
+
+
+def build_profile(args: argparse.Namespace) -> int:
+    """Build or find the subset of a profile, print what it holds and where it is."""
+    from qatval.data.subset import build_subset, dataset_name
+
+    chosen = profile(dataset_name(args.coco_root), args.profile)
+    subset = build_subset(
+        args.coco_root,
+        train_images=chosen.train_images,
+        val_images=chosen.val_images,
+        seed=args.seed,
+        cache_dir=args.cache_dir,
+        image_list=args.image_list,
+        verify=args.verify,
+    )
+    for split in (subset.train, subset.val):
+        counts = subset.provenance["counts"][split.name]
+        details = ", ".join(
+            f"{count} {name.replace('_', ' ')}"
+            for name, count in counts.items()
+            if count and name != "annotations"
+        )
+        print(f"{split.name}: {details}")
+    print(subset.directory)
     return 0
 
 

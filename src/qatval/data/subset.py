@@ -320,9 +320,7 @@ def _write_entry(
                 "dataset": dataset_name(request.coco_root),
                 "builder_version": BUILDER_VERSION,
                 "annotations": dict(digests),
-                "selection": {
-                    split: selections[split].identity(index) for split, index in indexes.items()
-                },
+                **{split: selections[split].identity(index) for split, index in indexes.items()},
             },
             "asked": request.asked(),
             "counts": {split: labels[split].counts.as_dict() for split in indexes},
