@@ -25,9 +25,9 @@ CLASS_NAMES = ("circle", "square", "triangle", "cross", "ring", "star")
 SHORT_SIDES = (1.0, 5 / 6, 3 / 4, 3 / 4, 2 / 3)
 EMPTY_SHARE = 0.05
 CROWD_SHARE = 0.04
-MIN_VISIBLE = 0.45
-MIN_INSIDE = 0.6
-PLACEMENT_TRIES = 12
+MIN_VISIBLE = 0.65
+MIN_INSIDE = 0.7
+PLACEMENT_TRIES = 20
 
 
 @dataclass(frozen=True)
@@ -60,14 +60,14 @@ def compose_scene(rng: np.random.Generator, size: int) -> Scene:
     """Draw the scene of one image whose long side is `size` px."""
     short = round(size * SHORT_SIDES[int(rng.integers(len(SHORT_SIDES)))])
     height, width = (size, short) if rng.random() < 0.4 else (short, size)
-    clutter = tuple(_clutter(rng, height, width) for _ in range(int(rng.integers(2, 9))))
+    clutter = tuple(_clutter(rng, height, width) for _ in range(int(rng.integers(0, 3))))
     kind = float(rng.random())
     if kind < EMPTY_SHARE:
         return Scene(height, width, clutter, ())
     stack = _Stack(height, width)
     if kind > 1 - CROWD_SHARE:
         stack.place(_crowd(rng, height, width))
-    for _ in range(int(rng.integers(1, 9))):
+    for _ in range(int(rng.integers(2, 9))):
         for _ in range(PLACEMENT_TRIES):
             if stack.place(_shape(rng, height, width)):
                 break
@@ -131,8 +131,8 @@ class _Stack:
 
 def _shape(rng: np.random.Generator, height: int, width: int) -> Item | None:
     size = max(height, width)
-    # Log-uniform: as many shapes of 10 to 20 px as of 20 to 40 px in an image of 128 px.
-    radius = size * 0.04 * 6.0 ** float(rng.random())
+    # Log-uniform: as many shapes of 15 to 30 px as of 30 to 60 px in an image of 128 px.
+    radius = size * 0.06 * 4.0 ** float(rng.random())
     class_index = int(rng.integers(len(CLASS_NAMES)))
     centre = float(rng.random()) * width, float(rng.random()) * height
     return _item(class_index, [_outline(rng, class_index, centre, radius)], height, width)
@@ -172,7 +172,9 @@ def _outline(
 ) -> Polygon:
     points = _UNIT_OUTLINES[class_index]
     stretch = 0.82 + 0.36 * float(rng.random())
-    return _transform(points * (stretch, 1 / stretch), centre, radius, rng)
+    # Upright give or take 20 degrees, as most things in photographs are.
+    turn = math.radians(40 * float(rng.random()) - 20)
+    return _transform(points * (stretch, 1 / stretch), centre, radius, turn)
 
 
 def _clutter(rng: np.random.Generator, height: int, width: int) -> Polygon:
@@ -187,16 +189,15 @@ def _clutter(rng: np.random.Generator, height: int, width: int) -> Polygon:
         corners = 3 if kind == 1 else 7
         lengths = 0.35 + 0.65 * rng.random(corners)
         points = _polar(lengths, corners) * ((1.0, 0.35) if kind == 1 else (0.7, 0.5))
-    return _transform(points, centre, radius, rng)
+    return _transform(points, centre, radius, 2 * math.pi * float(rng.random()))
 
 
 def _transform(
     points: NDArray[np.float64],
     centre: tuple[float, float],
     radius: float,
-    rng: np.random.Generator,
+    turn: float,
 ) -> Polygon:
-    turn = 2 * math.pi * float(rng.random())
     cos, sin = math.cos(turn), math.sin(turn)
     turned = points @ np.array([(cos, sin), (-sin, cos)])
     return np.asarray(np.rint((turned * radius + centre) * UNIT), np.int64)
@@ -235,12 +236,12 @@ def _unit_outlines() -> tuple[NDArray[np.float64], ...]:
     hole = circle[::-1] * 0.58
     return (
         circle,
-        _polar(np.full(4, 1.1), 4),
-        _polar(np.full(3, 1.15), 3),
+        np.array([(-0.78, -0.78), (0.78, -0.78), (0.78, 0.78), (-0.78, 0.78)]),
+        np.array([(0, -1), (0.95, 0.75), (-0.95, 0.75)]),
         np.concatenate([quarter @ turn for turn in turns]),
         # COCO polygons know no holes: a seam leads from the outer edge to the inner and back.
         np.concatenate([circle, circle[:1], hole[-1:], hole]),
-        _polar(np.where(np.arange(10) % 2 == 0, 1.15, 0.5), 10),
+        _polar(np.where(np.arange(10) % 2 == 0, 1.15, 0.5), 10)[:, ::-1] * (1, -1),
     )
 
 

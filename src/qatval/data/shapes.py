@@ -31,11 +31,14 @@ from qatval.data.staging import staged_directory
 from qatval.errors import QatvalError
 
 MANIFEST_NAME = "qatval-dataset.json"
-VERSION = 1
+VERSION = 2
 CATEGORY_IDS = (1, 3, 7, 18, 44, 90)
 SUPERCATEGORIES = ("round", "angular", "angular", "spiky", "round", "spiky")
 SPLITS = ("train", "val")
 DATE = "2025-01-01"
+BACKGROUND_TEXTURE = 0.2
+ITEM_TEXTURE = 0.4
+CONTRAST = (0.3, 0.6)
 
 Image = NDArray[np.float32]  # (height, width, 3) BGR, about 0 to 1
 
@@ -202,17 +205,17 @@ def _paint(scene: Scene, rng: np.random.Generator) -> NDArray[np.uint8]:
     import cv2
 
     height, width = scene.height, scene.width
-    image = _material(rng, height, width)
+    image = _material(rng, height, width, BACKGROUND_TEXTURE)
     for outline in scene.clutter:
-        _lay(image, outline, _material(rng, height, width))
+        _lay(image, outline, _material(rng, height, width, BACKGROUND_TEXTURE))
     for item in scene.items:
         for outline in item.polygons:
-            material = _material(rng, height, width)
+            material = _material(rng, height, width, ITEM_TEXTURE)
             _contrast(material, image, coverage(outline, height, width) > 0, rng)
             _lay(image, outline, material)
     # Uneven light and sensor noise over everything.
     image *= 0.8 + 0.4 * _noise(rng, height, width, 2)[..., :1]
-    image += rng.normal(0, rng.uniform(0.005, 0.04), image.shape).astype(np.float32)
+    image += rng.normal(0, rng.uniform(0.005, 0.025), image.shape).astype(np.float32)
     if rng.random() < 0.3:
         image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.4, 0.8)).astype(np.float32)
     return np.asarray(np.clip(image * 255 + 0.5, 0, 255), np.uint8)
@@ -229,17 +232,19 @@ def _contrast(material: Image, behind: Image, where: Mask, rng: np.random.Genera
     if not where.any():
         return
     difference = material[where].mean(axis=0) - behind[where].mean(axis=0)
-    wanted = rng.uniform(0.1, 0.35)
+    wanted = rng.uniform(*CONTRAST)
     if np.abs(difference).max() < wanted:
         brighter = behind[where].mean() < 0.5
         material += np.float32(wanted if brighter else -wanted) - difference.mean()
 
 
-def _material(rng: np.random.Generator, height: int, width: int) -> Image:
-    """A textured surface in two colours, none of which says anything about a class."""
-    first, second = _colour(rng), _colour(rng)
-    if rng.random() < 0.6:
-        second = first + (second - first) * np.float32(0.4)
+def _material(rng: np.random.Generator, height: int, width: int, texture: float) -> Image:
+    """A surface patterned in two colours, neither of which says anything about a class.
+
+    `texture`, 0 to 1, is how far apart the two may be.
+    """
+    first = _colour(rng)
+    second = first + (_colour(rng) - first) * np.float32(texture * rng.random())
     y, x = np.mgrid[:height, :width].astype(np.float32)
     turn = rng.uniform(0, 2 * np.pi)
     along = x * np.float32(np.cos(turn)) + y * np.float32(np.sin(turn))
@@ -258,7 +263,11 @@ def _material(rng: np.random.Generator, height: int, width: int) -> Image:
     else:  # clouds
         mix = _noise(rng, height, width, int(rng.integers(3, 16)))[..., 0]
     grain = _noise(rng, height, width, int(rng.integers(16, 40))) - np.float32(0.5)
-    surface = first + (second - first) * mix[..., None] + np.float32(rng.uniform(0, 0.3)) * grain
+    surface = (
+        first
+        + (second - first) * mix[..., None]
+        + np.float32(rng.uniform(0, 0.5) * texture) * grain
+    )
     return np.asarray(surface, np.float32)
 
 
