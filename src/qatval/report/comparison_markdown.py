@@ -1,0 +1,106 @@
+"""The comparison as Markdown, for a pull request or an issue."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from qatval.comparison import Comparison
+from qatval.report import numbers
+from qatval.report.run_markdown import escape, table
+from qatval.report.terminal import outcome
+
+
+def render_comparison(document: Comparison) -> str:
+    """Return the comparison as Markdown: the gate, a section per group, every run."""
+    lines = ["# Comparison", "", *_gate(document["gate"])]
+    for group in document["groups"]:
+        lines += _group(group)
+    lines += _runs(document)
+    lines += _notes("Could not be read", [item["reason"] for item in document["unreadable"]])
+    lines += _notes("Warnings", document["warnings"])
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _gate(gate: Mapping[str, Any]) -> Iterator[str]:
+    yield f"**yolo10m gate: {'open' if gate['yolo10m_allowed'] else 'closed'}**"
+    yield ""
+    for reason in gate["reasons"]:
+        yield f"- {escape(reason)}"
+    yield ""
+
+
+def _group(group: Mapping[str, Any]) -> Iterator[str]:
+    yield f"## {escape(group['name'])}"
+    yield ""
+    if group["not_comparable_with"]:
+        yield f"Not comparable with {escape(group['not_comparable_with'])}; it differs in:"
+        yield ""
+        for difference in group["differs_in"]:
+            yield (
+                f"- `{difference['field']}`: {escape(str(difference['value']))} instead of "
+                f"{escape(str(difference['other']))}"
+            )
+        yield ""
+    yield from table(
+        ("method", "runs", "seeds", "mAP 50-95", "spread", "outcome", "outcomes agree"),
+        [_method(method) for method in group["methods"]] + list(_orientation(group)),
+    )
+    yield ""
+    for difference in group["differences"]:
+        pairing = "" if difference["shared_training"] else " (paired by seed, trained apart)"
+        yield f"- {escape(difference['sentence'])}{pairing}"
+    if group["differences"]:
+        yield ""
+    for varying in group["varying"]:
+        yield f"- its runs differ in `{varying['field']}`: {escape(', '.join(varying['values']))}"
+    if group["varying"]:
+        yield ""
+
+
+def _method(method: Mapping[str, Any]) -> list[str]:
+    final = method["final_value"]
+    agree = {True: "yes", False: "no", None: numbers.MISSING}[method["outcomes_agree"]]
+    return [
+        method["method"],
+        str(method["runs"]),
+        ", ".join(str(seed) for seed in method["seeds"]) or numbers.MISSING,
+        numbers.value(final and final["mean"]),
+        numbers.value(final and final["deviation"]),
+        outcome(method),
+        agree,
+    ]
+
+
+def _orientation(group: Mapping[str, Any]) -> Iterator[list[str]]:
+    for label, name in (("FP32 checkpoint", "fp32_value"), ("untrained W4 model", "ptq_value")):
+        measured = group[name]
+        mean = numbers.value(measured and measured["mean"])
+        yield [label, "", "", mean, "", "" if measured else "not measured", ""]
+
+
+def _runs(document: Comparison) -> Iterator[str]:
+    yield "## Runs"
+    yield ""
+    yield from table(
+        ("run", "outcome", "best", "final", "final / best"),
+        [
+            (
+                run["run_id"],
+                run["outcome"] + (f": {run['error']}" if run["error"] else ""),
+                numbers.value(run["best_value"]),
+                numbers.value(run["final_value"]),
+                numbers.percent(run["final_over_best_ratio"]),
+            )
+            for run in document["runs"]
+        ],
+    )
+    yield ""
+
+
+def _notes(title: str, notes: list[str]) -> Iterator[str]:
+    if notes:
+        yield f"## {title}"
+        yield ""
+        yield from (f"- {escape(note)}" for note in notes)
+        yield ""

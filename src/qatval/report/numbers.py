@@ -1,0 +1,41 @@
+"""How numbers are written in every report, so that the same value reads the same everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+MISSING = "–"
+
+
+def value(number: float | None) -> str:
+    """Write a metric value: three decimals, one more than 128 images can tell apart."""
+    return MISSING if number is None else f"{number:.3f}"
+
+
+def signed(number: float | None) -> str:
+    """Write a difference of metric values, with its sign."""
+    return MISSING if number is None else f"{number:+.3f}"
+
+
+def interval(bounds: Sequence[float] | None) -> str:
+    """Write an interval of a difference."""
+    return MISSING if bounds is None else f"[{signed(bounds[0])}, {signed(bounds[1])}]"
+
+
+def percent(share: float | None) -> str:
+    """Write a share in [0, 1]."""
+    return MISSING if share is None else f"{100 * share:.1f} %"
+
+
+def duration(seconds: float) -> str:
+    """Write a length of time."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{seconds:.1f} s"
+
+
+def count(number: int, noun: str) -> str:
+    """Write how many there are of something."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

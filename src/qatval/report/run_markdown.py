@@ -1,0 +1,216 @@
+"""A run's ``summary.md``: whether it held, then how far it got, then how it was made."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from qatval.record import Summary
+from qatval.report import numbers
+
+
+def render_run(summary: Summary) -> str:
+    """Return a run's summary as Markdown, the stability outcome first."""
+    sections = (
+        _verdict(summary),
+        _metrics(summary),
+        _method(summary),
+        _history(summary),
+        _setup(summary),
+        _coverage(summary),
+    )
+    return "\n".join(line for section in sections for line in section).rstrip() + "\n"
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    """Write a Markdown table; all columns but the first are numbers and right-aligned."""
+    yield f"| {' | '.join(header)} |"
+    yield "|" + "|".join(["---", *["---:"] * (len(header) - 1)]) + "|"
+    for row in rows:
+        yield f"| {' | '.join(escape(cell) for cell in row)} |"
+
+
+def escape(text: str) -> str:
+    """Keep a recorded text from becoming Markdown structure."""
+    return " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
+
+
+def _verdict(summary: Summary) -> Iterator[str]:
+    yield f"# {_headline(summary)}: {summary['run_id']}"
+    yield ""
+    metrics, ratio = summary["metrics"], summary["stability"]["final_over_best_ratio"]
+    final, best = numbers.value(metrics["final_value"]), numbers.value(metrics["best_value"])
+    limit = summary["stability"]["collapse_threshold_ratio"]
+    if summary["status"] == "incomplete":
+        error = summary["error"]
+        stage = f" in stage `{error['stage']}`" if error.get("stage") else ""
+        yield f"**The run did not finish**: it stopped{stage}. It says nothing about its method."
+        yield ""
+        yield f"> {escape(error['message'])}"
+    elif summary["stability"]["collapsed"]:
+        yield (
+            f"**The training collapsed**: final mAP 50-95 is {final}, less than {limit:g} of its "
+            f"best, {best}."
+        )
+    elif summary["status"] == "completed-failed":
+        yield "**The run never learned anything**: its best mAP 50-95 is 0 or not a number."
+    else:
+        share = "" if ratio is None else f" ({numbers.percent(ratio)})"
+        yield (
+            f"**The training held**: final mAP 50-95 is {final} of a best {best}{share}; below "
+            f"{limit:g} of its best it would count as collapsed."
+        )
+    yield ""
+
+
+def _headline(summary: Summary) -> str:
+    if summary["status"] == "incomplete":
+        return "Incomplete"
+    if summary["stability"]["collapsed"]:
+        return "Collapsed"
+    return "Failed" if summary["status"] == "completed-failed" else "Stable"
+
+
+def _metrics(summary: Summary) -> Iterator[str]:
+    metrics = summary["metrics"]
+    coco = metrics.get("coco") or {}
+    rows = [
+        ("FP32 checkpoint, same images", metrics.get("fp32_value")),
+        ("untrained W4 model", metrics.get("ptq_value")),
+        ("best epoch" + _epoch(metrics.get("best_epoch")), metrics["best_value"]),
+        ("before QC", metrics.get("before_qc_value")),
+        ("**final**", metrics["final_value"]),
+        ("final, pycocotools' protocol", coco.get("map")),
+    ]
+    measured = [(name, numbers.value(value)) for name, value in rows if value is not None]
+    if not measured:
+        return
+    yield "## Accuracy"
+    yield ""
+    yield from table(("model", "mAP 50-95"), measured)
+    yield ""
+    if bootstrap := metrics.get("bootstrap"):
+        yield (
+            f"Another draw of {bootstrap['images']} validation images would move the final value "
+            f"by about ±{numbers.value(_deviation(bootstrap['values']))} (one standard error)."
+        )
+        yield ""
+
+
+def _method(summary: Summary) -> Iterator[str]:
+    ema, qc = summary["method"]["ema"], summary["method"]["qc"]
+    yield "## Method"
+    yield ""
+    yield f"- **{summary['method']['variant']}**"
+    if ema["enabled"]:
+        asked = f"decay {_setting(ema['decay'])}, tau {_setting(ema['tau'])}"
+        effective = ema.get("effective_decay")
+        reached = "" if effective is None else f", effective decay at the end {effective:.4g}"
+        yield f"- EMA: {asked}{reached}"
+        if (differing := ema.get("codes_differing_from_raw")) is not None:
+            yield f"- {_codes(differing)}"
+    else:
+        yield "- EMA off: the raw weights were validated, saved and reported"
+    if qc["enabled"]:
+        images = f" on {qc['images']} training images" if qc.get("images") else ""
+        yield f"- QC: {_setting(qc['epochs'])} epoch(s) of Adam at {_setting(qc['lr'])}{images}"
+        if changes := qc.get("changes"):
+            yield f"- QC changed gamma by up to {_largest(changes, 'gamma_mean_abs_change')} " + (
+                "(mean of a layer), beta by up to " + _largest(changes, "beta_max_abs")
+            )
+    yield ""
+
+
+def _setting(value: float | None) -> str:
+    return "not known" if value is None else f"{value:g}"
+
+
+def _codes(differing: float) -> str:
+    if differing == 0:
+        return "not one weight code differs from the raw model's: this EMA was the raw weights"
+    return f"{numbers.percent(differing)} of the weight codes differ from the raw model's"
+
+
+def _history(summary: Summary) -> Iterator[str]:
+    history = summary.get("history") or []
+    if not history:
+        return
+    yield "## Epochs"
+    yield ""
+    rows = [(str(entry["epoch"]), numbers.value(entry["value"])) for entry in history]
+    if summary["method"]["qc"]["enabled"] and summary["status"] != "incomplete":
+        rows.append(("after QC", numbers.value(summary["metrics"]["final_value"])))
+    yield from table(("epoch", "mAP 50-95"), rows)
+    yield ""
+
+
+def _setup(summary: Summary) -> Iterator[str]:
+    model, dataset, training = summary["model"], summary["dataset"], summary["training"]
+    name = dataset.get("identity", {}).get("dataset")
+    profile = training.get("profile")
+    environment = summary.get("environment", {})
+    git = summary["git"]
+    changed = " with uncommitted changes" if git["dirty"] else ""
+    rows = [
+        ("variant", f"{model['variant']}, {model['imgsz']} px, from `{model['checkpoint']}`"),
+        ("dataset", f"{name or dataset['dataset_yaml']}: {_images(dataset)}"),
+        (
+            "training",
+            f"{f'profile {profile}, ' if profile else ''}"
+            f"{numbers.count(training['epochs'], 'epoch')}, batch {training['batch']}, "
+            f"seed {training['seed']}, device {training['device']}",
+        ),
+        ("commit", f"{git['commit'][:12]}{changed}" if git["commit"] else "unknown"),
+    ]
+    versions = [f"{n} {environment[n]}" for n in _LIBRARIES if environment.get(n)]
+    if versions:
+        rows.append(("versions", ", ".join(versions)))
+    if timings := summary.get("timings"):
+        spent = ", ".join(f"{stage} {numbers.duration(s)}" for stage, s in timings.items())
+        rows.append(("time", spent))
+    yield "## How it was made"
+    yield ""
+    for label, text in rows:
+        yield f"- {label}: {' '.join(text.split())}"
+    yield ""
+
+
+_LIBRARIES = ("python", "torch", "ultralytics", "brevitas")
+
+
+def _images(dataset: Mapping[str, Any]) -> str:
+    train, val = dataset["train_images"], dataset["val_images"]
+    return (
+        f"{'all' if train is None else train} training images, "
+        f"{'all' if val is None else val} validation images"
+    )
+
+
+def _coverage(summary: Summary) -> Iterator[str]:
+    coverage = summary["quantization"].get("coverage")
+    if coverage is None:
+        return
+    yield "## Quantized layers"
+    yield ""
+    levels = coverage.get("max_levels_per_scale")
+    at_most = "" if levels is None else f", at most {levels} levels per scale"
+    yield f"{coverage['quantized']} quantized{at_most}; {coverage['exempt']} in float:"
+    yield ""
+    for layer in coverage["layers"]:
+        if layer["bits"] is None:
+            yield f"- `{layer['name']}`: {layer['reason']}"
+    yield ""
+
+
+def _epoch(epoch: int | None) -> str:
+    return "" if epoch is None else f" ({epoch})"
+
+
+def _largest(changes: Mapping[str, Mapping[str, float]], what: str) -> str:
+    return f"{max((abs(change[what]) for change in changes.values()), default=0.0):.3g}"
+
+
+def _deviation(values: Sequence[float]) -> float:
+    mean = math.fsum(values) / len(values)
+    return math.sqrt(math.fsum((v - mean) ** 2 for v in values) / max(len(values) - 1, 1))

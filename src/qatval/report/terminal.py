@@ -1,0 +1,111 @@
+"""The comparison as a table for a terminal of 100 columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from qatval.comparison import Comparison
+from qatval.report import numbers
+
+WIDTH = 100
+_SEED_COLUMNS = 5
+
+
+def terminal_table(document: Comparison) -> str:
+    """Return the comparison as plain text: a table per group, what it tells, and the gate."""
+    blocks = [
+        "\n".join(_group(group, [r for r in document["runs"] if r["group"] == group["name"]]))
+        for group in document["groups"]
+    ]
+    return "\n\n".join([*blocks, "\n".join(_gate(document["gate"]))]) + "\n"
+
+
+def _group(group: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> Iterable[str]:
+    yield f"{group['name']}: mAP 50-95 on {_validation_images(group)}"
+    if group["not_comparable_with"]:
+        differing = ", ".join(difference["field"] for difference in group["differs_in"][:3])
+        yield _cut(f"  not comparable with {group['not_comparable_with']}: differs in {differing}")
+    seeds = sorted({run["seed"] for run in runs})
+    per_seed = seeds if len(seeds) <= _SEED_COLUMNS else []
+    header = ["method", *(f"seed {seed}" for seed in per_seed), "mean", "spread", "outcome"]
+    rows = [header]
+    for method in group["methods"]:
+        final = method["final_value"]
+        cells = [
+            _of_seed([r for r in runs if r["method"] == method["method"] and r["seed"] == seed])
+            for seed in per_seed
+        ]
+        rows.append(
+            [
+                method["method"],
+                *cells,
+                numbers.value(final and final["mean"]),
+                numbers.value(final and final["deviation"]),
+                outcome(method),
+            ]
+        )
+    for label, metric in (("FP32 checkpoint", "fp32_value"), ("untrained W4", "ptq_value")):
+        orientation = group[metric]
+        rows.append(
+            [
+                label,
+                *[""] * len(per_seed),
+                numbers.value(orientation and orientation["mean"]),
+                numbers.value(orientation and orientation["deviation"]),
+                "" if orientation else "not measured",
+            ]
+        )
+    yield from _aligned(rows)
+    for difference in group["differences"]:
+        yield _cut(f"  {difference['sentence']}")
+
+
+def outcome(method: Mapping[str, Any]) -> str:
+    """Say what became of a method's runs, e.g. ``"2 of 3 collapsed, 1 incomplete"``."""
+    completed = method["completed"]
+    parts = [
+        f"{method[what]} of {completed} {what}"
+        for what in ("collapsed", "degenerate")
+        if method[what]
+    ]
+    if completed and not parts:
+        parts = [f"{completed} of {completed} held"]
+    if method["incomplete"]:
+        parts.append(f"{method['incomplete']} incomplete")
+    return ", ".join(parts)
+
+
+def _of_seed(runs: Sequence[Mapping[str, Any]]) -> str:
+    completed = [run for run in runs if run["outcome"] != "incomplete"]
+    if not completed:
+        return "incomplete" if runs else numbers.MISSING
+    last = completed[-1]
+    mark = {"collapsed": "!", "degenerate": "!"}.get(last["outcome"], "")
+    return numbers.value(last["final_value"]) + mark
+
+
+def _validation_images(group: Mapping[str, Any]) -> str:
+    images = group["conditions"]["dataset"]["val_images"]
+    return "all validation images" if images is None else f"{images} validation images"
+
+
+def _gate(gate: Mapping[str, Any]) -> Iterable[str]:
+    yield f"yolo10m gate: {'open' if gate['yolo10m_allowed'] else 'closed'}"
+    for reason in gate["reasons"]:
+        yield f"  {reason}"
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> Iterable[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    last = len(widths) - 1
+    for row in rows:
+        cells = [
+            cell.ljust(width) if column in (0, last) else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        yield _cut("  " + "  ".join(cells).rstrip())
+
+
+def _cut(line: str) -> str:
+    return line if len(line) <= WIDTH else line[: WIDTH - 1] + "…"

@@ -1,0 +1,179 @@
+"""Finished runs as they lie on disk: found below the given folders, read, and judged again.
+
+Summaries may come from older tools, so nothing beyond the schema's required keys is taken for
+granted, and the outcome follows from the recorded values by the rule in `qatval.verdicts`.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from qatval.errors import QatvalError
+from qatval.record import SUMMARY_NAME, Summary, load_summary
+from qatval.verdicts import stability
+
+Outcome = Literal["stable", "collapsed", "degenerate", "incomplete"]
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A path that holds no usable summary, and why."""
+
+    path: Path
+    reason: str
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A run's summary and the folder it was read from.
+
+    Attributes:
+        root: Folder of the summary now; ``artifacts.run_root`` is where it was written.
+        summary: Valid under the schema.
+    """
+
+    root: Path
+    summary: Summary
+
+    @property
+    def run_id(self) -> str:
+        """Name of the run."""
+        return str(self.summary["run_id"])
+
+    @property
+    def variant(self) -> str:
+        """Name of the model variant."""
+        return str(self.summary["model"]["variant"])
+
+    @property
+    def method(self) -> str:
+        """Name of the method."""
+        return str(self.summary["method"]["variant"])
+
+    @property
+    def seed(self) -> int:
+        """Seed of the run."""
+        return int(self.summary["training"]["seed"])
+
+    @property
+    def profile(self) -> str | None:
+        """Name of the profile, None where an older tool did not record it."""
+        profile: str | None = self.summary["training"].get("profile")
+        return profile
+
+    @property
+    def trajectory(self) -> str | None:
+        """Identifies the training; equal for methods that were scored on one and the same."""
+        trajectory: str | None = self.summary["training"].get("trajectory")
+        return trajectory
+
+    @property
+    def dataset(self) -> str | None:
+        """Name of the dataset, None where an older tool did not record what it is."""
+        dataset: str | None = self.summary["dataset"].get("identity", {}).get("dataset")
+        return dataset
+
+    @property
+    def completed(self) -> bool:
+        """Whether the run came to its end, well or badly."""
+        return bool(self.summary["status"] != "incomplete")
+
+    @property
+    def best(self) -> float | None:
+        """Best value of the primary metric."""
+        return self.metric("best_value")
+
+    @property
+    def final(self) -> float | None:
+        """Final value of the primary metric."""
+        return self.metric("final_value")
+
+    def section(self, name: str) -> Mapping[str, Any]:
+        """Return a section of the summary, empty where an older tool wrote none."""
+        section = self.summary.get(name)
+        return section if isinstance(section, Mapping) else {}
+
+    def metric(self, name: str) -> float | None:
+        """Return a recorded metric, None if it is missing or not a finite number."""
+        return _number(self.summary["metrics"].get(name))
+
+    @cached_property
+    def outcome(self) -> Outcome:
+        """What became of the run.
+
+        A completed run that the values or the record call collapsed is collapsed: a summary that
+        contradicts itself must not open a gate.
+        """
+        if not self.completed:
+            return "incomplete"
+        verdict = stability([math.nan if v is None else v for v in (self.best, self.final)])
+        if verdict.collapsed or self.summary["stability"]["collapsed"]:
+            return "collapsed"
+        return "degenerate" if verdict.degenerate else "stable"
+
+    @property
+    def contradiction(self) -> str | None:
+        """How the recorded verdict disagrees with the recorded values, None if it does not."""
+        if not self.completed:
+            return None
+        verdict = stability([math.nan if v is None else v for v in (self.best, self.final)])
+        recorded = (self.summary["status"], self.summary["stability"]["collapsed"])
+        if recorded == (verdict.status, verdict.collapsed):
+            return None
+        return (
+            f"records status {recorded[0]}, collapsed {str(recorded[1]).lower()}, but its best "
+            f"{self.best} and final {self.final} make it {verdict.status}, "
+            f"collapsed {str(verdict.collapsed).lower()}; taken as {self.outcome}"
+        )
+
+
+def collect(paths: Iterable[Path]) -> tuple[list[LoadedRun], list[Unreadable]]:
+    """Read the runs at and below some paths.
+
+    Args:
+        paths: Run roots, summary files, or folders that hold runs at any depth. A run reached
+            twice is read once.
+
+    Returns:
+        The runs in order of path, and what could not be read with the reason.
+    """
+    runs: list[LoadedRun] = []
+    unreadable: list[Unreadable] = []
+    seen: set[Path] = set()
+    for path in paths:
+        found = False
+        for file in _summaries(path):
+            found = True
+            if (resolved := file.resolve()) in seen:
+                continue
+            seen.add(resolved)
+            try:
+                runs.append(LoadedRun(file.parent, load_summary(file)))
+            except QatvalError as error:
+                unreadable.append(Unreadable(file, str(error)))
+        if not found:
+            what = f"holds no {SUMMARY_NAME}" if path.is_dir() else "no such file or folder"
+            unreadable.append(Unreadable(path, f"{path}: {what}"))
+    return runs, unreadable
+
+
+def _summaries(path: Path) -> Iterator[Path]:
+    if path.is_file():
+        yield path
+        return
+    for folder, subfolders, files in os.walk(path):
+        subfolders.sort()
+        if SUMMARY_NAME in files:
+            subfolders.clear()  # what lies below a run root is the run's own
+            yield Path(folder) / SUMMARY_NAME
+
+
+def _number(value: Any) -> float | None:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if is_number and math.isfinite(value) else None

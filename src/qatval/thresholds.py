@@ -1,0 +1,368 @@
+"""What a validation scenario must reach: rules that need no history, and recorded references.
+
+The rules hold for any run: it learned, it did not collapse, training did not leave it worse than
+the untrained W4 model, QC did not cost what it started from. None ranks the methods: whether
+averaging or QC helps is a finding.
+
+A reference holds the values that were measured for a scenario, in ``presets/thresholds.json``. It
+is two-sided: an unexplained improvement fails as well, so that references stay fresh. Its tolerance
+is Student's 99 % prediction interval for one more run, computed from the spread of the measured
+values over seeds and machines; with fewer than three there is none, and the scenario is judged by
+the rules alone, which its checks say.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+from qatval.errors import QatvalError
+from qatval.record import Summary, atomic_write, to_json, violations
+from qatval.statistics import prediction_half_width
+from qatval.verdicts import stability
+
+MEASUREMENTS_FOR_TOLERANCE = 3
+PREDICTION_LEVEL = 0.99
+LIBRARIES = ("torch", "ultralytics", "brevitas")
+
+Result = Literal["passed", "failed", "waived", "not judged"]
+Entry = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing a run was checked for.
+
+    Attributes:
+        name: Name of the check, as a waiver refers to it.
+        result: ``"not judged"`` means that nothing is recorded to judge by.
+        detail: One line with the values, the limit and what to do.
+    """
+
+    name: str
+    result: Result
+    detail: str
+
+    @property
+    def failed(self) -> bool:
+        """Whether the scenario must fail."""
+        return self.result == "failed"
+
+    def __str__(self) -> str:
+        """Return the check on one line."""
+        return f"{self.name} {self.result}: {self.detail}"
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """The content of a threshold file.
+
+    Attributes:
+        path: Where it was read from.
+        untrained_tolerance: How far below the untrained W4 model a run may end, in mAP.
+        qc_tolerance: How far below its value before QC a run may end, in mAP.
+        references: Recorded references, see the schema.
+        waivers: Known failures, see the schema.
+    """
+
+    path: Path
+    untrained_tolerance: float
+    qc_tolerance: float
+    references: tuple[Entry, ...]
+    waivers: tuple[Entry, ...]
+
+
+def default_path() -> Path:
+    """Return the threshold file that ships in the package."""
+    return Path(str(files("qatval") / "presets" / "thresholds.json"))
+
+
+def load(path: Path | None = None) -> Thresholds:
+    """Read a threshold file, by default the shipped one.
+
+    Raises:
+        QatvalError: If it cannot be read or breaks its schema.
+    """
+    path = path or default_path()
+    document = _read(path)
+    return Thresholds(
+        path=path,
+        untrained_tolerance=document["rules"]["untrained_tolerance"],
+        qc_tolerance=document["rules"]["qc_tolerance"],
+        references=tuple(document["references"]),
+        waivers=tuple(document["waivers"]),
+    )
+
+
+def check(summary: Summary, thresholds: Thresholds, today: date | None = None) -> list[Check]:
+    """Check a scenario's run.
+
+    Args:
+        summary: The run. A metric that a check needs and the run lacks fails that check.
+        thresholds: What to check it against.
+        today: The day on which waivers are judged, by default today's in UTC.
+
+    Returns:
+        Every check that was made, the failed ones among them; the waivers' own come last.
+    """
+    if summary["status"] == "incomplete":
+        return [
+            Check("complete", "failed", f"the run is incomplete: {summary['error']['message']}")
+        ]
+    checks = [
+        _learned(summary),
+        _final_over_best(summary),
+        _untrained(summary, thresholds.untrained_tolerance),
+    ]
+    if summary["method"]["qc"]["enabled"]:
+        checks.append(_qc(summary, thresholds.qc_tolerance))
+    checks.append(_reference(summary, thresholds))
+    return _with_waivers(checks, summary, thresholds, today or datetime.now(UTC).date())
+
+
+def update(path: Path, summaries: Iterable[Summary]) -> str:
+    """Record what was just measured and write the threshold file.
+
+    Each scenario's values join the ones recorded for the same device and library versions; a value
+    of the same seed and machine replaces its predecessor. Values that the recorded tolerance
+    excludes replace the record altogether: they say that it is out of date. Runs without success
+    are never recorded.
+
+    Returns:
+        The change as a unified diff, empty if there is none.
+
+    Raises:
+        QatvalError: If the file cannot be read or written.
+    """
+    document = _read(path)
+    before = to_json(document)
+    fresh: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {}
+    for summary in summaries:
+        if summary["status"] == "completed-success":
+            key = _key(summary)
+            fresh.setdefault(json.dumps(key), (key, []))[1].append(_measurement(summary))
+    references = [dict(reference) for reference in document["references"]]
+    for key, measured in fresh.values():
+        recorded = next((r for r in references if all(r.get(k) == v for k, v in key.items())), None)
+        if recorded is None:
+            references.append(_recorded(key, [], measured))
+        else:
+            obsolete = any(_excludes(recorded, m["value"]) for m in measured)
+            kept = [] if obsolete else recorded["measured"]
+            references[references.index(recorded)] = _recorded(key, kept, measured)
+    document["references"] = sorted(references, key=lambda r: json.dumps(r))
+    after = to_json(document)
+    if after == before:
+        return ""
+    atomic_write(path, after)
+    lines = difflib.unified_diff(
+        before.splitlines(),
+        after.splitlines(),
+        f"{path.name} before",
+        f"{path.name} now",
+        "",
+        "",
+        2,
+        "",
+    )
+    return "\n".join(lines) + "\n"
+
+
+def _learned(summary: Summary) -> Check:
+    best = _metric(summary, "best_value")
+    if best is None:
+        return _missing("learned", "best_value")
+    good = not stability([best]).degenerate
+    return Check("learned", _result(good), f"best mAP {best:.4f}, must be above 0")
+
+
+def _final_over_best(summary: Summary) -> Check:
+    name = "final-over-best"
+    best, final = _metric(summary, "best_value"), _metric(summary, "final_value")
+    if best is None or final is None:
+        return _missing(name, "best_value" if best is None else "final_value")
+    good = not stability([best, final]).collapsed
+    return Check(name, _result(good), f"final mAP {final:.4f}, must be at least half of {best:.4f}")
+
+
+def _untrained(summary: Summary, tolerance: float) -> Check:
+    name = "untrained-w4"
+    final, untrained = _metric(summary, "final_value"), _metric(summary, "ptq_value")
+    if final is None or untrained is None:
+        return _missing(name, "final_value" if final is None else "ptq_value")
+    return Check(
+        name,
+        _result(final >= untrained - tolerance),
+        f"final mAP {final:.4f}, must be at least the untrained W4 model's {untrained:.4f} "
+        f"- {tolerance:g}",
+    )
+
+
+def _qc(summary: Summary, tolerance: float) -> Check:
+    name = "qc-keeps"
+    final, before = _metric(summary, "final_value"), _metric(summary, "before_qc_value")
+    if final is None or before is None:
+        return _missing(name, "final_value" if final is None else "before_qc_value")
+    return Check(
+        name,
+        _result(final >= before - tolerance),
+        f"mAP {final:.4f} after QC, must be at least {before:.4f} (before) - {tolerance:g}",
+    )
+
+
+def _reference(summary: Summary, thresholds: Thresholds) -> Check:
+    name = "reference"
+    final = _metric(summary, "final_value")
+    if final is None:
+        return _missing(name, "final_value")
+    recorded = _matching(summary, thresholds.references)
+    if recorded is None or recorded["tolerance"] is None:
+        some = "" if recorded is None else f" ({len(recorded['measured'])} measured"
+        some += f", {MEASUREMENTS_FOR_TOLERANCE} needed for a tolerance)" if some else ""
+        return Check(
+            name,
+            "not judged",
+            f"no reference recorded for {_scenario(summary)}{some}: judged by the rules alone; "
+            "record one with 'pytest --update-thresholds'",
+        )
+    reference, tolerance = recorded["value"], recorded["tolerance"]
+    detail = f"final mAP {final:.4f}, recorded {reference:.4f} ± {tolerance:.4f}"
+    if abs(final - reference) <= tolerance:
+        return Check(name, "passed", detail)
+    side = "below" if final < reference else "above"
+    return Check(
+        name,
+        "failed",
+        f"{detail}: {side} what was measured; find out why, and if it is meant to be so, refresh "
+        "the record with 'pytest --update-thresholds'",
+    )
+
+
+def _with_waivers(
+    checks: list[Check], summary: Summary, thresholds: Thresholds, today: date
+) -> list[Check]:
+    judged = {check.name: check for check in checks}
+    for waiver in thresholds.waivers:
+        if not _is_about(waiver, summary):
+            continue
+        name, label = waiver["check"], f"waiver of {waiver['check']}"
+        waived = judged.get(name)
+        if today > date.fromisoformat(waiver["expires"]):
+            detail = (
+                f"expired on {waiver['expires']} ({waiver['reason']}): fix the cause or renew it"
+            )
+            judged[label] = Check(label, "failed", detail)
+        elif waived is None or not waived.failed:
+            detail = f"no longer needed ({waiver['reason']}): remove it from {thresholds.path.name}"
+            judged[label] = Check(label, "failed", detail)
+        else:
+            until = f"waived until {waiver['expires']}: {waiver['reason']}"
+            judged[name] = Check(name, "waived", f"{waived.detail}; {until}")
+    return list(judged.values())
+
+
+def _is_about(waiver: Entry, summary: Summary) -> bool:
+    scenario = _scenario_key(summary) | {"seed": summary["training"]["seed"]}
+    return all(waiver[name] == value for name, value in scenario.items())
+
+
+def _scenario_key(summary: Summary) -> dict[str, Any]:
+    return {
+        "dataset": summary["dataset"].get("identity", {}).get("dataset"),
+        "variant": summary["model"]["variant"],
+        "method": summary["method"]["variant"],
+        "profile": summary["training"].get("profile"),
+    }
+
+
+def _key(summary: Summary) -> dict[str, Any]:
+    environment = summary.get("environment", {})
+    versions = {n: _minor(environment[n]) for n in LIBRARIES if environment.get(n)}
+    device = "cpu" if summary["training"]["device"] == "cpu" else "cuda"
+    return _scenario_key(summary) | {"device": device, "versions": versions}
+
+
+def _matching(summary: Summary, references: Iterable[Entry]) -> Entry | None:
+    """Find the most specific reference: device and versions are keys where it names them."""
+    key = _key(summary)
+    matching = [
+        reference
+        for reference in references
+        if all(reference[name] == value for name, value in _scenario_key(summary).items())
+        and reference.get("device", key["device"]) == key["device"]
+        and all(key["versions"].get(n) == v for n, v in reference.get("versions", {}).items())
+    ]
+    return max(matching, key=lambda r: ("device" in r) + len(r.get("versions", {})), default=None)
+
+
+def _measurement(summary: Summary) -> dict[str, Any]:
+    environment = summary.get("environment", {})
+    return {
+        "seed": summary["training"]["seed"],
+        "machine": environment.get("gpu") or environment.get("cpu") or "unknown",
+        "value": summary["metrics"]["final_value"],
+    }
+
+
+def _recorded(
+    key: Mapping[str, Any], kept: Iterable[Entry], measured: Iterable[Entry]
+) -> dict[str, Any]:
+    by_origin = {(m["seed"], m["machine"]): m for m in (*kept, *measured)}
+    merged = [by_origin[origin] for origin in sorted(by_origin)]
+    values = [m["value"] for m in merged]
+    enough = len(values) >= MEASUREMENTS_FOR_TOLERANCE
+    tolerance = prediction_half_width(values, PREDICTION_LEVEL) if enough else None
+    return {
+        **key,
+        "value": round(math.fsum(values) / len(values), 6),
+        "tolerance": None if tolerance is None else round(tolerance, 6),
+        "measured": merged,
+    }
+
+
+def _excludes(reference: Entry, value: float) -> bool:
+    tolerance = reference["tolerance"]
+    return tolerance is not None and bool(abs(value - reference["value"]) > tolerance)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise QatvalError(f"cannot read {path}: {os.strerror(error.errno or 0)}") from error
+    except ValueError as error:
+        raise QatvalError(f"{path} is not valid JSON: {error}") from error
+    if problems := violations(document, "thresholds"):
+        raise QatvalError(f"{path} is not a threshold file: {problems[0]}")
+    return dict(document)
+
+
+def _metric(summary: Summary, name: str) -> float | None:
+    value = summary["metrics"].get(name)
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _missing(name: str, metric: str) -> Check:
+    return Check(name, "failed", f"the run did not record metrics.{metric}")
+
+
+def _result(good: bool) -> Result:
+    return "passed" if good else "failed"
+
+
+def _minor(version: str) -> str:
+    return ".".join(version.split("+")[0].split(".")[:2])
+
+
+def _scenario(summary: Summary) -> str:
+    key = _key(summary)
+    versions = [f"{name} {version}" for name, version in key.pop("versions").items()]
+    return " ".join([*(str(value) for value in key.values()), *versions])

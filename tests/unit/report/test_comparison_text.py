@@ -1,0 +1,58 @@
+"""The comparison in the terminal and as Markdown."""
+
+from pathlib import Path
+
+import pytest
+
+from qatval.comparison import compare
+from qatval.report.comparison_markdown import render_comparison
+from qatval.report.terminal import WIDTH, terminal_table
+from qatval.runs import LoadedRun, Unreadable
+
+FINALS = {"baseline": (0.640, 0.652), "ema": (0.655, 0.661), "ema+qc": (0.659, 0.664)}
+
+
+@pytest.fixture
+def document(make_summary):
+    runs = [
+        LoadedRun(Path(f"runs/{method}-{seed}"), make_summary(method, seed, (0.5, 0.6, final)))
+        for method, finals in FINALS.items()
+        for seed, final in enumerate(finals)
+    ]
+    collapsed = make_summary("baseline", 2, (0.2, 0.5, 0.1))
+    stopped = make_summary("ema", 2, (0.2,), error="CUDA out of memory")
+    other = make_summary("ema", 3, changes={"model": {"imgsz": 160}, "run_id": "larger images"})
+    more = [LoadedRun(Path("runs/more"), summary) for summary in (collapsed, stopped, other)]
+    broken = Unreadable(Path("runs/broken"), "runs/broken/run_summary.json is not valid JSON")
+    return compare([*runs, *more], [broken])
+
+
+def test_terminal(document, snapshot):
+    assert terminal_table(document) == snapshot
+
+
+def test_markdown(document, snapshot):
+    assert render_comparison(document) == snapshot
+
+
+def test_the_table_fits_a_terminal_of_100_columns(make_summary):
+    runs = [
+        LoadedRun(Path(), make_summary(method, seed, (0.5, 0.6, final)))
+        for seed in range(5)
+        for method, final in {"baseline": 0.1, "ema": 0.61, "ema+qc": 0.62}.items()
+    ]
+    stopped = LoadedRun(Path(), make_summary("baseline", 9, (0.5,), error="interrupted"))
+    for some in (runs, [*runs, stopped]):
+        table = terminal_table(compare(some)).split("\n\n")[0]
+        assert max(len(line) for line in table.splitlines()) <= WIDTH
+
+
+def test_a_comparison_of_nothing_can_be_shown():
+    assert "closed" in terminal_table(compare([]))
+    assert "closed" in render_comparison(compare([]))
+
+
+def test_without_orientation_the_reader_is_told(make_summary, required_only):
+    document = compare([LoadedRun(Path(), required_only(make_summary()))])
+    assert "not measured" in terminal_table(document)
+    assert "not measured" in render_comparison(document)

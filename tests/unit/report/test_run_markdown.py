@@ -1,0 +1,47 @@
+"""A run's summary.md."""
+
+import pytest
+
+from qatval.report.run_markdown import render_run
+
+CASES = {
+    "stable": {},
+    "baseline": {"method": "baseline"},
+    "collapsed": {"method": "ema", "values": (0.2, 0.41, 0.012)},
+    "degenerate": {"method": "baseline", "values": (0.0, 0.0)},
+    "incomplete": {"error": "CUDA out of memory", "values": (0.2,)},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_text(make_summary, snapshot, case):
+    assert render_run(make_summary(**CASES[case])) == snapshot
+
+
+@pytest.mark.parametrize(
+    ("case", "headline"),
+    [
+        ("stable", "# Stable: "),
+        ("collapsed", "# Collapsed: "),
+        ("degenerate", "# Failed: "),
+        ("incomplete", "# Incomplete: "),
+    ],
+)
+def test_the_stability_outcome_comes_first(make_summary, case, headline):
+    assert render_run(make_summary(**CASES[case])).startswith(headline)
+
+
+def test_a_summary_of_an_older_tool_can_be_shown(make_summary, required_only, snapshot):
+    assert render_run(required_only(make_summary())) == snapshot
+
+
+def test_an_ema_that_was_the_raw_weights_is_called_that(make_summary):
+    changes = {"method": {"ema": {"codes_differing_from_raw": 0.0}}}
+    text = render_run(make_summary("ema", changes=changes))
+    assert "not one weight code differs from the raw model's: this EMA was the raw weights" in text
+
+
+def test_a_recorded_text_cannot_break_the_page(make_summary):
+    text = render_run(make_summary(error="<script>\n# Stable: all is well\n"))
+    assert "<script>" not in text
+    assert text.count("\n# ") == 0

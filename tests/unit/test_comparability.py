@@ -1,0 +1,89 @@
+"""Which runs may be compared with each other."""
+
+import pytest
+
+from qatval.comparability import comparable_identity, conditions, differences, groups
+from qatval.runs import LoadedRun
+
+
+@pytest.fixture
+def run(tmp_path, make_summary):
+    def make(*args, **kwargs):
+        return LoadedRun(tmp_path, make_summary(*args, **kwargs))
+
+    return make
+
+
+DIFFERING = [
+    ("model.variant", {"model": {"variant": "yolo10s"}}),
+    ("model.imgsz", {"model": {"imgsz": 160}}),
+    ("quantization.scale", {"quantization": {"scale": "per-channel"}}),
+    ("quantization.layers.model.0.conv", {"quantization": {"coverage": {"layers": []}}}),
+    ("quantization.layers", {"quantization": {"coverage": None}}),
+    ("evaluation.max_det", {"evaluation": {"max_det": 100}}),
+    ("evaluation", {"evaluation": None}),
+    ("dataset.val_images", {"dataset": {"val_images": 64}}),
+    (
+        "dataset.identity.val.image_ids_sha256",
+        {"dataset": {"identity": {"val": {"image_ids_sha256": "x"}}}},
+    ),
+    ("dataset.identity.annotations.val", {"dataset": {"identity": {"annotations": {"val": "x"}}}}),
+    ("dataset.identity.train.images", {"dataset": {"identity": {"train": {"images": 9}}}}),
+    ("dataset.identity", {"dataset": {"identity": None}}),
+    ("training.epochs", {"training": {"epochs": 7}}),
+]
+
+
+@pytest.mark.parametrize(("field", "changes"), DIFFERING, ids=[field for field, _ in DIFFERING])
+def test_a_condition_that_differs_is_named(make_summary, field, changes):
+    found = differences(conditions(make_summary()), conditions(make_summary(changes=changes)))
+    assert field in [difference.field for difference in found]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"dataset": {"coco_root": "elsewhere", "dataset_yaml": "other.yaml"}},
+        {"model": {"checkpoint": "elsewhere.pt"}},
+        {"training": {"device": "0", "amp": True, "threads": 8}},
+        {"environment": {"torch": "2.16.0"}},
+        {"artifacts": {"run_root": "elsewhere"}},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_where_and_with_what_it_ran_is_no_condition(make_summary, changes):
+    assert conditions(make_summary()) == conditions(make_summary(changes=changes))
+
+
+def test_seeds_and_methods_are_repetitions_of_one_experiment(make_summary):
+    assert conditions(make_summary("ema", seed=0)) == conditions(make_summary("baseline", seed=1))
+
+
+def test_a_list_of_the_users_own_keeps_its_digest():
+    identity = {"train": {"rule": "list", "seed": None, "image_ids_sha256": "x"}}
+    assert comparable_identity(identity) == identity
+
+
+def test_old_summaries_are_comparable_with_their_like_only(
+    run, make_summary, required_only, tmp_path
+):
+    old = [LoadedRun(tmp_path, required_only(make_summary("ema", seed))) for seed in (0, 1)]
+    new = run("ema", seed=2)
+    assert [members for _, members in groups([*old, new])] == [old, [new]]
+
+
+def test_the_largest_group_comes_first(run):
+    small = run(changes={"model": {"imgsz": 160}})
+    large = [run(seed=seed) for seed in (0, 1)]
+    assert [members for _, members in groups([small, *large])] == [large, [small]]
+
+
+def test_an_incomplete_run_joins_the_runs_it_does_not_contradict(run):
+    early = {"dataset": {"identity": None, "train_images": None}, "evaluation": None}
+    finished = run(seed=0)
+    stopped = run(seed=1, error="interrupted", changes=early)
+    other_size = run(seed=2, error="interrupted", changes={**early, "model": {"imgsz": 160}})
+    assert [m for _, m in groups([stopped, finished, other_size])] == [
+        [finished, stopped],
+        [other_size],
+    ]

@@ -1,0 +1,203 @@
+"""Repetitions, pairing and what the differences tell."""
+
+from pathlib import Path
+
+import pytest
+
+from qatval.comparison import compare, pairs
+from qatval.record import violations
+from qatval.runs import LoadedRun, Unreadable
+from qatval.statistics import MeanDifference
+
+
+@pytest.fixture
+def run(tmp_path, make_summary):
+    def make(method="ema", seed=0, final=0.6, **more):
+        values = (0.5, 0.58, final)
+        return LoadedRun(tmp_path, make_summary(method, seed, values, **more))
+
+    return make
+
+
+@pytest.fixture
+def seeds(run):
+    """Baseline and ema+qc on five seeds; ema+qc is better on each."""
+    gains = (0.020, 0.024, 0.018, 0.021, 0.022)
+    return [
+        run(method, seed, 0.6 + 0.004 * seed + (gain if method == "ema+qc" else 0))
+        for seed, gain in enumerate(gains)
+        for method in ("baseline", "ema+qc")
+    ]
+
+
+def only(document, key):
+    (group,) = document["groups"]
+    (found,) = group[key]
+    return found
+
+
+def test_the_document_is_valid_under_its_schema(seeds, run):
+    stopped = run("ema", 9, error="interrupted")
+    broken = Unreadable(Path("runs/broken"), "runs/broken is not JSON")
+    assert violations(compare([*seeds, stopped], [broken]), "comparison") == []
+    assert violations(compare([]), "comparison") == []
+
+
+def test_repetitions_are_counted_and_summarised(run):
+    method = only(compare([run(seed=0, final=0.60), run(seed=1, final=0.64)]), "methods")
+    assert method["runs"] == method["completed"] == 2
+    assert method["seeds"] == [0, 1]
+    assert method["outcomes_agree"] is True
+    assert method["final_value"]["mean"] == pytest.approx(0.62)
+    assert (method["final_value"]["min"], method["final_value"]["max"]) == (0.60, 0.64)
+
+
+def test_outcomes_that_disagree_are_said_to(run):
+    method = only(compare([run(seed=0), run(seed=1, final=0.1)]), "methods")
+    assert method["outcomes_agree"] is False
+    assert method["collapsed"] == 1
+
+
+def test_one_run_neither_agrees_nor_disagrees(run):
+    assert only(compare([run()]), "methods")["outcomes_agree"] is None
+
+
+def test_a_collapsed_run_is_part_of_the_mean(run):
+    method = only(compare([run(seed=0, final=0.60), run(seed=1, final=0.10)]), "methods")
+    assert method["final_value"]["mean"] == pytest.approx(0.35)
+
+
+def test_an_incomplete_run_is_shown_and_never_averaged(run):
+    document = compare([run(seed=0, final=0.6), run(seed=1, error="out of memory")])
+    method = only(document, "methods")
+    assert (method["completed"], method["incomplete"]) == (1, 1)
+    assert method["final_value"]["count"] == 1
+    assert document["runs"][1]["error"] == "out of memory (in training)"
+
+
+def test_runs_that_are_not_comparable_are_flagged_and_never_averaged(run):
+    document = compare([run(seed=0), run(seed=1), run(seed=2, changes={"model": {"imgsz": 160}})])
+    first, second = document["groups"]
+    assert first["methods"][0]["runs"] == 2
+    assert second["methods"][0]["runs"] == 1
+    assert second["name"] == "yolo10n/shapes/smoke (2)"
+    assert second["not_comparable_with"] == first["name"]
+    assert second["differs_in"] == [{"field": "model.imgsz", "value": 160, "other": 128}]
+
+
+def test_what_varies_between_comparable_runs_is_said(run):
+    document = compare([run(seed=0), run(seed=1, changes={"training": {"device": "0"}})])
+    assert only(document, "varying") == {"field": "training.device", "values": ["0", "cpu"]}
+
+
+def test_two_copies_of_a_run_count_once(run):
+    document = compare([run(), run()])
+    assert len(document["runs"]) == 1
+    assert "counted once" in document["warnings"][0]
+
+
+def test_a_summary_that_contradicts_itself_is_a_warning(run):
+    document = compare([run(changes={"stability": {"collapsed": True}})])
+    assert "taken as collapsed" in document["warnings"][0]
+
+
+def test_the_gate_is_in_every_comparison(seeds):
+    gate = compare(seeds)["gate"]
+    assert gate["yolo10m_allowed"] is False
+    assert gate["reasons"][0].startswith("yolo10n: no comparison covers all three methods")
+
+
+def test_methods_are_in_the_contracts_order(run):
+    document = compare([run("ema+qc"), run("dampening"), run("ema"), run("baseline")])
+    methods = [method["method"] for method in document["groups"][0]["methods"]]
+    assert methods == ["baseline", "ema", "ema+qc", "dampening"]
+
+
+def test_five_seeds_tell(seeds):
+    difference = only(compare(seeds), "differences")
+    low, high = difference["interval"]
+    assert low < difference["mean"] < high
+    assert difference["tells"]
+    assert difference["sentence"] == (
+        f"ema+qc is better than baseline on 5 of 5 seeds, +0.021 [{low:+.3f}, {high:+.3f}]"
+    )
+
+
+def test_two_seeds_cannot_tell(seeds):
+    difference = only(compare(seeds[:4]), "differences")
+    assert difference["interval"] is None
+    assert difference["sentence"] == (
+        "2 seeds cannot tell ema+qc from baseline: +0.022 on average, higher on 2 of 2"
+    )
+
+
+def test_worse_and_undecided_are_said_as_plainly(run):
+    finals = {
+        "baseline": (0.62, 0.61, 0.63),
+        "ema": (0.52, 0.51, 0.53),
+        "ema+qc": (0.6, 0.65, 0.62),
+    }
+    runs = [
+        run(m, seed, value) for m, values in finals.items() for seed, value in enumerate(values)
+    ]
+    sentences = [d["sentence"] for d in compare(runs)["groups"][0]["differences"]]
+    assert sentences[0].startswith("ema is worse than baseline on 3 of 3 seeds, -0.100 [")
+    assert sentences[1].startswith("3 seeds do not tell ema+qc from baseline: +0.003 [")
+
+
+def test_runs_of_one_training_are_paired_with_each_other(run):
+    def of(method, trajectory, final):
+        changes = {"run_id": f"{method} {trajectory}", "training": {"trajectory": trajectory}}
+        return run(method, 0, final, changes=changes)
+
+    runs = [of("baseline", "a", 0.60), of("baseline", "b", 0.70), of("ema", "a", 0.61)]
+    (pair,) = pairs(runs, "ema", "baseline")
+    assert pair.shared_training
+    assert pair.difference == pytest.approx(0.01)
+
+
+def test_without_a_shared_training_runs_are_paired_by_seed(run):
+    alone = {"training": {"trajectory": None}}
+    runs = [run("baseline", 0, 0.60, changes=alone), run("ema", 0, 0.61, changes=alone)]
+    (pair,) = pairs([*runs, run("ema", 1)], "ema", "baseline")
+    assert pair.seed == 0
+    assert not pair.shared_training
+
+
+def test_image_resamples_are_used_when_they_are_the_same_resamples(run):
+    same = [run("baseline"), run("ema")]
+    assert pairs(same, "ema", "baseline")[0].image_error is not None
+    other = run("ema", changes={"metrics": {"bootstrap": {"seed": 1}}})
+    assert pairs([same[0], other], "ema", "baseline")[0].image_error is None
+    assert pairs([same[0], run("ema", resamples=0)], "ema", "baseline")[0].image_error is None
+
+
+def test_the_error_over_images_is_that_of_the_difference(run):
+    def resampled(*values):
+        return {"metrics": {"bootstrap": {"values": values}}}
+
+    moved_together = [
+        run("baseline", changes=resampled(0.60, 0.64, 0.56)),
+        run("ema", changes=resampled(0.61, 0.65, 0.57)),
+    ]
+    assert pairs(moved_together, "ema", "baseline")[0].image_error == pytest.approx(0.0, abs=1e-12)
+
+
+def test_old_summaries_are_compared(run, required_only):
+    old = [
+        LoadedRun(r.root, required_only(r.summary))
+        for r in (run("baseline", 0), run("ema", 0), run("ema", 1))
+    ]
+    group = compare(old)["groups"][0]
+    assert [m["runs"] for m in group["methods"]] == [1, 2]
+    assert group["dataset"] is None
+    assert group["fp32_value"] is None
+
+
+def test_a_difference_without_seeds_in_common_is_none(run):
+    assert compare([run("baseline", 0), run("ema", 1)])["groups"][0]["differences"] == []
+
+
+def test_zero_inside_the_interval_does_not_tell():
+    assert not MeanDifference(3, 0.01, (-0.01, 0.03), 3, 0, True).tells
+    assert MeanDifference(3, 0.01, (0.005, 0.03), 3, 0, True).tells

@@ -1,0 +1,143 @@
+"""The stage gate: one test per rule of the contract."""
+
+import pytest
+
+from qatval.gate import decide
+from qatval.runs import LoadedRun
+
+METHODS = ("baseline", "ema", "ema+qc")
+COLLAPSED = (0.2, 0.4, 0.1)
+
+
+@pytest.fixture
+def run(tmp_path, make_summary):
+    def make(variant, method, seed, **more):
+        return LoadedRun(tmp_path, make_summary(method, seed, variant=variant, **more))
+
+    return make
+
+
+@pytest.fixture
+def held(run):
+    """Two seeds of every method for both variants, all of them stable."""
+    return [
+        run(variant, method, seed)
+        for variant in ("yolo10n", "yolo10s")
+        for method in METHODS
+        for seed in (0, 1)
+    ]
+
+
+def without(runs, **wanted):
+    return [r for r in runs if not all(getattr(r, k) == v for k, v in wanted.items())]
+
+
+def test_it_opens_when_both_variants_held(held):
+    decision = decide(held)
+    assert decision.open
+    assert decision.unmet == ()
+    assert decision.reasons == (
+        "yolo10n: 2 ema+qc runs without collapse, compared with the other methods on seeds 0, 1 "
+        "(shapes/smoke)",
+        "yolo10s: 2 ema+qc runs without collapse, compared with the other methods on seeds 0, 1 "
+        "(shapes/smoke)",
+    )
+
+
+@pytest.mark.parametrize("variant", ["yolo10n", "yolo10s"])
+def test_each_variant_is_needed(held, variant):
+    decision = decide(without(held, variant=variant))
+    assert decision.reasons == (
+        f"{variant}: needs 2 completed ema+qc runs of different seeds, has none",
+    )
+
+
+def test_one_seed_is_not_enough(held):
+    decision = decide(without(held, variant="yolo10s", method="ema+qc", seed=1))
+    assert decision.reasons == (
+        "yolo10s: needs 2 completed ema+qc runs of different seeds, "
+        "has only yolo10s-ema+qc-smoke-seed0 of seed 0",
+    )
+
+
+def test_the_same_seed_twice_is_not_enough(held, run):
+    again = run("yolo10s", "ema+qc", 0, changes={"run_id": "again"})
+    decision = decide([*without(held, variant="yolo10s", method="ema+qc", seed=1), again])
+    assert not decision.open
+    assert decision.unmet[0].runs == ("yolo10s-ema+qc-smoke-seed0", "again")
+
+
+def test_one_collapse_closes_it_however_many_held(held, run):
+    decision = decide([*held, run("yolo10n", "ema+qc", 2, values=COLLAPSED)])
+    assert decision.reasons == (
+        "yolo10n: ema+qc run yolo10n-ema+qc-smoke-seed2 collapsed (final 0.100 of best 0.400)",
+    )
+
+
+def test_a_run_that_never_learned_closes_it(held, run):
+    decision = decide([*held, run("yolo10n", "ema+qc", 2, values=(0.0, 0.0))])
+    assert "never learned" in decision.reasons[0]
+
+
+def test_a_collapse_under_other_conditions_closes_it_too(held, run):
+    elsewhere = run("yolo10n", "ema+qc", 2, values=COLLAPSED, changes={"model": {"imgsz": 640}})
+    assert not decide([*held, elsewhere]).open
+
+
+@pytest.mark.parametrize("method", ["baseline", "ema"])
+def test_a_collapse_of_another_method_does_not_matter(held, run, method):
+    assert decide([*held, run("yolo10n", method, 2, values=COLLAPSED)]).open
+
+
+def test_the_two_runs_must_be_comparable(held, run):
+    other = run("yolo10n", "ema+qc", 1, changes={"model": {"imgsz": 640}})
+    decision = decide([*without(held, variant="yolo10n", method="ema+qc", seed=1), other])
+    assert decision.reasons == (
+        "yolo10n: ema+qc runs yolo10n-ema+qc-smoke-seed0 and yolo10n-ema+qc-smoke-seed1 are not "
+        "comparable: they differ in model.imgsz (128 / 640)",
+    )
+
+
+def test_a_further_run_that_is_not_comparable_does_not_matter(held, run):
+    assert decide([*held, run("yolo10n", "ema+qc", 2, changes={"model": {"imgsz": 640}})]).open
+
+
+@pytest.mark.parametrize("method", ["baseline", "ema"])
+def test_the_comparison_must_cover_all_methods(held, method):
+    decision = decide(without(held, variant="yolo10s", method=method))
+    assert decision.reasons == (
+        f"yolo10s: no comparison covers all three methods: no completed {method} run comparable "
+        "with yolo10s-ema+qc-smoke-seed0, yolo10s-ema+qc-smoke-seed1",
+    )
+
+
+def test_a_method_under_other_conditions_does_not_cover(held, run):
+    kept = without(held, variant="yolo10s", method="ema")
+    assert not decide([*kept, run("yolo10s", "ema", 0, changes={"model": {"imgsz": 640}})]).open
+
+
+def test_an_incomplete_run_counts_neither_way(held, run):
+    stopped = run("yolo10n", "ema+qc", 2, error="out of memory")
+    assert decide([*held, stopped]).open
+    lacking = without(held, variant="yolo10n", method="ema+qc", seed=1)
+    assert not decide([*lacking, stopped]).open
+
+
+def test_an_incomplete_run_counts_against_it_when_asked_to(held, run):
+    stopped = run("yolo10n", "ema+qc", 2, error="out of memory")
+    decision = decide([*held, stopped], count_incomplete=True)
+    assert decision.reasons == ("yolo10n: ema+qc run yolo10n-ema+qc-smoke-seed2 is incomplete",)
+
+
+def test_runs_of_older_tools_can_open_it(held, required_only):
+    assert decide([LoadedRun(run.root, required_only(run.summary)) for run in held]).open
+
+
+def test_every_unmet_criterion_is_one_line(run):
+    decision = decide([run("yolo10n", "ema+qc", 0, values=COLLAPSED)])
+    assert len(decision.reasons) == 3
+    assert all("\n" not in reason for reason in decision.reasons)
+
+
+def test_no_runs_at_all_leave_it_closed():
+    assert [unmet.variant for unmet in decide([]).unmet] == ["yolo10n", "yolo10s"]

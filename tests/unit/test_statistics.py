@@ -1,0 +1,95 @@
+"""Spreads and intervals."""
+
+import math
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qatval.statistics import Pair, mean_difference, prediction_half_width, spread
+
+differences = st.lists(st.floats(-0.5, 0.5), min_size=3, max_size=12)
+
+
+def pairs(values, resampled=None, images=128):
+    return [
+        Pair(seed, value, True, None if resampled is None else tuple(resampled[seed]), images)
+        for seed, value in enumerate(values)
+    ]
+
+
+def test_a_single_value_has_no_deviation():
+    assert spread([0.5]).deviation is None
+    assert spread([]) is None
+
+
+def test_the_deviation_is_that_of_a_sample():
+    assert spread([0.6, 0.64]).deviation == pytest.approx(0.02 * math.sqrt(2))
+
+
+@pytest.mark.parametrize("values", [[0.1], [0.1, 0.1001]])
+def test_fewer_than_three_seeds_have_no_interval(values):
+    difference = mean_difference(pairs(values))
+    assert difference.interval is None
+    assert not difference.tells
+
+
+def test_without_resamples_the_interval_is_students():
+    difference = mean_difference(pairs([0.01, 0.02, 0.03]))
+    # t(0.975, 2) = 4.302653 (any table), s = 0.01
+    assert difference.interval[1] - difference.mean == pytest.approx(4.302653 * 0.01 / math.sqrt(3))
+    assert not difference.images_resampled
+
+
+@given(differences)
+def test_the_interval_is_symmetric_about_the_mean_and_flips_with_the_sign(values):
+    there = mean_difference(pairs(values))
+    back = mean_difference(pairs([-value for value in values]))
+    assert there.interval[0] <= there.mean <= there.interval[1]
+    assert back.interval[0] == pytest.approx(-there.interval[1], abs=1e-12)
+    assert back.tells == there.tells
+
+
+@given(differences, st.integers(0, 2**32))
+def test_images_add_to_the_variance_of_the_seeds(values, seed):
+    draw = random.Random(seed)
+    noise = [draw.gauss(0, 0.01) for _ in range(40)]
+    without = mean_difference(pairs(values))
+    with_images = mean_difference(pairs(values, [[v + e for e in noise] for v in values]))
+    error = math.sqrt(sum((e - sum(noise) / 40) ** 2 for e in noise) / 39)
+    half = with_images.interval[1] - with_images.mean
+    assert half >= 1.96 * error
+    # more error but also more degrees of freedom: never tighter than the normal limit of the seeds
+    assert half >= (without.interval[1] - without.mean) * 1.96 / 4.31
+
+
+def test_resamples_on_some_seeds_only_are_not_used():
+    mixed = [Pair(0, 0.1, True, (0.1, 0.2), 8), Pair(1, 0.1, True), Pair(2, 0.2, True)]
+    assert not mean_difference(mixed).images_resampled
+
+
+def test_the_interval_covers_as_often_as_it_says():
+    """Simulate crossed seeds and images; 95 % must cover the truth, and not far too much."""
+    draw = random.Random(7)
+    truth, covered, trials = 0.01, 0, 400
+    for _ in range(trials):
+        images = 0.004
+        of_images = draw.gauss(0, images)
+        values = [truth + of_images + draw.gauss(0, 0.006) for _ in range(4)]
+        shared = [draw.gauss(0, images) for _ in range(60)]
+        difference = mean_difference(pairs(values, [[v + e for e in shared] for v in values]))
+        covered += difference.interval[0] <= truth <= difference.interval[1]
+    # binomial standard error 1.1 %
+    assert 0.92 <= covered / trials <= 0.99
+
+
+def test_the_prediction_interval_is_students():
+    # t(0.995, 2) = 9.924843, s = 0.01
+    expected = 9.924843 * 0.01 * math.sqrt(4 / 3)
+    assert prediction_half_width([0.60, 0.61, 0.62], 0.99) == pytest.approx(expected)
+
+
+def test_one_value_predicts_nothing():
+    with pytest.raises(ValueError, match="at least 2"):
+        prediction_half_width([0.6], 0.99)

@@ -1,0 +1,258 @@
+"""What a scenario's run is checked for, and how references are recorded."""
+
+import json
+from dataclasses import replace
+from datetime import date
+
+import pytest
+
+from qatval import thresholds
+from qatval.errors import QatvalError
+from qatval.statistics import prediction_half_width
+
+TODAY = date(2026, 3, 1)
+RULES = ["learned", "final-over-best", "untrained-w4", "qc-keeps", "reference"]
+
+
+@pytest.fixture
+def shipped():
+    return replace(thresholds.load(), references=(), waivers=())
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "thresholds.json"
+    document = json.loads(thresholds.default_path().read_text())
+    path.write_text(json.dumps(document | {"references": [], "waivers": []}))
+    return path
+
+
+def check(summary, against):
+    return {c.name: c for c in thresholds.check(summary, against, TODAY)}
+
+
+def failed(summary, against):
+    return [c.name for c in thresholds.check(summary, against, TODAY) if c.failed]
+
+
+def recorded(file, make_summary, finals, **more):
+    thresholds.update(
+        file, [make_summary(seed=s, values=(0.5, 0.6, v), **more) for s, v in enumerate(finals)]
+    )
+    return thresholds.load(file)
+
+
+def test_a_good_run_passes_every_rule(make_summary, shipped):
+    checks = check(make_summary(), shipped)
+    assert list(checks) == RULES
+    assert {c.result for name, c in checks.items() if name != "reference"} == {"passed"}
+
+
+@pytest.mark.parametrize(
+    ("values", "changes", "fails"),
+    [
+        ((0.7, 0.65, 0.34), {}, ["final-over-best", "untrained-w4", "qc-keeps"]),
+        ((0.7, 0.65, 0.35), {}, ["untrained-w4", "qc-keeps"]),
+        ((0.5, 0.565, 0.565), {}, ["untrained-w4"]),
+        ((0.5, 0.65, 0.64), {}, ["qc-keeps"]),
+        ((0.0, 0.0, 0.0), {"metrics": {"ptq_value": 0.0}}, ["learned"]),
+    ],
+)
+def test_a_bad_run_fails_the_rules_it_breaks(make_summary, shipped, values, changes, fails):
+    assert failed(make_summary(values=values, changes=changes), shipped) == fails
+
+
+@pytest.mark.parametrize(
+    ("metric", "fails"),
+    [
+        ("best_value", ["learned", "final-over-best"]),
+        ("final_value", ["final-over-best", "untrained-w4", "qc-keeps", "reference"]),
+        ("ptq_value", ["untrained-w4"]),
+        ("before_qc_value", ["qc-keeps"]),
+    ],
+)
+def test_a_missing_metric_is_a_failure_never_a_pass(make_summary, shipped, metric, fails):
+    summary = make_summary(changes={"metrics": {metric: None}})
+    assert failed(summary, shipped) == fails
+    assert f"metrics.{metric}" in check(summary, shipped)[fails[0]].detail
+
+
+def test_an_incomplete_run_fails(make_summary, shipped):
+    (only,) = thresholds.check(make_summary(error="out of memory"), shipped, TODAY)
+    assert str(only) == "complete failed: the run is incomplete: out of memory"
+
+
+def test_no_rule_ranks_the_methods(make_summary, shipped):
+    """QC below ema below baseline is a finding, not a failure."""
+    finals = {"baseline": 0.65, "ema": 0.64, "ema+qc": 0.635}
+    for method, final in finals.items():
+        assert failed(make_summary(method, values=(0.5, 0.64, final)), shipped) == []
+
+
+def test_without_a_reference_the_rules_alone_judge_and_it_says_so(make_summary, shipped):
+    reference = check(make_summary(), shipped)["reference"]
+    assert reference.result == "not judged"
+    assert (
+        "shapes yolo10n ema+qc smoke cpu torch 2.15 ultralytics 8.4 brevitas 0.13"
+        in reference.detail
+    )
+    assert "judged by the rules alone" in reference.detail
+
+
+def test_the_tolerance_comes_from_the_measured_spread(file, make_summary):
+    (reference,) = recorded(file, make_summary, (0.63, 0.64, 0.65)).references
+    assert reference["value"] == pytest.approx(0.64)
+    expected = prediction_half_width([0.63, 0.64, 0.65], thresholds.PREDICTION_LEVEL)
+    assert reference["tolerance"] == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("final", "result"), [(0.645, "passed"), (0.60, "failed"), (0.70, "failed")]
+)
+def test_a_reference_is_two_sided(file, make_summary, final, result):
+    against = recorded(file, make_summary, (0.640, 0.641, 0.642, 0.643))
+    found = check(make_summary(seed=7, values=(0.5, 0.6, final)), against)["reference"]
+    assert found.result == result
+    assert (result == "failed") == ("pytest --update-thresholds" in found.detail)
+
+
+def test_two_measurements_are_no_tolerance(file, make_summary):
+    against = recorded(file, make_summary, (0.63, 0.64))
+    assert against.references[0]["tolerance"] is None
+    found = check(make_summary(), against)["reference"]
+    assert found.result == "not judged"
+    assert "(2 measured, 3 needed for a tolerance)" in found.detail
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"training": {"device": "0"}},
+        {"environment": {"torch": "2.16.1"}},
+        {"dataset": {"identity": {"dataset": "coco2017"}}},
+        {"training": {"profile": "short"}},
+        {"method": {"variant": "ema"}},
+    ],
+    ids=["device", "versions", "dataset", "profile", "method"],
+)
+def test_a_reference_holds_for_its_key_only(file, make_summary, changes):
+    against = recorded(file, make_summary, (0.63, 0.64, 0.65))
+    assert check(make_summary(changes=changes), against)["reference"].result == "not judged"
+
+
+def test_a_reference_that_names_no_device_holds_on_each(file, make_summary):
+    against = recorded(file, make_summary, (0.63, 0.64, 0.65))
+    anywhere = {k: v for k, v in against.references[0].items() if k not in ("device", "versions")}
+    on_gpu = make_summary(values=(0.5, 0.6, 0.64), changes={"training": {"device": "0"}})
+    found = check(on_gpu, replace(against, references=(anywhere,)))["reference"]
+    assert found.result == "passed"
+
+
+def test_patch_releases_share_a_reference(file, make_summary):
+    against = recorded(file, make_summary, (0.63, 0.64, 0.65))
+    patched = make_summary(changes={"environment": {"torch": "2.15.3+cu126"}})
+    assert check(patched, against)["reference"].result == "passed"
+
+
+WAIVER = {
+    "dataset": "shapes",
+    "variant": "yolo10n",
+    "method": "ema+qc",
+    "profile": "smoke",
+    "seed": 0,
+    "check": "qc-keeps",
+    "reason": "QC overshoots with this seed",
+    "expires": "2026-03-01",
+}
+QC_LOSES = (0.5, 0.65, 0.62)
+
+
+def test_a_waiver_lets_the_failure_pass_until_its_last_day(make_summary, shipped):
+    waived = replace(shipped, waivers=(WAIVER,))
+    found = check(make_summary(values=QC_LOSES), waived)["qc-keeps"]
+    assert found.result == "waived"
+    assert "QC overshoots" in found.detail
+
+
+def test_an_expired_waiver_fails(make_summary, shipped):
+    expired = replace(shipped, waivers=(WAIVER | {"expires": "2026-02-28"},))
+    assert failed(make_summary(values=QC_LOSES), expired) == ["qc-keeps", "waiver of qc-keeps"]
+
+
+def test_a_waiver_that_is_no_longer_needed_fails(make_summary, shipped):
+    checks = check(make_summary(), replace(shipped, waivers=(WAIVER,)))
+    assert checks["waiver of qc-keeps"].failed
+    assert "no longer needed" in checks["waiver of qc-keeps"].detail
+
+
+def test_a_waiver_is_about_one_scenario(make_summary, shipped):
+    waived = replace(shipped, waivers=(WAIVER,))
+    assert failed(make_summary(seed=1, values=QC_LOSES), waived) == ["qc-keeps"]
+
+
+def test_an_update_shows_its_diff_and_keeps_the_rest(file, make_summary):
+    before = json.loads(file.read_text())
+    diff = thresholds.update(file, [make_summary()])
+    assert '+      "variant": "yolo10n"' in diff
+    assert json.loads(file.read_text())["rules"] == before["rules"]
+
+
+def test_the_same_measurement_again_changes_nothing(file, make_summary):
+    summaries = [make_summary(seed=seed) for seed in (0, 1)]
+    assert thresholds.update(file, summaries)
+    content = file.read_text()
+    assert thresholds.update(file, summaries) == ""
+    assert file.read_text() == content
+
+
+def test_measurements_that_agree_join_the_recorded_ones(file, make_summary):
+    recorded(file, make_summary, (0.63, 0.64, 0.65))
+    thresholds.update(file, [make_summary(seed=3, values=(0.5, 0.6, 0.66))])
+    (reference,) = thresholds.load(file).references
+    assert [m["seed"] for m in reference["measured"]] == [0, 1, 2, 3]
+
+
+def test_measurements_that_contradict_the_record_replace_it(file, make_summary):
+    recorded(file, make_summary, (0.640, 0.641, 0.642, 0.643))
+    thresholds.update(file, [make_summary(seed=0, values=(0.5, 0.6, 0.75))])
+    (reference,) = thresholds.load(file).references
+    assert [m["value"] for m in reference["measured"]] == [0.75]
+    assert reference["tolerance"] is None
+
+
+@pytest.mark.parametrize("more", [{"values": (0.5, 0.6, 0.1)}, {"error": "interrupted"}])
+def test_a_run_without_success_is_never_recorded(file, make_summary, more):
+    assert thresholds.update(file, [make_summary(**more)]) == ""
+
+
+def test_the_shipped_file_follows_from_what_was_measured():
+    for reference in thresholds.load().references:
+        values = [m["value"] for m in reference["measured"]]
+        assert reference["value"] == pytest.approx(sum(values) / len(values), abs=1e-6)
+        assert (reference["tolerance"] is None) == (
+            len(values) < thresholds.MEASUREMENTS_FOR_TOLERANCE
+        )
+        if reference["tolerance"] is not None:
+            expected = prediction_half_width(values, thresholds.PREDICTION_LEVEL)
+            assert reference["tolerance"] == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [("{", "is not valid JSON"), ("{}", "is not a threshold file"), (None, "cannot read")],
+)
+def test_a_broken_threshold_file_is_one_line(tmp_path, content, says):
+    path = tmp_path / "thresholds.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(QatvalError, match=says) as error:
+        thresholds.load(path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_waiver_without_an_expiry_date_is_refused(file):
+    document = json.loads(file.read_text())
+    document["waivers"] = [{k: v for k, v in WAIVER.items() if k != "expires"}]
+    file.write_text(json.dumps(document))
+    with pytest.raises(QatvalError, match="'expires' is a required property"):
+        thresholds.load(file)
