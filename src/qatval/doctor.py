@@ -26,7 +26,7 @@ COCO_IMAGES = {"train": 118_287, "val": 5_000}
 # Imported, not only looked up: a wheel for another machine fails when it is loaded.
 _NEEDED_MODULES = {
     "torch": "torch",
-    "ultralytics": "ultralytics",
+    "ultralytics": "qatval.train",
     "brevitas": "brevitas",
     "pycocotools": "pycocotools.mask",
     "opencv-python": "cv2",

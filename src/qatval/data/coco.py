@@ -167,6 +167,8 @@ def read_annotations(path: Path) -> tuple[AnnotationIndex, str]:
     _refuse_repeats(path, "category", category_ids)
     _refuse_repeats(path, "image", image_ids)
     sizes = np.stack([_column(images, name, np.int32) for name in ("height", "width")], axis=1)
+    if any("\0" in image.file_name for image in images):
+        raise QatvalError(f"{path}: a file name contains a NUL character; correct the file")
     owners = _positions(path, "image", image_ids, _column(annotations, "image_id", np.int64))
     classes = _positions(
         path, "category", category_ids, _column(annotations, "category_id", np.int64)
@@ -287,7 +289,7 @@ def _positions(
     if not found.all():
         unknown = wanted[~found]
         raise QatvalError(
-            f"{path}: {len(unknown)} annotation(s) name a {kind} that the file does not list, the "
+            f"{path}: {len(unknown)} of {len(wanted)} annotations name an unlisted {kind}, the "
             f"first {kind} id {unknown[0]}; unpack or download the file again"
         )
     return positions.astype(np.int32)

@@ -381,8 +381,8 @@ def _refuse_missing_images(image_dir: Path, file_names: Sequence[str]) -> None:
     ]
     if missing:
         raise QatvalError(
-            f"{image_dir / missing[0]}: no such image file, nor are {len(missing) - 1} others of "
-            f"the {len(file_names)} selected; unpack {image_dir.name}.zip there completely"
+            f"{image_dir / missing[0]}: no such image file ({len(missing)} of {len(file_names)} "
+            f"selected images are missing); unpack {image_dir.name}.zip there completely"
         )
 
 

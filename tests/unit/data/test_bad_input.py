@@ -1,0 +1,143 @@
+"""Bad input ends in one line that names the file and says what to do."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qatval.data.subset import build_subset
+from qatval.errors import QatvalError, UsageError
+
+Spoil = Callable[[Path, dict[str, Any]], None]
+
+TRAIN = "annotations/instances_train2017.json"
+
+
+def rewrite(change: Callable[[dict[str, Any]], object]) -> Spoil:
+    def spoil(root: Path, document: dict[str, Any]) -> None:
+        change(document)
+        (root / TRAIN).write_text(json.dumps(document))
+
+    return spoil
+
+
+def replace_text(old: str, new: str) -> Spoil:
+    def spoil(root: Path, document: dict[str, Any]) -> None:
+        text = (root / TRAIN).read_text()
+        assert old in text
+        (root / TRAIN).write_text(text.replace(old, new, 1))
+
+    return spoil
+
+
+def first(document: dict[str, Any], table: str) -> dict[str, Any]:
+    record: dict[str, Any] = document[table][0]
+    return record
+
+
+CASES: dict[str, tuple[Spoil, str]] = {
+    "no root": (lambda root, _: root.rename(root.with_name("away")), "no such COCO folder"),
+    "no annotation file": (lambda root, _: (root / TRAIN).unlink(), "no such annotation file"),
+    "no image folder": (
+        lambda root, _: (root / "val2017").rename(root / "validation"),
+        "val2017: no such image folder",
+    ),
+    "cut short": (
+        lambda root, _: (root / TRAIN).write_bytes((root / TRAIN).read_bytes()[:1000]),
+        "truncated",
+    ),
+    "not JSON": (lambda root, _: (root / TRAIN).write_bytes(b"\x80\x04."), "malformed"),
+    "not an object": (lambda root, _: (root / TRAIN).write_text("[]"), "Expected `object`"),
+    "no annotations": (rewrite(lambda d: d.pop("annotations")), "field `annotations`"),
+    "no box": (rewrite(lambda d: first(d, "annotations").pop("bbox")), "field `bbox`"),
+    "three numbers": (
+        rewrite(lambda d: first(d, "annotations")["bbox"].pop()),
+        "length 4, got 3",
+    ),
+    "five numbers": (
+        rewrite(lambda d: first(d, "annotations")["bbox"].append(1)),
+        "at most length 4",
+    ),
+    "not a number": (
+        rewrite(lambda d: first(d, "annotations").update(bbox=[float("nan")] * 4)),
+        "malformed",
+    ),
+    "text for a number": (
+        rewrite(lambda d: first(d, "annotations").update(image_id="7")),
+        "Expected `int`, got `str`",
+    ),
+    "an id beyond 64 bits": (
+        rewrite(lambda d: first(d, "images").update(id=2**70)),
+        "instances_train2017.json: not a COCO instances file",
+    ),
+    "no height": (rewrite(lambda d: first(d, "images").update(height=0)), "`int` >= 1"),
+    "unknown image": (
+        rewrite(lambda d: first(d, "annotations").update(image_id=987654)),
+        "name an unlisted image, the first image id 987654",
+    ),
+    "unknown category": (
+        rewrite(lambda d: first(d, "annotations").update(category_id=2)),
+        "an unlisted category, the first category id 2",
+    ),
+    "image twice": (rewrite(lambda d: d["images"].append(d["images"][0])), "occurs twice"),
+    "category twice": (
+        rewrite(lambda d: d["categories"].append(d["categories"][0])),
+        "category id 90 occurs twice",
+    ),
+    "other categories": (
+        rewrite(lambda d: first(d, "categories").update(name="else")),
+        "its categories are not those of",
+    ),
+    "no images": (rewrite(lambda d: d.update(images=[], annotations=[])), "lists no images"),
+    "NUL in a name": (rewrite(lambda d: first(d, "images").update(file_name="a\0b")), "NUL"),
+    "half a character": (
+        replace_text('"file_name": "', '"file_name": "\\ud800'),
+        "not a COCO instances file",
+    ),
+    "name outside the folder": (
+        rewrite(lambda d: [i.update(file_name="../" + TRAIN) for i in d["images"]]),
+        "no such image file",
+    ),
+}
+
+
+@pytest.mark.parametrize(("spoil", "message"), CASES.values(), ids=CASES)
+def test_bad_dataset(
+    write_coco: Any, documents: Any, cache_dir: Path, spoil: Spoil, message: str
+) -> None:
+    root = write_coco()
+    spoil(root, documents["train"])
+    with pytest.raises(QatvalError) as caught:
+        build_subset(root, train_images=10, val_images=5, seed=0, cache_dir=cache_dir)
+    text = str(caught.value)
+    assert message in text
+    assert str(root) in text
+    assert "\n" not in text
+    assert caught.value.exit_code == 1
+    assert not list(cache_dir.glob("subsets/.*"))
+
+
+def test_missing_images_are_counted(write_coco: Any, cache_dir: Path) -> None:
+    root = write_coco()
+    for path in sorted((root / "train2017").iterdir())[:3]:
+        path.unlink()
+    with pytest.raises(QatvalError, match="3 of 40 selected images are missing"):
+        build_subset(root, train_images=None, val_images=5, seed=0, cache_dir=cache_dir)
+
+
+@pytest.mark.parametrize("wrong", [{"train_images": 0}, {"val_images": -1}, {"seed": -1}])
+def test_wrong_usage(write_coco: Any, cache_dir: Path, wrong: dict[str, int]) -> None:
+    settings: dict[str, Any] = {"train_images": 1, "val_images": 1, "seed": 0} | wrong
+    with pytest.raises(UsageError, match="must be at least"):
+        build_subset(write_coco(), cache_dir=cache_dir, **settings)
+
+
+def test_a_cache_that_cannot_be_written(write_coco: Any, tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.touch()
+    with pytest.raises(QatvalError, match="the cache cannot be written"):
+        build_subset(write_coco(), train_images=1, val_images=1, seed=0, cache_dir=blocked / "in")
