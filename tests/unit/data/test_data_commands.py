@@ -32,7 +32,6 @@ def root(tmp_path: Path) -> Path:
 def test_draw_build_list_verify_remove(
     root: Path, cache_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert capsys.readouterr().out == f"{root}\n"
     build = ("dataset", "build", "--profile", "smoke", "--coco-root", root)
     place = ("--cache-dir", cache_dir)
     assert run(*build, *place) == 0
@@ -54,6 +53,11 @@ def test_draw_build_list_verify_remove(
     capsys.readouterr()
     assert run("cache", "ls", *place) == 0
     assert "0 entries" in capsys.readouterr().out
+
+
+def test_drawing_prints_where(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("dataset", "shapes", "--out", root, "--train-images", 6, "--val-images", 3) == 0
+    assert capsys.readouterr().out == f"{root}\n"
 
 
 def test_verify_removes_what_is_damaged(
