@@ -25,12 +25,35 @@ ScaleGranularity = Literal["per-tensor", "per-channel"]
 
 @dataclass(frozen=True)
 class Variant:
-    """A YOLOv10 size."""
+    """A YOLOv10 size.
+
+    Attributes:
+        checkpoint: Where the official checkpoint is expected.
+        embedded_checkpoint: What a run on the embedded dataset starts from, None if there is none.
+        architecture: Ultralytics' model file.
+        gated: Whether the stage gate must be open.
+    """
 
     name: str
     checkpoint: Path
+    embedded_checkpoint: Path | None
     architecture: str
     gated: bool
+
+    def checkpoint_for(self, dataset: str) -> Path:
+        """Return the checkpoint that a fine-tuning on this dataset starts from.
+
+        Raises:
+            UsageError: If there is none for it.
+        """
+        if dataset != "shapes":
+            return self.checkpoint
+        if self.embedded_checkpoint is None:
+            raise UsageError(
+                f"{self.name} has no embedded checkpoint: train one with "
+                f"'qatval pretrain --variant {self.name}' and give it with --checkpoint"
+            )
+        return self.embedded_checkpoint
 
 
 @dataclass(frozen=True)
@@ -172,9 +195,11 @@ def profile_names() -> tuple[str, ...]:
 def variant(name: str) -> Variant:
     """Return a variant by name; raise UsageError with the choices if there is none."""
     preset = _choose("variant", name, _presets("variants"))
+    embedded = preset.get("embedded_checkpoint")
     return Variant(
         name=name,
         checkpoint=Path(preset["checkpoint"]),
+        embedded_checkpoint=Path(embedded) if embedded else None,
         architecture=preset["architecture"],
         gated=preset["gated"],
     )
@@ -197,6 +222,12 @@ def profile(dataset: str, name: str) -> Profile:
     return Profile(dataset=dataset, name=name, **_choose("profile", name, table))
 
 
+def pretraining(dataset: str) -> Profile:
+    """Return how a dataset's own checkpoint is trained from scratch."""
+    table = _choose("dataset", dataset, _presets("pretrain"))
+    return Profile(dataset=dataset, name="pretrain", **table)
+
+
 def quantization(name: str) -> Quantization:
     """Return a quantization by mode; raise UsageError with the choices if there is none."""
     return Quantization(mode=name, **_choose("quantization", name, _presets("quantization")))
@@ -211,10 +242,12 @@ class RunConfig:
         run_root: The run's folder; with several methods, the folder of their run roots.
         coco_root: Dataset in COCO 2017's layout.
         checkpoint: Pretrained FP32 checkpoint (``.pt`` or ``.safetensors``).
-        device: ``"cpu"``, or CUDA indices such as ``"0"`` or ``"0,1"``.
+        device: ``"cpu"``, or CUDA indices such as ``"0"`` or ``"0,1"``; None for the first GPU
+            if there is one, else the CPU.
         workers: Data-loading processes (Ultralytics uses none on CPU).
         amp: Whether CUDA runs use automatic mixed precision.
         cache_dir: Where subsets are kept, or None for the default.
+        gate_root: Folder of the runs that the stage gate judges, for a gated variant.
         overwrite: Whether a finished run in the run root is replaced.
     """
 
@@ -226,10 +259,11 @@ class RunConfig:
     run_root: Path
     coco_root: Path
     checkpoint: Path
-    device: str = "cpu"
+    device: str | None = None
     workers: int = 8
     amp: bool = True
     cache_dir: Path | None = None
+    gate_root: Path | None = None
     overwrite: bool = False
 
     def __post_init__(self) -> None:

@@ -1,0 +1,6 @@
+"""Options, fixtures and scenarios come from the plugin ``qatval.pytest_plugin``.
+
+The installed package registers it; this file only says what is collected.
+"""
+
+collect_ignore = ["benchmarks"]

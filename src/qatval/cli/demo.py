@@ -1,0 +1,90 @@
+"""``qatval demo``: the whole question answered on the embedded data, in minutes."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from qatval import config
+from qatval.cli.options import seed
+from qatval.progress import Progress
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Register the command."""
+    parser = subparsers.add_parser(
+        "demo",
+        help="three methods, two seeds, on the embedded data: six runs and their comparison",
+        description="Draw the embedded dataset, run every method with every seed on it (methods "
+        "of one seed share a training) and compare them.",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("runs/demo"),
+        metavar="DIR",
+        help="folder of the runs (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--data",
+        type=Path,
+        default=Path("datasets/shapes"),
+        metavar="DIR",
+        help="where the dataset is drawn, or has been (default: %(default)s)",
+    )
+    parser.add_argument("--variant", default="yolo10n", choices=config.variant_names())
+    parser.add_argument("--profile", default="smoke", choices=config.profile_names())
+    parser.add_argument(
+        "--seeds",
+        type=_seeds,
+        default=(0, 1),
+        metavar="N,N",
+        help="default: 0,1",
+    )
+    parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="default: the variant's")
+    parser.add_argument("--device", metavar="D", help="cpu or 0 (default: 0 if there is a GPU)")
+    parser.add_argument("--cache-dir", type=Path, metavar="DIR", help="where subsets are kept")
+    parser.set_defaults(handler=run)
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    seeds = tuple(seed(part) for part in text.split(","))
+    if len(set(seeds)) != len(seeds):
+        raise argparse.ArgumentTypeError(f"a seed is given twice: {text}")
+    return seeds
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run everything and end with the comparison."""
+    from qatval import runner
+    from qatval.comparison import compare
+    from qatval.data.shapes import draw_dataset
+    from qatval.report.comparison import write_comparison
+    from qatval.report.terminal import terminal_table
+    from qatval.runs import collect
+
+    draw_dataset(args.data)
+    roots = []
+    for number in args.seeds:
+        settled = runner.configure(
+            variant=args.variant,
+            methods=config.method_names(),
+            profile=args.profile,
+            run_root=args.out / f"{args.variant}-{args.profile}-seed{number}",
+            coco_root=args.data,
+            seed=number,
+            checkpoint=args.checkpoint,
+            device=args.device,
+            cache_dir=args.cache_dir,
+            overwrite=True,
+        )
+        roots.append(settled.run_root)
+        with Progress(f"{args.variant} {args.profile} seed {number}") as progress:
+            runner.run(settled, progress)
+    runs, unreadable = collect(roots)
+    document = compare(runs, unreadable)
+    written = write_comparison(document, runs, args.out / "comparison.json")
+    print(terminal_table(document))
+    print(f"comparison: {written.markdown}")
+    print(f"report: {written.html}")
+    return 0

@@ -1,0 +1,52 @@
+"""``qatval pretrain``: make the embedded checkpoint."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+
+from qatval import config
+from qatval.cli.options import positive
+from qatval.progress import Progress
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Register the command."""
+    parser = subparsers.add_parser(
+        "pretrain",
+        help="train the embedded FP32 checkpoint from scratch on the embedded dataset",
+        description="Train a YOLOv10 from scratch in FP32 on the embedded dataset and write it as "
+        "safetensors with a manifest (SHA-256, how it was made, its mAP) beside it.",
+    )
+    parser.add_argument("--coco-root", type=Path, required=True, metavar="DIR", help="the dataset")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE.safetensors")
+    parser.add_argument("--variant", default="yolo10n", choices=config.variant_names())
+    parser.add_argument("--epochs", type=positive, metavar="N", help="default: the preset's")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
+    parser.add_argument("--device", default="cpu", help="cpu, 0 or 0,1 (default: cpu)")
+    parser.add_argument("--cache-dir", type=Path, metavar="DIR", help="where subsets are kept")
+    parser.set_defaults(handler=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train and report where the checkpoint is."""
+    schedule = config.pretraining("shapes")
+    if args.epochs is not None:
+        schedule = dataclasses.replace(schedule, epochs=args.epochs)
+    variant = config.variant(args.variant)
+    with Progress(f"{variant.name} pretrain") as progress:
+        from qatval.train.pretrain import pretrain
+
+        manifest = pretrain(
+            args.coco_root,
+            args.out,
+            variant,
+            schedule,
+            seed=args.seed,
+            device=args.device,
+            cache_dir=args.cache_dir,
+            progress=progress,
+        )
+    print(f"{args.out}  mAP50-95 {manifest['metrics'][config.PRIMARY_METRIC]:.4f}")
+    return 0

@@ -1,0 +1,113 @@
+"""``qatval run``: one training, scored with one or several methods."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from qatval import config
+from qatval.cli.options import positive, seed
+from qatval.progress import Progress
+
+DEFAULT_COCO_ROOT = Path("datasets/coco2017/source-data")
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Register the command."""
+    parser = subparsers.add_parser(
+        "run",
+        help="fine-tune a checkpoint with 4-bit weights and say whether it collapsed",
+        description="Fine-tune a pretrained YOLOv10 with 4-bit fake-quantized weights (W4A16), "
+        "evaluate it and write run_summary.json. Methods asked for together share one training "
+        "and get a run root each below --run-root.",
+    )
+    parser.add_argument(
+        "--variant", required=True, metavar="V", help=", ".join(config.variant_names())
+    )
+    parser.add_argument(
+        "--method",
+        required=True,
+        metavar="M[,M]",
+        help=f"{', '.join(config.method_names())}, or several with commas",
+    )
+    parser.add_argument(
+        "--profile", required=True, metavar="P", help=", ".join(config.profile_names())
+    )
+    parser.add_argument(
+        "--run-root", required=True, type=Path, metavar="DIR", help="folder of the run"
+    )
+    parser.add_argument(
+        "--coco-root",
+        type=Path,
+        default=DEFAULT_COCO_ROOT,
+        metavar="DIR",
+        help="dataset in COCO 2017's layout (default: %(default)s)",
+    )
+    parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="default: the variant's")
+    parser.add_argument("--imgsz", type=positive, metavar="PX", help="default: the profile's")
+    parser.add_argument("--epochs", type=positive, metavar="N", help="default: the profile's")
+    parser.add_argument("--batch", type=positive, metavar="N", help="default: the profile's")
+    parser.add_argument(
+        "--device", metavar="D", help="0, 0,1 or cpu (default: 0 if there is a GPU, else cpu)"
+    )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=8,
+        metavar="N",
+        help="data-loading processes on a GPU (default: 8; on the CPU always 0)",
+    )
+    parser.add_argument("--seed", type=seed, default=0, metavar="N", help="default: 0")
+    parser.add_argument(
+        "--amp",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="mixed precision in training, on a GPU (default: on)",
+    )
+    parser.add_argument("--cache-dir", type=Path, metavar="DIR", help="where subsets are kept")
+    parser.add_argument(
+        "--gate-root", type=Path, metavar="DIR", help="runs that open the gate of yolo10m"
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace a finished run in the run root"
+    )
+    parser.set_defaults(handler=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run, and print the outcome of each method."""
+    from qatval import runner
+    from qatval.report.numbers import value
+
+    settled = runner.configure(
+        variant=args.variant,
+        methods=args.method.split(","),
+        profile=args.profile,
+        run_root=args.run_root,
+        coco_root=args.coco_root,
+        seed=args.seed,
+        checkpoint=args.checkpoint,
+        epochs=args.epochs,
+        batch=args.batch,
+        imgsz=args.imgsz,
+        device=args.device,
+        workers=args.workers,
+        amp=args.amp,
+        cache_dir=args.cache_dir,
+        gate_root=args.gate_root,
+        overwrite=args.overwrite,
+    )
+    title = f"{settled.variant.name} {settled.profile.name} seed {settled.seed}"
+    with Progress(title) as progress:
+        summaries = runner.run(settled, progress)
+    for summary in summaries:
+        metrics, stability = summary["metrics"], summary["stability"]
+        verdict = "collapsed" if stability["collapsed"] else "did not collapse"
+        print(
+            f"{summary['method']['variant']}: {summary['status']}, {verdict}, mAP50-95 "
+            f"{value(metrics['final_value'])} (best {value(metrics['best_value'])})  "
+            f"{summary['artifacts']['run_root']}/run_summary.json"
+        )
+    sys.stdout.flush()
+    return 0

@@ -1,0 +1,85 @@
+"""Where a run took place: source revision, versions, machine."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+_PACKAGES = (
+    "qatval",
+    "torch",
+    "torchvision",
+    "ultralytics",
+    "brevitas",
+    "pycocotools",
+    "numpy",
+    "opencv-python",
+)
+
+
+def git_state() -> dict[str, Any]:
+    """Return commit, branch and dirtiness of qatval's own checkout, each None outside of one."""
+    unknown: dict[str, Any] = {"commit": None, "branch": None, "dirty": None}
+    command = ["git", "status", "--porcelain=v2", "--branch", "--untracked-files=no"]
+    try:
+        status = subprocess.run(
+            command,
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        ).stdout.splitlines()
+    except (OSError, subprocess.SubprocessError):
+        return unknown
+    header = {
+        key: value
+        for line in status
+        if line.startswith("# branch.")
+        for key, _, value in [line.removeprefix("# branch.").partition(" ")]
+    }
+    commit = header.get("oid")
+    return {
+        "commit": None if commit == "(initial)" else commit,
+        "branch": header.get("head"),
+        "dirty": any(not line.startswith("#") for line in status),
+    }
+
+
+def versions() -> dict[str, str | None]:
+    """Return the versions of Python and of the packages that results depend on."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """Return the system, the processor and how many cores this process may use."""
+    return {
+        "platform": platform.platform(),
+        "cpu": _cpu_name(),
+        "cores": available_cores(),
+    }
+
+
+def available_cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

@@ -1,0 +1,425 @@
+"""The pytest side: scenarios as parameters, one training per group of them, a table at the end.
+
+A scenario is one (dataset, variant, method, profile, seed). A test asks for it through the
+fixture ``embedded_scenario`` or ``coco_scenario`` and for its run through ``validation_run``.
+Scenarios that differ only in the method share one training: whichever test comes first runs it
+under a file lock with every method that the session has selected, the others, also in other
+xdist workers, wait and read their own run root.
+
+Nothing here imports torch, so collecting is quick.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import datetime
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import filelock
+import pytest
+
+from qatval import config as presets
+from qatval import thresholds
+from qatval.environment import available_cores
+from qatval.errors import QatvalError
+from qatval.record import SUMMARY_NAME
+from qatval.runs import LoadedRun, collect
+from qatval.scenarios import (
+    EMBEDDED,
+    Scenario,
+    coco_scenarios,
+    embedded_scenarios,
+    missing_resources,
+)
+
+_RUN_ROOT = "qatval_run_root"
+_UNAVAILABLE = "qatval_unavailable"
+_NOT_JUDGED = "qatval_not_judged"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the command line says about the validation, the same in every worker.
+
+    Attributes:
+        profile: Profile of the scenarios.
+        seeds: Seeds of the scenarios.
+        coco_root: Where real COCO is.
+        device: Device of the COCO scenarios.
+        runs_per_gpu: Runs at a time on one GPU.
+        session_dir: Holds the session's runs, their locks and the comparison.
+        gate_root: Runs that open the gate of yolo10m, or None.
+        strict_resources: Whether a scenario that cannot run fails instead of being skipped.
+        update_thresholds: Whether references are rewritten from this session's runs.
+    """
+
+    profile: str
+    seeds: tuple[int, ...]
+    coco_root: Path
+    device: str | None
+    runs_per_gpu: int
+    session_dir: Path
+    gate_root: Path | None
+    strict_resources: bool
+    update_thresholds: bool
+
+
+_SETTINGS = pytest.StashKey[Settings]()
+_SELECTED = pytest.StashKey[dict[str, tuple[str, ...]]]()
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    try:
+        seeds = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected integers with commas, got '{text}'") from None
+    if min(seeds) < 0 or len(set(seeds)) != len(seeds):
+        raise argparse.ArgumentTypeError(f"expected distinct seeds of at least 0, got '{text}'")
+    return seeds
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected an integer of at least 1, got '{text}'")
+    return int(text)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the options of the validation."""
+    group = parser.getgroup("qatval", "validation of quantization-aware training (qatval)")
+    group.addoption(
+        "--profile",
+        choices=presets.profile_names(),
+        default="smoke",
+        help="profile of the scenarios (default: smoke)",
+    )
+    group.addoption(
+        "--seeds", type=_seeds, default=(0, 1), metavar="N,N", help="seeds (default: 0,1)"
+    )
+    group.addoption(
+        "--coco-root",
+        type=Path,
+        default=Path("datasets/coco2017/source-data"),
+        metavar="DIR",
+        help="dataset in COCO 2017's layout (default: datasets/coco2017/source-data)",
+    )
+    group.addoption(
+        "--device", metavar="D", help="device of the COCO scenarios (default: GPUs in turn)"
+    )
+    group.addoption(
+        "--runs-per-gpu",
+        type=_count,
+        default=1,
+        metavar="N",
+        help="runs at a time on one GPU, under -n (default: 1)",
+    )
+    group.addoption(
+        "--run-root",
+        type=Path,
+        metavar="DIR",
+        help="keep the session's runs in a new folder below DIR (default: pytest's temporary one)",
+    )
+    group.addoption(
+        "--gate-root", type=Path, metavar="DIR", help="runs that open the gate of yolo10m"
+    )
+    group.addoption(
+        "--strict-resources",
+        action="store_true",
+        help="fail scenarios whose GPU, dataset or checkpoint is missing instead of skipping them",
+    )
+    group.addoption(
+        "--update-thresholds",
+        action="store_true",
+        help="rewrite the reference values from this session's runs and show the difference",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the markers, settle the session's folder and share the cores among workers."""
+    for marker, meaning in {
+        "gpu": "needs a GPU, real COCO and the official checkpoint",
+        "cpu": "runs on the CPU with the embedded dataset",
+        **{name: f"runs under the profile {name}" for name in presets.profile_names()},
+    }.items():
+        config.addinivalue_line("markers", f"{marker}: {meaning}")
+    if config.pluginmanager.hasplugin("xdist"):
+        config.pluginmanager.register(_SharedWithWorkers())
+    if _is_worker(config):
+        workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, available_cores() // workers)))
+
+
+class _SharedWithWorkers:
+    """Hooks that exist only with xdist."""
+
+    def pytest_configure_node(self, node: Any) -> None:
+        """Tell a worker which folder the session uses."""
+        node.workerinput["qatval_session_dir"] = str(_settings(node.config).session_dir)
+
+
+def _is_worker(config: pytest.Config) -> bool:
+    return hasattr(config, "workerinput")
+
+
+def _settings(config: pytest.Config) -> Settings:
+    if _SETTINGS not in config.stash:
+        option = config.option
+        config.stash[_SETTINGS] = Settings(
+            profile=option.profile,
+            seeds=option.seeds,
+            coco_root=option.coco_root,
+            device=option.device,
+            runs_per_gpu=option.runs_per_gpu,
+            session_dir=_session_dir(config),
+            gate_root=option.gate_root,
+            strict_resources=option.strict_resources,
+            update_thresholds=option.update_thresholds,
+        )
+    return config.stash[_SETTINGS]
+
+
+def _session_dir(config: pytest.Config) -> Path:
+    if _is_worker(config):
+        return Path(config.workerinput["qatval_session_dir"])  # type: ignore[attr-defined]
+    if config.option.run_root is not None:
+        now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+        return Path(config.option.run_root).absolute() / f"session-{now}-{os.getpid()}"
+    factory: pytest.TempPathFactory = config._tmp_path_factory  # type: ignore[attr-defined]
+    return factory.getbasetemp() / "qatval"
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    """Show the settings in force."""
+    option = config.option
+    seeds = ",".join(map(str, option.seeds))
+    return f"qatval: profile={option.profile}, seeds={seeds}, coco-root={option.coco_root}"
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Parametrize tests that ask for a scenario."""
+    option = metafunc.config.option
+    if "embedded_scenario" in metafunc.fixturenames:
+        _parametrize(metafunc, "embedded_scenario", embedded_scenarios(option.seeds), "cpu")
+    if "coco_scenario" in metafunc.fixturenames:
+        wanted = coco_scenarios(option.profile, option.seeds)
+        _parametrize(metafunc, "coco_scenario", wanted, "gpu")
+
+
+def _parametrize(
+    metafunc: pytest.Metafunc, fixture: str, wanted: Iterable[Scenario], marker: str
+) -> None:
+    parameters = [
+        pytest.param(
+            scenario,
+            id=str(scenario),
+            marks=[
+                getattr(pytest.mark, marker),
+                getattr(pytest.mark, scenario.profile),
+                # With --dist loadgroup one worker gets all scenarios of a training.
+                pytest.mark.xdist_group(scenario.training),
+            ],
+        )
+        for scenario in wanted
+    ]
+    metafunc.parametrize(fixture, parameters)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Note which methods the session has selected of each training."""
+    selected: dict[str, tuple[str, ...]] = {}
+    for item in session.items:
+        callspec = getattr(item, "callspec", None)
+        for value in callspec.params.values() if callspec else ():
+            if isinstance(value, Scenario):
+                methods = selected.get(value.training, ())
+                selected[value.training] = tuple(dict.fromkeys((*methods, value.method)))
+    session.config.stash[_SELECTED] = selected
+
+
+@pytest.fixture(scope="session")
+def qatval_settings(pytestconfig: pytest.Config) -> Settings:
+    """Everything the command line says about the validation, in one frozen object."""
+    return _settings(pytestconfig)
+
+
+@pytest.fixture(scope="session")
+def embedded_dataset(qatval_settings: Settings) -> Path:
+    """Return the root of the embedded dataset, drawn once for all workers."""
+    from qatval.data.shapes import draw_dataset
+
+    root = qatval_settings.session_dir / EMBEDDED
+    root.parent.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(f"{root}.lock"):
+        draw_dataset(root)
+    return root
+
+
+@pytest.fixture
+def validation_run(
+    request: pytest.FixtureRequest, qatval_settings: Settings
+) -> Callable[[Scenario], LoadedRun]:
+    """Return a function that gives a scenario's run, training it if nobody has yet.
+
+    The function skips the test where a GPU, the dataset or the checkpoint is missing (or fails
+    it, with ``--strict-resources``), and fails it where the run is incomplete.
+    """
+    selected = request.config.stash[_SELECTED]
+
+    def give(scenario: Scenario) -> LoadedRun:
+        settings = qatval_settings
+        if scenario.dataset == EMBEDDED:
+            coco_root = request.getfixturevalue("embedded_dataset")
+        else:
+            coco_root = settings.coco_root
+            _require(request.node, settings, scenario)
+        folder = settings.session_dir / scenario.training
+        folder.mkdir(parents=True, exist_ok=True)
+        root = folder / scenario.method
+        with filelock.FileLock(f"{folder}.lock"):
+            if not (root / SUMMARY_NAME).exists():
+                try:
+                    _train(scenario, selected[scenario.training], folder, coco_root, settings)
+                except QatvalError as error:
+                    pytest.fail(f"{scenario}: {error}", pytrace=False)
+        (run,), _ = collect([root])
+        request.node.user_properties.extend(_properties(run))
+        if run.summary["status"] == "incomplete":
+            pytest.fail(
+                f"{scenario} is incomplete: {run.summary['error']['message']}", pytrace=False
+            )
+        return run
+
+    return give
+
+
+@pytest.fixture
+def threshold_failures(
+    request: pytest.FixtureRequest, qatval_settings: Settings
+) -> Callable[[LoadedRun], list[str]]:
+    """Return a function that checks a run against rules and references and lists what failed.
+
+    With ``--update-thresholds`` references are about to be rewritten and do not count. A run for
+    which no reference is recorded is noted in the terminal summary.
+    """
+
+    def check(run: LoadedRun) -> list[str]:
+        checks = thresholds.check(run.summary, thresholds.load())
+        for one in checks:
+            if one.result == "not judged":
+                request.node.user_properties.append((_NOT_JUDGED, one.detail))
+        updating = qatval_settings.update_thresholds
+        return [
+            str(one) for one in checks if one.failed and not (updating and one.name == "reference")
+        ]
+
+    return check
+
+
+def _require(item: pytest.Item, settings: Settings, scenario: Scenario) -> None:
+    missing = missing_resources(
+        scenario, settings.coco_root, settings.device, settings.gate_root
+    )
+    if missing:
+        reason = "; ".join(missing)
+        item.user_properties.append((_UNAVAILABLE, reason))
+        if settings.strict_resources:
+            pytest.fail(f"{scenario} cannot run: {reason}", pytrace=False)
+        pytest.skip(reason)
+
+
+def _train(
+    scenario: Scenario, methods: tuple[str, ...], folder: Path, coco_root: Path, settings: Settings
+) -> None:
+    """Run all selected methods of a training; whatever ends it is in their summaries."""
+    from qatval import runner
+    from qatval.progress import Progress
+
+    with _device(scenario, settings) as device:
+        settled = runner.configure(
+            variant=scenario.variant,
+            methods=methods,
+            profile=scenario.profile,
+            run_root=folder if len(methods) > 1 else folder / methods[0],
+            coco_root=coco_root,
+            seed=scenario.seed,
+            device=device,
+            gate_root=settings.gate_root,
+        )
+        runner.run(settled, Progress(str(scenario), quiet=True))
+
+
+@contextlib.contextmanager
+def _device(scenario: Scenario, settings: Settings) -> Iterator[str]:
+    if scenario.dataset == EMBEDDED:
+        yield "cpu"
+    elif settings.device is not None:
+        yield settings.device
+    else:
+        import torch
+
+        from qatval.gpu import gpu_slot
+
+        with gpu_slot(
+            settings.session_dir / "gpus",
+            gpus=torch.cuda.device_count(),
+            runs_per_gpu=settings.runs_per_gpu,
+        ) as device:
+            yield device
+
+
+def _properties(run: LoadedRun) -> list[tuple[str, object]]:
+    """Return what JUnit files and the terminal summary get to know of a run."""
+    summary = run.summary
+    return [
+        (_RUN_ROOT, str(run.root)),
+        ("qatval_status", summary["status"]),
+        ("qatval_final_value", summary["metrics"]["final_value"]),
+        ("qatval_best_value", summary["metrics"]["best_value"]),
+        ("qatval_collapsed", summary["stability"]["collapsed"]),
+    ]
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Show the session's runs, write their comparison, count what could not run."""
+    properties = [
+        (name, value)
+        for reports in terminalreporter.stats.values()
+        for report in reports
+        if getattr(report, "when", None) == "call"
+        for name, value in report.user_properties
+    ]
+    roots = dict.fromkeys(Path(value) for name, value in properties if name == _RUN_ROOT)
+    if roots:
+        _show_runs(terminalreporter, _settings(config), list(roots))
+    for title, name in (
+        ("scenarios could not run", _UNAVAILABLE),
+        ("scenarios have no recorded reference and were judged by the rules alone", _NOT_JUDGED),
+    ):
+        reasons = [str(value) for key, value in properties if key == name]
+        if reasons:
+            terminalreporter.write_sep("-", f"qatval: {len(reasons)} {title}")
+            for reason in dict.fromkeys(reasons):
+                terminalreporter.write_line(f"{reasons.count(reason)} x {reason}")
+
+
+def _show_runs(terminalreporter: Any, settings: Settings, roots: list[Path]) -> None:
+    from qatval.comparison import compare
+    from qatval.report.comparison import write_comparison
+    from qatval.report.terminal import terminal_table
+
+    runs, unreadable = collect(roots)
+    document = compare(runs, unreadable)
+    written = write_comparison(document, runs, settings.session_dir / "comparison.json")
+    terminalreporter.write_sep("-", "qatval: runs of this session")
+    terminalreporter.write_line(terminal_table(document))
+    terminalreporter.write_line(f"report: {written.html}")
+    if settings.update_thresholds:
+        path = thresholds.default_path()
+        change = thresholds.update(path, [run.summary for run in runs])
+        terminalreporter.write_sep("-", f"qatval: {path.name}")
+        terminalreporter.write_line(change or "no change")

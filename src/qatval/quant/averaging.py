@@ -1,0 +1,85 @@
+"""Exponential moving average of a model's weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class WeightAverage:
+    """Exponential moving average of everything floating in a model's ``state_dict``.
+
+    Latent weights and learned scales are averaged as in Gupta & Asthana (WACV 2024, section 3.1),
+    BatchNorm statistics too, as Ultralytics does; integer buffers are copied. After step ``t``
+    (counted from 1) ``x' = d * x' + (1 - d) * x`` with ``d = decay * (1 - exp(-t / tau))``.
+
+    Tensors are matched by name, so a parameter that appears after the average was made is an
+    error and not silently left out. With ``decay = 0`` the average is an exact copy of the
+    model after every step.
+
+    The trainer's loop calls `update`, `update_attr` and reads ``ema``, the names that it uses for
+    Ultralytics' own ``ModelEMA``.
+
+    Attributes:
+        ema: The averaged model, in evaluation mode.
+        updates: Steps taken so far.
+    """
+
+    def __init__(self, model: nn.Module, decay: float, tau: float) -> None:
+        """Start the average at the model's present weights.
+
+        Args:
+            model: Model to follow.
+            decay: Largest decay, in [0, 1).
+            tau: Time constant of the decay's ramp, in steps.
+        """
+        self.ema = deepcopy(model).eval().requires_grad_(False)
+        self.decay = decay
+        self.tau = tau
+        self.updates = 0
+
+    @property
+    def effective_decay(self) -> float:
+        """Decay of the latest step."""
+        return self.decay * (1.0 - math.exp(-self.updates / self.tau))
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Take one step towards the model's present weights.
+
+        Raises:
+            ValueError: If the model's tensors are not those the average was made of.
+        """
+        self.updates += 1
+        source = _unwrapped(model).state_dict()
+        target = self.ema.state_dict()
+        if source.keys() != target.keys():
+            raise ValueError(
+                f"the model's tensors changed: {sorted(source.keys() ^ target.keys())[:3]} ..."
+            )
+        averages: list[Tensor] = []
+        values: list[Tensor] = []
+        for name, average in target.items():
+            if average.dtype.is_floating_point:
+                averages.append(average)
+                values.append(source[name])
+            else:
+                average.copy_(source[name])
+        torch._foreach_lerp_(averages, values, 1.0 - self.effective_decay)
+
+    def update_attr(self, model: nn.Module, include: Iterable[str] = ()) -> None:
+        """Copy attributes that are not tensors (class names, training arguments)."""
+        source: Any = _unwrapped(model)
+        for name in include:
+            if hasattr(source, name):
+                setattr(self.ema, name, getattr(source, name))
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    wrapped = isinstance(model, nn.parallel.DistributedDataParallel)
+    return model.module if wrapped else model

@@ -1,0 +1,134 @@
+"""The life of a run: settle what to run, claim its roots, do the work, leave a summary.
+
+The work itself is in `qatval.engine`, which takes seconds to import; a run root says
+``incomplete`` before that.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from qatval import config as presets
+from qatval.config import RunConfig
+from qatval.errors import QatvalError
+from qatval.progress import Progress
+from qatval.record import Summary
+from qatval.runroot import RunRoot
+from qatval.summary import announced
+
+
+def configure(
+    *,
+    variant: str,
+    methods: Sequence[str],
+    profile: str,
+    run_root: Path,
+    coco_root: Path,
+    seed: int = 0,
+    checkpoint: Path | None = None,
+    epochs: int | None = None,
+    batch: int | None = None,
+    imgsz: int | None = None,
+    **options: Any,
+) -> RunConfig:
+    """Settle a run from names: the dataset decides which presets and which checkpoint apply.
+
+    Args:
+        variant, methods, profile: Names of presets.
+        run_root: The run's folder.
+        coco_root: The dataset; the embedded one is recognised by its manifest.
+        seed: Seed of the run.
+        checkpoint, epochs, batch, imgsz: Replace what the presets say, None to keep it.
+        options: Further fields of `RunConfig`.
+
+    Raises:
+        UsageError: If there is no preset of a name, or a value is out of range.
+        QatvalError: If the dataset is not there.
+    """
+    from qatval.data.subset import dataset_name
+
+    dataset = dataset_name(coco_root)
+    chosen = presets.variant(variant)
+    changes = {"epochs": epochs, "batch": batch, "imgsz": imgsz}
+    return RunConfig(
+        variant=chosen,
+        methods=tuple(presets.method(name) for name in methods),
+        profile=dataclasses.replace(
+            presets.profile(dataset, profile),
+            **{name: value for name, value in changes.items() if value is not None},
+        ),
+        quantization=presets.quantization("w4a16"),
+        seed=seed,
+        run_root=run_root,
+        coco_root=coco_root,
+        checkpoint=checkpoint or chosen.checkpoint_for(dataset),
+        **options,
+    )
+
+
+def run(config: RunConfig, progress: Progress) -> list[Summary]:
+    """Train once and score every method of the configuration.
+
+    Args:
+        config: What to run.
+        progress: Where to show how far it is.
+
+    Returns:
+        The methods' summaries in the order asked for, as written to their run roots.
+
+    Raises:
+        QatvalError: For whatever the user can change. The run roots, if they could be claimed,
+            hold an ``incomplete`` summary that says the same.
+        BaseException: Anything else that ended the run, recorded in the same way.
+    """
+    roots: dict[str, RunRoot] = {}
+    work: Path | None = None
+    try:
+        for method in config.methods:
+            roots[method.name] = RunRoot(
+                config.root_of(method.name),
+                announced(config, method),
+                overwrite=config.overwrite,
+            )
+        _pass_gate(config)
+        work = Path(tempfile.mkdtemp(prefix=".training-", dir=config.run_root))
+        from qatval.engine import execute
+
+        execute(config, roots, work, progress)
+    except BaseException as error:
+        for root in roots.values():
+            if root.summary["status"] == "incomplete":
+                root.fail(error)
+        if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
+            raise QatvalError(
+                f"out of memory: try --batch {max(config.profile.batch // 2, 1)}"
+            ) from error
+        raise
+    finally:
+        if work is not None:
+            shutil.rmtree(work, ignore_errors=True)
+    return [roots[method.name].summary for method in config.methods]
+
+
+def _pass_gate(config: RunConfig) -> None:
+    """Refuse a gated variant while the gate is closed."""
+    if not config.variant.gated:
+        return
+    name = config.variant.name
+    if config.gate_root is None:
+        raise QatvalError(
+            f"{name} is behind the stage gate: give the runs that open it with --gate-root"
+        )
+    from qatval.gate import decide
+    from qatval.runs import collect
+
+    runs, _ = collect([config.gate_root])
+    decision = decide(runs)
+    if not decision.open:
+        reasons = "; ".join(str(unmet) for unmet in decision.unmet)
+        raise QatvalError(f"the stage gate for {name} is closed: {reasons}")

@@ -1,0 +1,78 @@
+"""A subset as Ultralytics reads it: images where they lie, labels from the index.
+
+Ultralytics would look for one text file per image and keep a ``.cache`` beside them, a pickle
+that it loads without asking. Overriding the two methods that find images and labels takes both
+away: nothing is written next to the data, and nothing there is executed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ultralytics.data.dataset import YOLODataset
+
+from qatval.data.subset import Split
+
+
+class SubsetDataset(YOLODataset):  # type: ignore[misc]
+    """Images and boxes of one split, letterboxed to a square.
+
+    Every evaluation, within training and after it, sees images padded to the same square;
+    Ultralytics' ``rect`` batches would pad by batch and shift the mAP by some tenths of a point.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        class_names: tuple[str, ...],
+        *,
+        imgsz: int,
+        batch: int,
+        augment: bool,
+        args: Any,
+    ) -> None:
+        """Present a split.
+
+        Args:
+            split: Images and boxes.
+            class_names: Names by class index.
+            imgsz: Side of the square in pixels.
+            batch: Images per batch.
+            augment: Whether Ultralytics' training augmentation applies.
+            args: Ultralytics' training arguments.
+        """
+        self._split = split
+        super().__init__(
+            img_path=str(split.image_dir),
+            imgsz=imgsz,
+            augment=augment,
+            hyp=args,
+            batch_size=batch,
+            rect=False,
+            data={"names": dict(enumerate(class_names)), "channels": 3},
+            task="detect",
+        )
+
+    def get_img_files(self, img_path: str) -> list[str]:
+        """Return the images' paths in the split's order."""
+        return [f"{img_path}/{name}" for name in self._split.file_names]
+
+    def get_labels(self) -> list[dict[str, Any]]:
+        """Return Ultralytics' label record for each image, without reading a file."""
+        split = self._split
+        labels = []
+        for i, im_file in enumerate(self.im_files):
+            own = slice(split.offsets[i], split.offsets[i + 1])
+            labels.append(
+                {
+                    "im_file": im_file,
+                    "shape": tuple(int(side) for side in split.sizes[i]),
+                    "cls": split.classes[own].astype("float32")[:, None],
+                    "bboxes": split.boxes[own],
+                    "segments": [],
+                    "keypoints": None,
+                    "normalized": True,
+                    "bbox_format": "xywh",
+                }
+            )
+        return labels

@@ -1,0 +1,203 @@
+"""Evaluation, one way only, in training and after it: Ultralytics' mAP on padded square images."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from ultralytics.cfg import get_cfg
+from ultralytics.data import build_dataloader
+from ultralytics.models.yolo.detect import DetectionValidator
+from ultralytics.utils import DEFAULT_CFG, ops
+
+from qatval.config import PRIMARY_METRIC
+from qatval.data.coco_protocol import MAX_DETECTIONS, PROTOCOL_TOLERANCE, Detection
+from qatval.data.subset import Split, Subset
+from qatval.train.dataset import SubsetDataset
+
+CONFIDENCE = 0.001
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What one pass over the validation images gave.
+
+    Attributes:
+        metrics: Ultralytics' metrics by its names, unrounded, in [0, 1].
+        losses: Mean validation loss per component, by Ultralytics' names.
+        detections: In COCO's result format, boxes in pixels of the original image; empty unless
+            asked for.
+    """
+
+    metrics: dict[str, float]
+    losses: dict[str, float]
+    detections: list[Detection]
+
+    @property
+    def value(self) -> float:
+        """The primary metric, mAP 50-95."""
+        return self.metrics[PRIMARY_METRIC]
+
+
+def evaluation_settings(imgsz: int) -> dict[str, Any]:
+    """Return what makes two evaluations comparable, for the record."""
+    return {
+        "imgsz": imgsz,
+        "rect": False,
+        "conf": CONFIDENCE,
+        "max_det": MAX_DETECTIONS,
+        "head": "one2one",
+        "precision": "float32",
+        "protocol_tolerance": PROTOCOL_TOLERANCE,
+    }
+
+
+class Evaluator:
+    """Validation images and settings, ready to score models.
+
+    Scoring leaves no trace: random state, training mode and gradients are as they were, so how
+    often and how many models are scored cannot change a training.
+    """
+
+    def __init__(
+        self,
+        loader: Any,
+        split: Split,
+        *,
+        args: Any,
+        class_names: Sequence[str],
+        category_ids: Sequence[int],
+        device: torch.device,
+        save_dir: Path,
+    ) -> None:
+        """Prepare to score.
+
+        Args:
+            loader: Ultralytics data loader over the split's images.
+            split: The images that are scored.
+            args: Ultralytics' arguments; a copy is taken and fixed.
+            class_names: Names by class index.
+            category_ids: COCO category id by class index.
+            device: Where models run.
+            save_dir: Ultralytics' validator insists on a folder; nothing is written to it.
+        """
+        settings = copy(args)
+        settings.conf, settings.max_det = CONFIDENCE, MAX_DETECTIONS
+        settings.plots = settings.save_json = settings.save_txt = False
+        settings.quantize = None
+        self._args = settings
+        self._loader = loader
+        self._image_ids = dict(
+            zip(loader.dataset.im_files, split.image_ids.tolist(), strict=True)
+        )
+        self._category_ids = category_ids
+        self._device = device
+        self._validator = DetectionValidator(loader, save_dir=save_dir, args=settings)
+        self._validator.device = device
+        self._validator.data = {"names": dict(enumerate(class_names)), "nc": len(class_names)}
+
+    def evaluate(self, model: nn.Module, *, keep_detections: bool = False) -> Evaluation:
+        """Score one model in float32.
+
+        Args:
+            model: A `DetectionModel`, float or quantized.
+            keep_detections: Whether to return every detection.
+        """
+        with _unchanged(model), torch.no_grad():
+            return self._evaluate(model.eval(), keep_detections)
+
+    def _evaluate(self, model: Any, keep_detections: bool) -> Evaluation:
+        validator = self._validator
+        model.args = self._args if getattr(model, "args", None) is None else model.args
+        validator.init_metrics(model)
+        losses: dict[str, torch.Tensor] = {}
+        detections: list[Detection] = []
+        for raw in self._loader:
+            batch = validator.preprocess(raw)
+            predictions = model(batch["img"])
+            for name, loss in model.loss(batch, predictions)[1].items():
+                losses[name] = losses.get(name, 0.0) + loss.detach()
+            found = validator.postprocess(predictions)
+            validator.update_metrics(found, batch)
+            if keep_detections:
+                detections.extend(self._in_coco_format(found, batch))
+        validator.gather_stats()
+        metrics = {k: float(v) for k, v in validator.get_stats().items() if k != "fitness"}
+        batches = len(self._loader)
+        return Evaluation(
+            metrics, {name: float(loss) / batches for name, loss in losses.items()}, detections
+        )
+
+    def _in_coco_format(
+        self, found: list[dict[str, torch.Tensor]], batch: dict[str, Any]
+    ) -> Iterator[Detection]:
+        for i, prediction in enumerate(found):
+            boxes = ops.scale_boxes(
+                batch["img"].shape[2:],
+                prediction["bboxes"].clone(),
+                batch["ori_shape"][i],
+                ratio_pad=batch["ratio_pad"][i],
+            )
+            boxes[:, 2:] -= boxes[:, :2]
+            image_id = self._image_ids[batch["im_file"][i]]
+            for box, score, label in zip(
+                boxes.tolist(), prediction["conf"].tolist(), prediction["cls"].tolist(), strict=True
+            ):
+                yield {
+                    "image_id": image_id,
+                    "category_id": int(self._category_ids[int(label)]),
+                    "bbox": [round(side, 3) for side in box],
+                    "score": round(score, 6),
+                }
+
+
+def evaluator(
+    subset: Subset, arguments: Mapping[str, Any], device: torch.device, save_dir: Path
+) -> Evaluator:
+    """Return what scores models on a subset's validation images outside of a training.
+
+    Batches are as large as in training, so that the same weights give the same digits.
+
+    Args:
+        subset: The data.
+        arguments: Ultralytics' arguments (imgsz, batch, workers, ...).
+        device: Where models run.
+        save_dir: An existing folder; nothing is written to it.
+    """
+    args = get_cfg(DEFAULT_CFG, {**arguments, "task": "detect", "mode": "train", "nms": False})
+    batch = 2 * args.batch
+    dataset = SubsetDataset(
+        subset.val, subset.class_names, imgsz=args.imgsz, batch=batch, augment=False, args=args
+    )
+    workers = args.workers if device.type == "cuda" else 0
+    loader = build_dataloader(dataset, batch, workers, shuffle=False, device=device)
+    return Evaluator(
+        loader,
+        subset.val,
+        args=args,
+        class_names=subset.class_names,
+        category_ids=subset.category_ids,
+        device=device,
+        save_dir=save_dir,
+    )
+
+
+@contextlib.contextmanager
+def _unchanged(model: nn.Module) -> Iterator[None]:
+    training = model.training
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        try:
+            yield
+        finally:
+            model.train(training)
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)

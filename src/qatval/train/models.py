@@ -1,0 +1,229 @@
+"""YOLOv10 models: building them, and reading and writing their checkpoints safely.
+
+Two kinds of file exist. A ``.pt`` file is a pickle, which means untrusted input: it is loaded
+under an allowlist of model classes and nothing in it runs. What qatval writes itself is
+safetensors: float32 tensors and JSON metadata, nothing to execute and nothing rounded to fp16,
+which would move weights that sit on a rounding threshold to the next code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from ultralytics.nn.tasks import DetectionModel, torch_safe_load
+
+from qatval.config import Quantization, quantization
+from qatval.errors import QatvalError
+from qatval.quant.integer import to_integer
+from qatval.quant.layers import insert_quantizers
+from qatval.record import atomic_write
+
+Kind = Literal["float", "latent", "integer"]
+
+# The classification outputs of the one-to-many head: one row per class.
+_CLASS_ROWS = re.compile(r"model\.\d+\.cv3\.0\.2\.weight")
+
+
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """Metadata of a checkpoint that qatval wrote.
+
+    Attributes:
+        kind: ``"float"``: an FP32 model; ``"latent"``: a fake-quantized one with its latent
+            weights and scales; ``"integer"``: weight codes and scales, as deployed.
+        architecture: Ultralytics' model file, e.g. ``"yolov10n.yaml"``.
+        class_names: Classes in the order of the head's outputs.
+        quantization: Mode of the quantization, None for a float model.
+    """
+
+    kind: Kind
+    architecture: str
+    class_names: tuple[str, ...]
+    quantization: str | None = None
+
+
+def build_model(architecture: str, class_names: Sequence[str]) -> DetectionModel:
+    """Return a freshly initialised YOLOv10 that answers through its one-to-one head."""
+    model = DetectionModel(architecture, nc=len(class_names), verbose=False)
+    model.names = dict(enumerate(class_names))
+    model.end2end = True
+    return model
+
+
+def save_checkpoint(path: Path, model: nn.Module, info: CheckpointInfo) -> None:
+    """Write a model's tensors and their metadata in one step."""
+    tensors = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
+    metadata = {
+        "kind": info.kind,
+        "architecture": info.architecture,
+        "class_names": list(info.class_names),
+        "quantization": info.quantization,
+    }
+    atomic_write(path, safetensors.torch.save(tensors, {"qatval": json.dumps(metadata)}))
+
+
+def read_info(path: Path) -> CheckpointInfo:
+    """Read the metadata of a checkpoint that qatval wrote.
+
+    Raises:
+        QatvalError: If the file is missing, damaged, or not from qatval.
+    """
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            metadata = json.loads((file.metadata() or {})["qatval"])
+        return CheckpointInfo(
+            kind=metadata["kind"],
+            architecture=metadata["architecture"],
+            class_names=tuple(metadata["class_names"]),
+            quantization=metadata["quantization"],
+        )
+    except OSError as error:
+        raise QatvalError(f"cannot read checkpoint {path}: {error.strerror or error}") from error
+    except safetensors.SafetensorError as error:
+        raise QatvalError(
+            f"{path} is damaged: expected a whole safetensors file ({error}); copy it again"
+        ) from error
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise QatvalError(
+            f"{path} holds no qatval metadata: expected a checkpoint that qatval wrote"
+        ) from error
+
+
+def load_checkpoint(path: Path, device: str | torch.device = "cpu") -> DetectionModel:
+    """Rebuild a model that `save_checkpoint` wrote: the same tensors, hence the same mAP.
+
+    Raises:
+        QatvalError: If the file is missing, damaged, or does not fit its own metadata.
+    """
+    info = read_info(path)
+    tensors = safetensors.torch.load_file(path)
+    model = build_model(info.architecture, info.class_names)
+    if info.quantization is not None:
+        insert_quantizers(model, quantization(info.quantization))
+    if info.kind == "integer":
+        model = to_integer(model)
+    # QC's fold gives a layer a scale per channel where the fresh model has one: sizes follow the
+    # file, names may not differ.
+    for name, buffer in model.named_buffers():
+        if name.endswith(".scale") and name in tensors:
+            buffer.data = buffer.data.new_empty(tensors[name].shape)
+    _load_strictly(model, tensors, path)
+    return model.to(device).eval()
+
+
+def _load_strictly(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    expected = model.state_dict()
+    missing = sorted(expected.keys() - tensors.keys())
+    surplus = sorted(tensors.keys() - expected.keys())
+    if missing or surplus:
+        example = f"no '{missing[0]}'" if missing else f"an unknown '{surplus[0]}'"
+        raise QatvalError(
+            f"{path} is of another architecture: {len(missing)} tensors are missing and "
+            f"{len(surplus)} unknown ({example}); give the checkpoint of the variant asked for"
+        )
+    for name, tensor in expected.items():
+        if tensor.shape != tensors[name].shape:
+            raise QatvalError(
+                f"{path} is of another size: '{name}' has shape {tuple(tensors[name].shape)}, "
+                f"expected {tuple(tensor.shape)}; give the checkpoint of the variant asked for"
+            )
+    model.load_state_dict(dict(tensors))
+
+
+def load_pretrained(path: Path, architecture: str, class_names: Sequence[str]) -> DetectionModel:
+    """Load the FP32 model to fine-tune, from an Ultralytics ``.pt`` or a file of qatval's own.
+
+    Args:
+        path: The checkpoint. A ``.pt`` is never trusted: only tensors, plain data and known
+            model classes are reconstructed from it.
+        architecture: Ultralytics' model file that the checkpoint must fit.
+        class_names: The dataset's classes; the checkpoint must have as many.
+
+    Raises:
+        QatvalError: If the file is missing, not a checkpoint, refused (naming the offending
+            class), truncated, of another architecture or with another number of classes.
+    """
+    if not path.is_file():
+        raise QatvalError(
+            f"checkpoint {path} not found: download the official file with "
+            "'qatval checkpoints fetch', or give one with --checkpoint"
+        )
+    if path.suffix == ".safetensors":
+        info = read_info(path)
+        if info.kind != "float":
+            raise QatvalError(
+                f"{path} holds {info.kind} weights: expected an FP32 checkpoint to fine-tune"
+            )
+        tensors = safetensors.torch.load_file(path)
+    elif path.suffix == ".pt":
+        tensors = _read_ultralytics(path)
+    else:
+        raise QatvalError(f"{path}: expected a .pt or .safetensors checkpoint")
+    classes = [tensor.shape[0] for name, tensor in tensors.items() if _CLASS_ROWS.fullmatch(name)]
+    if classes and classes[0] != len(class_names):
+        raise QatvalError(
+            f"{path} detects {classes[0]} classes, the dataset has {len(class_names)}: give a "
+            "checkpoint that was trained on this dataset's classes"
+        )
+    model = build_model(architecture, class_names)
+    _load_strictly(model, tensors, path)
+    return model.eval()
+
+
+def _read_ultralytics(path: Path) -> dict[str, Tensor]:
+    """Return the float32 tensors of a ``.pt`` file without running anything in it."""
+    try:
+        checkpoint, _ = torch_safe_load(str(path.resolve()), safe_only=True)
+    except Exception as error:
+        # Ultralytics wraps what torch says; the chain's first message names the class.
+        raise QatvalError(_refusal(path, error)) from error
+    model: Any = None
+    if isinstance(checkpoint, dict):
+        model = checkpoint.get("ema") or checkpoint.get("model")
+    if not isinstance(model, nn.Module):
+        raise QatvalError(
+            f"{path} is not an Ultralytics checkpoint: expected a model under 'ema' or 'model'"
+        )
+    return {name: tensor.float() if tensor.is_floating_point() else tensor
+            for name, tensor in model.state_dict().items()}
+
+
+def _refusal(path: Path, error: BaseException) -> str:
+    chain: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in chain:
+        chain.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    text = "\n".join(str(link) for link in chain)
+    if match := re.search(r"GLOBAL ([\w.]+)", text):
+        return (
+            f"{path} is refused: it refers to '{match[1]}', which is not part of a YOLO "
+            "checkpoint, and loading it could run code; use an official checkpoint"
+        )
+    if match := re.search(r"unsafe getattr\(.*?\)", text):
+        return f"{path} is refused: it asks for {match[0]}; use an official checkpoint"
+    if any(isinstance(link, EOFError | pickle.UnpicklingError | RuntimeError) for link in chain):
+        return (
+            f"{path} is not a loadable checkpoint: empty, truncated or another kind of file; "
+            "download it again"
+        )
+    if match := re.search(r"(?:No module named|Can't get attribute) '([\w.]+)'", text):
+        return f"{path} is refused: it refers to '{match[1]}', which does not exist here"
+    return f"{path} cannot be loaded: {text.splitlines()[0]}"
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file as hexadecimal text."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

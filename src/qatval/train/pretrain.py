@@ -1,0 +1,113 @@
+"""Training the embedded checkpoint: a real FP32 detector for the dataset that ships with qatval."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qatval.config import PRIMARY_METRIC, Profile, Variant, method
+from qatval.data.subset import build_subset
+from qatval.environment import machine, versions
+from qatval.progress import Progress
+from qatval.record import atomic_write, to_json
+from qatval.train.evaluation import evaluator
+from qatval.train.models import CheckpointInfo, load_checkpoint, save_checkpoint, sha256
+from qatval.train.trainer import QatTrainer, TrainingPlan, train
+
+
+def pretrain(
+    coco_root: Path,
+    out: Path,
+    variant: Variant,
+    schedule: Profile,
+    *,
+    seed: int,
+    device: str,
+    cache_dir: Path | None,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Train a variant from scratch in float and write it with a manifest beside it.
+
+    The averaged weights are taken, as Ultralytics does when it trains in float.
+
+    Args:
+        coco_root: Dataset in COCO 2017's layout.
+        out: The ``.safetensors`` file; the manifest is the ``.json`` of the same name.
+        variant: What to train.
+        schedule: Epochs, batch, image size and Ultralytics' arguments.
+        seed: Seed of the training.
+        device: ``"cpu"`` or CUDA indices.
+        cache_dir: Where subsets are kept, or None for the default.
+        progress: Where to show how far it is.
+
+    Returns:
+        The manifest.
+    """
+    progress.stage("subset")
+    subset = build_subset(
+        coco_root, train_images=None, val_images=None, seed=seed, cache_dir=cache_dir
+    )
+    averaging = method("ema").averaging
+    assert averaging is not None
+    threads = torch.get_num_threads()
+    plan = TrainingPlan(
+        subset=str(subset.directory),
+        architecture=variant.architecture,
+        checkpoint=None,
+        quantization=None,
+        averaging=averaging,
+        arms=("ema",),
+        threads=threads,
+    )
+    arguments = {
+        **schedule.overrides,
+        "epochs": schedule.epochs,
+        "batch": schedule.batch,
+        "imgsz": schedule.imgsz,
+        "seed": seed,
+        "device": device,
+        "workers": 0,
+        "amp": False,
+    }
+
+    def on_epoch(trainer: QatTrainer) -> None:
+        value = trainer.values()["ema"]
+        progress.milestone(f"epoch {trainer.epoch + 1}/{trainer.epochs}: mAP50-95 {value:.4f}")
+
+    work = Path(tempfile.mkdtemp(prefix="qatval-pretrain-"))
+    try:
+        trajectory = train(work, plan, arguments, {"on_fit_epoch_end": on_epoch})
+        model = load_checkpoint(trajectory.weights("ema"))
+        info = CheckpointInfo("float", variant.architecture, subset.class_names)
+        save_checkpoint(out, model, info)
+        scorer = evaluator(subset, arguments, torch.device("cpu"), work)
+        result = scorer.evaluate(load_checkpoint(out))
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    manifest = {
+        "file": out.name,
+        "sha256": sha256(out),
+        "variant": variant.name,
+        "dataset": dict(subset.identity),
+        "made_by": {
+            "command": "qatval pretrain",
+            "seed": seed,
+            "epochs": schedule.epochs,
+            "batch": schedule.batch,
+            "imgsz": schedule.imgsz,
+            "overrides": dict(schedule.overrides),
+            "threads": threads,
+            **versions(),
+            **machine(),
+        },
+        "metrics": {
+            PRIMARY_METRIC: result.value,
+            "metrics/mAP50(B)": result.metrics["metrics/mAP50(B)"],
+        },
+    }
+    atomic_write(out.with_suffix(".json"), to_json(manifest))
+    return manifest

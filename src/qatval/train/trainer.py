@@ -1,0 +1,388 @@
+"""The training itself: the one module that knows Ultralytics' trainer.
+
+One training yields one *trajectory* of raw weights. Its *arms* are what is scored along it:
+``raw``, the weights themselves, and ``ema``, their moving average. Averaging takes no part in the
+gradient steps, so both arms belong to the same trajectory and their differences are paired.
+
+The trainer is told what to do by a file, ``plan.json`` beside its save directory, and leaves all
+results in files. That is what lets Ultralytics start it again in the worker processes of a
+multi-GPU run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import torch
+from torch import nn
+from ultralytics.engine import trainer as trainer_module
+from ultralytics.models.yolo.detect import DetectionTrainer
+from ultralytics.utils import DEFAULT_CFG
+
+from qatval.config import PRIMARY_METRIC, Averaging, Quantization
+from qatval.data.subset import open_subset
+from qatval.errors import QatvalError
+from qatval.quant.averaging import WeightAverage
+from qatval.quant.layers import insert_quantizers, scale_parameters
+from qatval.record import atomic_write
+from qatval.train.dataset import SubsetDataset
+from qatval.train.evaluation import Evaluation, Evaluator
+from qatval.train.models import CheckpointInfo, build_model, load_pretrained, save_checkpoint
+
+Arm = Literal["raw", "ema"]
+
+# What Ultralytics does by itself and qatval does elsewhere, or not at all.
+_FIXED_ARGUMENTS: Mapping[str, Any] = {
+    "task": "detect",
+    "mode": "train",
+    "nms": False,  # score the one-to-one head
+    "rect": False,
+    "val": True,
+    "plots": False,
+    "save": True,
+    "patience": 0,  # never stop early
+    "deterministic": True,
+    "exist_ok": True,
+    "verbose": False,
+}
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """Everything about a training that Ultralytics' arguments cannot say.
+
+    Attributes:
+        subset: Directory of the subset in the cache.
+        architecture: Ultralytics' model file.
+        checkpoint: FP32 checkpoint to start from, or None to start from scratch.
+        quantization: Fake quantization to insert, or None to train in float.
+        averaging: How the ``ema`` arm averages.
+        arms: Arms to score after every epoch. Both are always saved.
+        threads: CPU threads of torch; results depend on it in the fifth decimal.
+    """
+
+    subset: str
+    architecture: str
+    checkpoint: str | None
+    quantization: Quantization | None
+    averaging: Averaging
+    arms: tuple[Arm, ...]
+    threads: int
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """One epoch of one arm.
+
+    Attributes:
+        epoch: Counted from 1.
+        value: The primary metric, or None where it is not a number.
+        metrics: Training losses, metrics, validation losses, learning rates.
+        seconds: Since the training began.
+    """
+
+    epoch: int
+    value: float | None
+    metrics: dict[str, float | None]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """What a training left behind.
+
+    Attributes:
+        history: Epochs of each scored arm.
+        steps: Optimizer steps taken.
+        decay, tau: Of the ``ema`` arm.
+        effective_decay: Decay of the last step.
+        amp: Whether automatic mixed precision was really used.
+        stopped: Why the training ended before its last epoch, or None.
+        directory: Holds ``args.yaml`` and, per arm, ``<arm>/results.csv``, ``<arm>/tensorboard/``
+            and ``<arm>/weights/{last,best}.safetensors``.
+    """
+
+    history: dict[Arm, list[EpochRecord]] = field(default_factory=dict)
+    steps: int = 0
+    decay: float = 0.0
+    tau: float = 0.0
+    effective_decay: float = 0.0
+    amp: bool = False
+    stopped: str | None = None
+    directory: str = ""
+
+    def weights(self, arm: Arm, name: Literal["last", "best"] = "last") -> Path:
+        """Return the path of an arm's latent weights."""
+        return Path(self.directory) / arm / "weights" / f"{name}.safetensors"
+
+
+Callback = Callable[["QatTrainer"], None]
+
+
+def train(
+    directory: Path,
+    plan: TrainingPlan,
+    arguments: Mapping[str, Any],
+    callbacks: Mapping[str, Callback],
+) -> Trajectory:
+    """Run a training and return what it left in ``directory``.
+
+    Args:
+        directory: Work directory, made if it does not exist.
+        plan: What to train.
+        arguments: Ultralytics' training arguments (epochs, batch, imgsz, seed, device, ...).
+        callbacks: Ultralytics event -> function, called in this process only.
+
+    Raises:
+        QatvalError: If the device runs out of memory, naming a batch size to try.
+    """
+    directory = directory.resolve()
+    _write_json(directory / "plan.json", plan)
+    trainer = QatTrainer(
+        overrides={
+            **arguments,
+            **_FIXED_ARGUMENTS,
+            "model": plan.architecture,
+            "data": "qatval",
+            "project": str(directory),
+            "name": "training",
+        }
+    )
+    if not trainer.ddp:
+        for event, function in callbacks.items():
+            trainer.add_callback(event, function)
+    trainer.train()
+    return read_trajectory(directory)
+
+
+def read_trajectory(directory: Path) -> Trajectory:
+    """Return what a training has left in its work directory so far."""
+    return msgspec.json.decode((directory / "trajectory.json").read_bytes(), type=Trajectory)
+
+
+def _write_json(path: Path, value: Any) -> None:
+    atomic_write(path, msgspec.json.format(msgspec.json.encode(value)))
+
+
+class QatTrainer(DetectionTrainer):  # type: ignore[misc]
+    """Ultralytics' detection trainer with fake-quantized weights and two scored arms."""
+
+    def __init__(
+        self,
+        cfg: Any = DEFAULT_CFG,
+        overrides: dict[str, Any] | None = None,
+        _callbacks: dict[str, Any] | None = None,
+    ) -> None:
+        """Read the plan beside the save directory, then start as Ultralytics does."""
+        assert overrides is not None
+        self._work = Path(overrides["project"])
+        self.plan = msgspec.json.decode((self._work / "plan.json").read_bytes(), type=TrainingPlan)
+        self.subset = open_subset(Path(self.plan.subset))
+        self._history: dict[Arm, list[EpochRecord]] = {arm: [] for arm in self.plan.arms}
+        self._writers: dict[Arm, Any] = {}
+        self._best: dict[Arm, float] = {}
+        self._evaluations: dict[Arm, Evaluation] = {}
+        self.stopped: str | None = None
+        super().__init__(cfg, overrides, _callbacks)
+        # Ultralytics leaves a core idle on CPU, which costs nearly half the speed on two cores.
+        torch.set_num_threads(self.plan.threads)
+
+    # -- what is trained on -----------------------------------------------------------------
+
+    def get_dataset(self) -> dict[str, Any]:
+        """Describe the subset; Ultralytics' own dataset files are not used."""
+        names = dict(enumerate(self.subset.class_names))
+        return {"train": "train", "val": "val", "nc": len(names), "names": names, "channels": 3}
+
+    def build_dataset(
+        self, img_path: str, mode: str = "train", batch: int | None = None
+    ) -> SubsetDataset:
+        """Present one split of the subset; ``img_path`` is its name."""
+        return SubsetDataset(
+            self.subset.train if img_path == "train" else self.subset.val,
+            self.subset.class_names,
+            imgsz=self.args.imgsz,
+            batch=batch or self.batch_size,
+            augment=mode == "train",
+            args=self.args,
+        )
+
+    # -- what is trained --------------------------------------------------------------------
+
+    def setup_model(self) -> None:
+        """Load the checkpoint and insert the quantizers, before optimizer, DDP and average."""
+        plan, names = self.plan, self.subset.class_names
+        if plan.checkpoint is None:
+            model = build_model(plan.architecture, names)
+        else:
+            model = load_pretrained(Path(plan.checkpoint), plan.architecture, names)
+        if plan.quantization is not None:
+            insert_quantizers(model, plan.quantization)
+        self.model = model
+
+    def _setup_train(self) -> None:
+        """Set up as Ultralytics does, but average with qatval's own horizon."""
+        with _without_amp_check():
+            super()._setup_train()
+        updates = -(-len(self.train_loader) // self.accumulate) * self.epochs
+        decay, tau = self.plan.averaging.for_steps(updates)
+        self.ema = WeightAverage(self._live_model(), decay, tau)
+        self._evaluator = Evaluator(
+            self.test_loader,
+            self.subset.val,
+            args=self.args,
+            class_names=self.subset.class_names,
+            category_ids=self.subset.category_ids,
+            device=self.device,
+            save_dir=self.save_dir,
+        )
+
+    def _live_model(self) -> nn.Module:
+        model: nn.Module = self.model
+        return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+
+    def _build_train_pipeline(self) -> None:
+        """Build the loaders once; Ultralytics builds them again with half the batch if memory ends.
+
+        A run that trains with another batch than it was asked for is another experiment.
+        """
+        if getattr(self, "_oom_retries", 0):
+            raise QatvalError(
+                f"{self.device} is out of memory at the batch size asked for: "
+                f"try --batch {self.batch_size}"
+            )
+        super()._build_train_pipeline()
+
+    def build_optimizer(self, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        """Build Ultralytics' optimizer with the learned scales free of weight decay.
+
+        Decay pulls a scale towards zero, which is a change of the grid and not a regularisation.
+        """
+        optimizer = super().build_optimizer(model, *args, **kwargs)
+        scales = scale_parameters(model)
+        groups = {group["param_group"]: group for group in optimizer.param_groups}
+        decayed = groups["weight"]
+        groups["bn"]["params"] += [p for p in decayed["params"] if p in scales]
+        decayed["params"] = [p for p in decayed["params"] if p not in scales]
+        return optimizer
+
+    # -- what is scored and kept ------------------------------------------------------------
+
+    def values(self) -> dict[Arm, float]:
+        """Return the primary metric of each scored arm after the latest epoch."""
+        return {arm: evaluation.value for arm, evaluation in self._evaluations.items()}
+
+    def _arm_model(self, arm: Arm) -> nn.Module:
+        return self._live_model() if arm == "raw" else self.ema.ema
+
+    def validate(self) -> tuple[dict[str, float], float]:
+        """Score every arm; Ultralytics sees the first one's metrics."""
+        self._evaluations = {
+            arm: self._evaluator.evaluate(self._arm_model(arm)) for arm in self.plan.arms
+        }
+        first = self._evaluations[self.plan.arms[0]]
+        if not all(bool(torch.isfinite(p).all()) for p in self._live_model().parameters()):
+            self.stopped = f"weights are not finite after epoch {self.epoch + 1}"
+            self.stop = True
+        return dict(first.metrics), first.value
+
+    def save_metrics(self, metrics: dict[str, Any]) -> None:
+        """Append one line per arm to its ``results.csv`` and TensorBoard log."""
+        seconds = time.time() - self.train_time_start
+        learning = {k: float(v) for k, v in metrics.items() if k.startswith(("train/", "lr/"))}
+        for arm, evaluation in self._evaluations.items():
+            row = {
+                **{k: v for k, v in learning.items() if k.startswith("train/")},
+                **evaluation.metrics,
+                **{f"val/{name}": loss for name, loss in evaluation.losses.items()},
+                **{k: v for k, v in learning.items() if k.startswith("lr/")},
+            }
+            epoch = self.epoch + 1
+            self._append_csv(arm, {"epoch": epoch, "time": seconds, **row})
+            writer = self._writer(arm)
+            for name, value in row.items():
+                writer.add_scalar(name, value, epoch)
+            writer.flush()
+            finite = {k: v if math.isfinite(v) else None for k, v in row.items()}
+            record = EpochRecord(epoch, finite[PRIMARY_METRIC], finite, round(seconds, 3))
+            self._history[arm].append(record)
+
+    def _append_csv(self, arm: Arm, row: Mapping[str, float]) -> None:
+        path = self.save_dir / arm / "results.csv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lines = [] if path.exists() else [",".join(row)]
+        lines.append(",".join(f"{value:.6g}" for value in row.values()))
+        with path.open("a", encoding="utf-8") as stream:
+            stream.write("\n".join(lines) + "\n")
+
+    def _writer(self, arm: Arm) -> Any:
+        if arm not in self._writers:
+            from torch.utils.tensorboard.writer import SummaryWriter
+
+            self._writers[arm] = SummaryWriter(str(self.save_dir / arm / "tensorboard"))  # type: ignore[no-untyped-call]
+        return self._writers[arm]
+
+    def save_model(self) -> bool:
+        """Keep the latest latent weights of both arms, and the best of each scored one."""
+        quantization = self.plan.quantization
+        info = CheckpointInfo(
+            kind="float" if quantization is None else "latent",
+            architecture=self.plan.architecture,
+            class_names=self.subset.class_names,
+            quantization=None if quantization is None else quantization.mode,
+        )
+        arms: tuple[Arm, ...] = ("raw", "ema")
+        for arm in arms:
+            weights = self.save_dir / arm / "weights"
+            save_checkpoint(weights / "last.safetensors", self._arm_model(arm), info)
+            evaluation = self._evaluations.get(arm)
+            if evaluation is not None and evaluation.value > self._best.get(arm, -1.0):
+                self._best[arm] = evaluation.value
+                save_checkpoint(weights / "best.safetensors", self._arm_model(arm), info)
+        self._write_trajectory()
+        return True
+
+    def _write_trajectory(self) -> None:
+        trajectory = Trajectory(
+            history=self._history,
+            steps=self.ema.updates,
+            decay=self.ema.decay,
+            tau=self.ema.tau,
+            effective_decay=self.ema.effective_decay,
+            amp=bool(self.amp) and self.device.type != "cpu",
+            stopped=self.stopped,
+            directory=str(self.save_dir),
+        )
+        _write_json(self._work / "trajectory.json", trajectory)
+
+    # -- what Ultralytics would do with its own checkpoints ---------------------------------
+
+    def _handle_nan_recovery(self, epoch: int) -> bool:
+        """Never go back to an earlier checkpoint: a divergence is a result."""
+        return False
+
+    def final_eval(self) -> None:
+        """Leave the final evaluation to the runner, which scores what it will deliver."""
+        for writer in self._writers.values():
+            writer.close()
+
+
+@contextlib.contextmanager
+def _without_amp_check() -> Iterator[None]:
+    """Take ``amp`` as it was asked for on a GPU.
+
+    Ultralytics' check downloads a model and loads it as a pickle, which no run may do.
+    """
+    original = trainer_module.check_amp
+    trainer_module.check_amp = lambda model: next(model.parameters()).device.type == "cuda"
+    try:
+        yield
+    finally:
+        trainer_module.check_amp = original

@@ -1,0 +1,56 @@
+"""Real trainings on the embedded data: what any machine can run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from qatval.record import load_summary, violations
+from qatval.runs import LoadedRun
+from qatval.scenarios import Scenario
+
+GiveRun = Callable[[Scenario], LoadedRun]
+
+
+def test_run_is_stable(
+    embedded_scenario: Scenario,
+    validation_run: GiveRun,
+    threshold_failures: Callable[[LoadedRun], list[str]],
+) -> None:
+    run = validation_run(embedded_scenario)
+    summary = run.summary
+
+    assert violations(summary) == []
+    assert load_summary(run.root) == summary
+    assert summary["status"] == "completed-success"
+    assert summary["stability"]["collapsed"] is False
+    assert threshold_failures(run) == []
+
+
+def test_every_layer_is_covered(embedded_scenario: Scenario, validation_run: GiveRun) -> None:
+    coverage = validation_run(embedded_scenario).summary["quantization"]["coverage"]
+
+    assert (coverage["quantized"], coverage["exempt"]) == (107, 1)
+    assert {layer["name"] for layer in coverage["layers"] if layer["reason"]} == {
+        "model.23.dfl.conv"
+    }
+    assert {layer["bits"] for layer in coverage["layers"] if not layer["reason"]} == {4}
+    assert coverage["max_levels_per_scale"] <= 16
+
+
+def test_both_protocols_agree(embedded_scenario: Scenario, validation_run: GiveRun) -> None:
+    run = validation_run(embedded_scenario).summary
+
+    assert abs(run["metrics"]["coco"]["matched_difference"]) <= run["evaluation"][
+        "protocol_tolerance"
+    ]
+    assert len(run["metrics"]["bootstrap"]["values"]) == 500
+
+
+def test_checkpoint_and_untrained_model(
+    embedded_scenario: Scenario, validation_run: GiveRun
+) -> None:
+    metrics = validation_run(embedded_scenario).summary["metrics"]
+
+    assert metrics["fp32_value"] >= 0.6
+    # "Clearly loses": by more than the bootstrap deviation of one mAP on these images.
+    assert metrics["ptq_value"] < metrics["fp32_value"] - 0.016
