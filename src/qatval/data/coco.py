@@ -159,31 +159,31 @@ def read_annotations(path: Path) -> tuple[AnnotationIndex, str]:
             an annotation for an image or category that it does not list.
     """
     document, digest = _decode(path)
+    images, annotations = document.images, document.annotations
     categories = sorted(document.categories, key=attrgetter("id"))
-    images = sorted(document.images, key=attrgetter("id"))
-    annotations = document.annotations
     category_ids = _column(categories, "id", np.int64)
-    image_ids = _column(images, "id", np.int64)
     _refuse_repeats(path, "category", category_ids)
+    # Columns are sorted instead of records: records out of their order in memory are slow to read.
+    image_ids = _column(images, "id", np.int64)
+    by_id = np.argsort(image_ids, kind="stable")
+    image_ids = image_ids[by_id]
     _refuse_repeats(path, "image", image_ids)
-    sizes = np.stack([_column(images, name, np.int32) for name in ("height", "width")], axis=1)
-    if any("\0" in image.file_name for image in images):
+    file_names = [image.file_name for image in images]
+    if "\0" in "".join(file_names):
         raise QatvalError(f"{path}: a file name contains a NUL character; correct the file")
-    owners = _positions(path, "image", image_ids, _column(annotations, "image_id", np.int64))
-    classes = _positions(
-        path, "category", category_ids, _column(annotations, "category_id", np.int64)
-    )
-    boxes = np.stack(
-        [_column(annotations, f"bbox.{side}", np.float64) for side in _Box.__struct_fields__],
-        axis=1,
-    )
+    image_of = _column(annotations, "image_id", np.int64)
+    category_of = _column(annotations, "category_id", np.int64)
+    records = [annotation.bbox for annotation in annotations]
+    sides = [_column(records, side, np.float64) for side in _Box.__struct_fields__]
+    boxes = np.stack(sides, axis=1)
     areas = _column(annotations, "area", np.float64)
+    sizes = [_column(images, side, np.int32)[by_id] for side in ("height", "width")]
     index = AnnotationIndex(
         image_ids=image_ids,
-        sizes=sizes,
-        file_names=tuple(image.file_name for image in images),
-        owners=owners,
-        classes=classes,
+        sizes=np.stack(sizes, axis=1),
+        file_names=tuple(file_names[position] for position in by_id.tolist()),
+        owners=_positions(path, "image", image_ids, image_of),
+        classes=_positions(path, "category", category_ids, category_of),
         boxes=boxes,
         # An absent area is the box's, as pycocotools has it for results.
         areas=np.where(np.isnan(areas), boxes[:, 2] * boxes[:, 3], areas),

@@ -370,9 +370,8 @@ def _refuse_differing_categories(request: _Request, indexes: Mapping[str, Annota
 
 
 def _refuse_missing_images(image_dir: Path, file_names: Sequence[str]) -> None:
-    # One listing of the folder instead of a look-up per image: 118,287 of them in COCO.
-    with os.scandir(image_dir) as listing:
-        present = {item.name for item in listing}
+    # One listing instead of a look-up per image, and of plain names: COCO has 118,287 images.
+    present = set(os.listdir(image_dir))  # noqa: PTH208
     missing = [
         name
         for name in file_names
