@@ -96,6 +96,7 @@ def build_summary(
             "dataset_yaml": "dataset/dataset.yaml",
             "train_images": 256,
             "val_images": 128,
+            "name": dataset,
             "identity": _identity(dataset, seed),
         },
         "training": {

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
-from qatval import gate, statistics
+from qatval import gate, numbers, statistics
 from qatval.comparability import Conditions, differences, groups
 from qatval.config import PRIMARY_METRIC, method_names
 from qatval.runs import LoadedRun, Unreadable
@@ -82,14 +82,14 @@ def method_order(names: Iterable[str]) -> list[str]:
 
 def sentence(method: str, reference: str, difference: MeanDifference) -> str:
     """Say in words what the paired difference of two methods tells."""
-    n, mean = difference.seeds, _signed(difference.mean)
+    n, mean = difference.seeds, numbers.signed(difference.mean)
     seeds = "1 seed" if n == 1 else f"{n} seeds"
     if difference.interval is None:
         return (
             f"{seeds} cannot tell {method} from {reference}: {mean} on average, "
             f"higher on {difference.positive} of {n}"
         )
-    interval = f"{mean} [{_signed(difference.interval[0])}, {_signed(difference.interval[1])}]"
+    interval = f"{mean} {numbers.interval(difference.interval)}"
     if not difference.tells:
         return f"{seeds} do not tell {method} from {reference}: {interval}"
     if difference.mean > 0:
@@ -286,7 +286,7 @@ def _pair(seed: int, matches: Sequence[_Match], shared: bool) -> Pair:
 def _resamples(run: LoadedRun) -> ImageResamples | None:
     recorded = run.section("metrics").get("bootstrap")
     # without an identity nobody knows that two runs resampled the same images
-    if not isinstance(recorded, Mapping) or run.dataset is None:
+    if not isinstance(recorded, Mapping) or "identity" not in run.section("dataset"):
         return None
     values = tuple(recorded.get("values") or ())
     if len(values) < 2 or not all(isinstance(value, float | int) for value in values):
@@ -319,7 +319,3 @@ def _spread(values: Sequence[float]) -> dict[str, Any] | None:
         "min": summary.low,
         "max": summary.high,
     }
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.3f}"

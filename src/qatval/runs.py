@@ -76,7 +76,7 @@ class LoadedRun:
     @property
     def dataset(self) -> str | None:
         """Name of the dataset, None where an older tool did not record what it is."""
-        dataset: str | None = self.summary["dataset"].get("identity", {}).get("dataset")
+        dataset: str | None = self.summary["dataset"].get("name")
         return dataset
 
     @property

@@ -276,7 +276,7 @@ def _is_about(waiver: Entry, summary: Summary) -> bool:
 
 def _scenario_key(summary: Summary) -> dict[str, Any]:
     return {
-        "dataset": summary["dataset"].get("identity", {}).get("dataset"),
+        "dataset": summary["dataset"].get("name"),
         "variant": summary["model"]["variant"],
         "method": summary["method"]["variant"],
         "profile": summary["training"].get("profile"),

@@ -129,7 +129,7 @@ def test_two_measurements_are_no_tolerance(file, make_summary):
     [
         {"training": {"device": "0"}},
         {"environment": {"torch": "2.16.1"}},
-        {"dataset": {"identity": {"dataset": "coco2017"}}},
+        {"dataset": {"name": "coco2017"}},
         {"training": {"profile": "short"}},
         {"method": {"variant": "ema"}},
     ],

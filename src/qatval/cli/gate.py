@@ -35,7 +35,7 @@ def decide(args: argparse.Namespace) -> int:
 
     runs, unreadable = collect(args.run_roots)
     for item in unreadable:
-        print(f"warning: {item.reason}", file=sys.stderr)
+        print(f"qatval: warning: {item.reason}", file=sys.stderr)
     decision = gate.decide(runs, count_incomplete=args.count_incomplete)
     print(f"yolo10m gate: {'open' if decision.open else 'closed'}")
     for reason in decision.reasons:

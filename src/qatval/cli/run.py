@@ -78,7 +78,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(args: argparse.Namespace) -> int:
     """Run, and print the outcome of each method."""
     from qatval import runner
-    from qatval.report.numbers import value
+    from qatval.numbers import value
 
     settled = runner.configure(
         variant=args.variant,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from qatval import numbers
 from qatval.comparison import Comparison
-from qatval.report import numbers
 from qatval.report.run_markdown import escape, table
 from qatval.report.terminal import outcome
 

@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from qatval import numbers
 from qatval.record import Summary
-from qatval.report import numbers
 
 
 def render_run(summary: Summary) -> str:
@@ -147,7 +147,7 @@ def _history(summary: Summary) -> Iterator[str]:
 
 def _setup(summary: Summary) -> Iterator[str]:
     model, dataset, training = summary["model"], summary["dataset"], summary["training"]
-    name = dataset.get("identity", {}).get("dataset")
+    name = dataset.get("name")
     profile = training.get("profile")
     environment = summary.get("environment", {})
     git = summary["git"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from qatval import numbers
 from qatval.comparison import Comparison
-from qatval.report import numbers
 
 WIDTH = 100
 _SEED_COLUMNS = 5

@@ -13,8 +13,10 @@ def value(number: float | None) -> str:
 
 
 def signed(number: float | None) -> str:
-    """Write a difference of metric values, with its sign."""
-    return MISSING if number is None else f"{number:+.3f}"
+    """Write a difference of metric values with its sign; a small one never reads as zero."""
+    if number is None:
+        return MISSING
+    return f"{number:+.3f}" if abs(number) >= 0.0005 or number == 0 else f"{number:+.1g}"
 
 
 def interval(bounds: Sequence[float] | None) -> str:

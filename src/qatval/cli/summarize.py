@@ -1,0 +1,57 @@
+"""`qatval summarize`: compare finished runs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add `qatval summarize` to the command line."""
+    parser = subparsers.add_parser(
+        "summarize",
+        help="compare finished runs",
+        description="Compare finished runs and decide the yolo10m gate. Writes three files beside "
+        "each other that differ in their suffix: .json, .md and .html.",
+    )
+    parser.add_argument(
+        "run_roots", nargs="+", type=Path, metavar="RUN_ROOT", help="run root, or folder of runs"
+    )
+    parser.add_argument(
+        "--out-path",
+        required=True,
+        type=Path,
+        metavar="FILE",
+        help="one of the three files, e.g. comparison.json; the others get its name",
+    )
+    parser.add_argument(
+        "--strict",
+        action="store_true",
+        help="exit with 1 if a summary could not be read or contradicts itself",
+    )
+    parser.add_argument(
+        "--count-incomplete",
+        action="store_true",
+        help="let an incomplete ema+qc run close the gate (default: it counts neither way)",
+    )
+    parser.set_defaults(handler=summarize)
+
+
+def summarize(args: argparse.Namespace) -> int:
+    """Write the comparison and print it as a table."""
+    from qatval.comparison import compare
+    from qatval.report.comparison import check_path, write_comparison
+    from qatval.report.terminal import terminal_table
+    from qatval.runs import collect
+
+    check_path(args.out_path)
+    runs, unreadable = collect(args.run_roots)
+    document = compare(runs, unreadable, count_incomplete=args.count_incomplete)
+    written = write_comparison(document, runs, args.out_path)
+    print(terminal_table(document))
+    print(f"report: {written.html}")
+    warnings = [item.reason for item in unreadable] + document["warnings"]
+    for warning in warnings:
+        print(f"qatval: warning: {warning}", file=sys.stderr)
+    return 1 if args.strict and warnings else 0

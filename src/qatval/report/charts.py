@@ -1,0 +1,364 @@
+"""Charts as geometry: where ticks, points and labels go; ``charts.svg.jinja`` draws them.
+
+Every chart carries its numbers as a table too, for readers who do not see the drawing. Lengths are
+in the units of the drawing, whose width is `WIDTH`; a style number stands for a colour together
+with a marker shape and a dash pattern, so that colour is never the only difference.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+WIDTH = 400.0
+_LETTER = 6.6  # average width of a digit at the drawings' font size
+_BOLD = 7.6  # and of a letter of a name
+
+
+@dataclass(frozen=True)
+class Tick:
+    """A labelled position on an axis."""
+
+    at: float
+    label: str
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A measured point.
+
+    Attributes:
+        style: Selects colour and shape; None for a mark that is crossed out.
+        title: What hovering and screen readers say.
+    """
+
+    x: float
+    y: float
+    style: int | None
+    title: str
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A straight line, e.g. a level or an interval, with an optional label."""
+
+    x1: float
+    y1: float
+    x2: float
+    y2: float
+    kind: str
+    label: str = ""
+    label_x: float = 0.0
+    label_y: float = 0.0
+    anchor: str = "start"
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A line through points; its legend entry is its label."""
+
+    label: str
+    style: int
+    path: str
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A drawing with its axes, and the same numbers as a table."""
+
+    title: str
+    description: str
+    height: float
+    left: float
+    right: float
+    top: float
+    bottom: float
+    x_ticks: Sequence[Tick]
+    y_ticks: Sequence[Tick]
+    x_label: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    rules: bool = True
+    curves: Sequence[Curve] = ()
+    segments: Sequence[Segment] = ()
+    marks: Sequence[Mark] = ()
+    width: float = field(default=WIDTH)
+
+
+@dataclass(frozen=True)
+class Series:
+    """Values over epochs; a None is a gap."""
+
+    label: str
+    style: int
+    points: Sequence[tuple[float, float | None]]
+
+
+@dataclass(frozen=True)
+class Level:
+    """A horizontal line with a meaning."""
+
+    label: str
+    value: float
+    kind: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a dot chart.
+
+    Attributes:
+        dots: Value, title, whether it is crossed out, and a key: dots of equal key are joined.
+        mean: Drawn as a bar across the line.
+        interval: Drawn as a bar along the line.
+    """
+
+    label: str
+    style: int
+    dots: Sequence[tuple[float, str, bool, object]]
+    mean: float | None
+    interval: tuple[float, float] | None = None
+
+
+def line_chart(
+    title: str,
+    description: str,
+    series: Sequence[Series],
+    *,
+    x_label: str = "epoch",
+    x_names: dict[float, str] | None = None,
+    levels: Sequence[Level] = (),
+    zero: bool = False,
+    show: Callable[[float], str],
+) -> Chart:
+    """Draw values over epochs.
+
+    Args:
+        title, description: Of the chart, for every reader.
+        series: At least one measured point in all of them together.
+        x_label: What the horizontal axis counts.
+        x_names: Names of single positions on it, instead of numbers.
+        levels: Horizontal lines.
+        zero: Whether the vertical axis starts at 0.
+        show: How a value is written.
+    """
+    measured = [(x, y) for s in series for x, y in s.points if y is not None]
+    values = [y for _, y in measured] + [level.value for level in levels]
+    low, high = _span([*values, *([0.0] if zero else [])])
+    xs = sorted({x for s in series for x, _ in s.points})
+    labels = [Tick(value, f"{value:g}") for value in _nice(low, high)]
+    left = 12 + _LETTER * max(len(tick.label) for tick in labels)
+    right, top, bottom, height = WIDTH - 12.0, 14.0, 196.0, 232.0
+    x_at = _scale(xs[0] - 0.3, xs[-1] + 0.3, left, right)
+    y_at = _scale(low, high, bottom, top)
+    curves, marks = [], []
+    for s in series:
+        pieces, pen = [], "M"
+        for x, y in s.points:
+            if y is None:
+                pen = "M"
+                continue
+            pieces.append(f"{pen}{x_at(x):.1f} {y_at(y):.1f}")
+            pen = "L"
+            where = (x_names or {}).get(x, f"{x_label} {x:g}")
+            marks.append(Mark(x_at(x), y_at(y), s.style, f"{s.label}, {where}: {show(y)}"))
+        curves.append(Curve(s.label, s.style, "".join(pieces)))
+    named = x_names or {}
+    whole = [x for x in xs if x not in named]
+    step = max(1, math.ceil(len(whole) / 10))
+    x_ticks = [Tick(x_at(x), f"{x:g}") for x in whole[::step]]
+    x_ticks += [Tick(x_at(x), name) for x, name in named.items()]
+    by_x = [dict(s.points) for s in series]
+    return Chart(
+        title=title,
+        description=description,
+        height=height,
+        left=left,
+        right=right,
+        top=top,
+        bottom=bottom,
+        x_ticks=x_ticks,
+        y_ticks=[Tick(y_at(tick.at), tick.label) for tick in labels],
+        x_label=x_label,
+        header=[x_label, *(s.label for s in series)],
+        rows=[
+            [named.get(x, f"{x:g}"), *("–" if (y := ys.get(x)) is None else show(y) for ys in by_x)]
+            for x in xs
+        ],
+        curves=curves,
+        segments=list(_levels(levels, y_at, left, right)),
+        marks=marks,
+    )
+
+
+def dot_chart(
+    title: str,
+    description: str,
+    rows: Sequence[Row],
+    *,
+    x_label: str,
+    levels: Sequence[Level] = (),
+    join: bool = False,
+    header: Sequence[str],
+    table: Sequence[Sequence[str]],
+) -> Chart:
+    """Draw a line of dots per row, e.g. a method's value with each seed.
+
+    Args:
+        title, description: Of the chart, for every reader.
+        rows: Top to bottom.
+        x_label: What the horizontal axis measures.
+        levels: Vertical lines with a meaning.
+        join: Whether dots of equal key in neighbouring rows are joined.
+        header, table: The numbers.
+    """
+    pitch, top = 44.0, 30.0 if levels else 12.0
+    bottom = top + pitch * len(rows)
+    longest = max(len(row.label) for row in rows)
+    left, right = 12 + _BOLD * min(longest, 22), WIDTH - 14.0
+    values = [level.value for level in levels]
+    for row in rows:
+        values += [dot[0] for dot in row.dots]
+        values += [] if row.interval is None else list(row.interval)
+    low, high = _span(values)
+    x_at = _scale(low, high, left, right)
+    y_of = [top + pitch * (index + 0.5) for index in range(len(rows))]
+    segments = list(_posts(levels, x_at, top, bottom, (left + right) / 2))
+    if join:
+        segments += _joins(rows, y_of, x_at)
+    marks: list[Mark] = []
+    for row, y in zip(rows, y_of, strict=True):
+        if row.interval is not None:
+            start, end = map(x_at, row.interval)
+            segments.append(Segment(start, y, end, y, f"interval s{row.style}"))
+        if row.mean is not None:
+            x = x_at(row.mean)
+            segments.append(Segment(x, y - 13, x, y + 13, f"mean s{row.style}"))
+        for value, name, crossed, _ in row.dots:
+            marks.append(Mark(x_at(value), y, None if crossed else row.style, name))
+    return Chart(
+        title=title,
+        description=description,
+        height=bottom + 36,
+        left=left,
+        right=right,
+        top=top,
+        bottom=bottom,
+        x_ticks=[Tick(x_at(value), f"{value:g}") for value in _nice(low, high, 4)],
+        y_ticks=[Tick(y, _short(row.label)) for row, y in zip(rows, y_of, strict=True)],
+        x_label=x_label,
+        header=header,
+        rows=table,
+        rules=False,
+        segments=segments,
+        marks=marks,
+    )
+
+
+def range_chart(
+    title: str,
+    description: str,
+    ranges: Sequence[tuple[str, float, float]],
+    level: Level,
+    *,
+    header: Sequence[str],
+    show: Callable[[float], str],
+) -> Chart:
+    """Draw a vertical bar per layer, in the order of the network."""
+    low, high = _span([level.value, *(v for _, a, b in ranges for v in (a, b))])
+    labels = [Tick(value, f"{value:g}") for value in _nice(low, high)]
+    left = 12 + _LETTER * max(len(tick.label) for tick in labels)
+    right, top, bottom = WIDTH - 12.0, 14.0, 156.0
+    x_at = _scale(-1.0, float(len(ranges)), left, right)
+    y_at = _scale(low, high, bottom, top)
+    return Chart(
+        title=title,
+        description=description,
+        height=bottom + 36,
+        left=left,
+        right=right,
+        top=top,
+        bottom=bottom,
+        x_ticks=[],
+        y_ticks=[Tick(y_at(tick.at), tick.label) for tick in labels],
+        x_label=f"{len(ranges)} layers, input to output",
+        header=header,
+        rows=[[name, show(a), show(b)] for name, a, b in ranges],
+        segments=[
+            *_levels([level], y_at, left, right),
+            *(
+                # a bar of no length would be invisible
+                Segment(x_at(i), y_at(a) + 0.75, x_at(i), y_at(b) - 0.75, "range")
+                for i, (_, a, b) in enumerate(ranges)
+            ),
+        ],
+    )
+
+
+def _levels(
+    levels: Iterable[Level], y_at: Callable[[float], float], left: float, right: float
+) -> Iterable[Segment]:
+    taken: list[float] = []
+    for level in levels:
+        y = y_at(level.value)
+        below = any(abs(y - other) < 13 for other in taken)
+        taken.append(y)
+        yield Segment(
+            left, y, right, y, level.kind, level.label, right, y + (12 if below else -4), "end"
+        )
+
+
+def _posts(
+    levels: Sequence[Level],
+    x_at: Callable[[float], float],
+    top: float,
+    bottom: float,
+    middle: float,
+) -> Iterable[Segment]:
+    for level in levels:
+        x = x_at(level.value)
+        anchor = "start" if x < middle else "end"
+        yield Segment(x, top, x, bottom, level.kind, level.label, x, top - 8, anchor)
+
+
+def _joins(
+    rows: Sequence[Row], y_of: Sequence[float], x_at: Callable[[float], float]
+) -> list[Segment]:
+    joined = []
+    for (row, y), (below, y_below) in zip(
+        zip(rows, y_of, strict=True), list(zip(rows, y_of, strict=True))[1:], strict=False
+    ):
+        starts = {dot[3]: dot[0] for dot in row.dots}
+        joined += [
+            Segment(x_at(starts[dot[3]]), y, x_at(dot[0]), y_below, "join")
+            for dot in below.dots
+            if dot[3] in starts
+        ]
+    return joined
+
+
+def _scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
+    factor = (end - start) / (high - low)
+    return lambda value: round(start + (value - low) * factor, 1)
+
+
+def _span(values: Sequence[float]) -> tuple[float, float]:
+    low, high = min(values), max(values)
+    margin = 0.08 * (high - low)
+    if margin < 1e-6:  # one value, or as good as one
+        return low - 0.01, high + 0.01
+    return (low if low == 0.0 else low - margin), high + margin
+
+
+def _nice(low: float, high: float, wanted: int = 5) -> list[float]:
+    raw = (high - low) / wanted
+    magnitude = 10.0 ** math.floor(math.log10(raw))
+    step = next(m * magnitude for m in (1, 2, 2.5, 5, 10) if m * magnitude >= raw * 0.999)
+    first = math.ceil(low / step - 1e-9)
+    count = math.floor(high / step + 1e-9) - first + 1
+    return [round((first + index) * step, 12) for index in range(count)]
+
+
+def _short(label: str) -> str:
+    return label if len(label) <= 22 else f"{label[:21]}…"

@@ -1,0 +1,56 @@
+"""Where charts put their ticks, points and lines."""
+
+import math
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qatval.report.charts import WIDTH, Level, Row, Series, dot_chart, line_chart, range_chart
+
+values = st.floats(0, 1) | st.floats(-1e-6, 1e-6)
+
+
+def inside(chart):
+    for mark in chart.marks:
+        assert chart.left - 0.1 <= mark.x <= chart.right + 0.1
+        assert chart.top - 0.1 <= mark.y <= chart.bottom + 0.1
+    for tick in chart.x_ticks:
+        assert chart.left - 0.1 <= tick.at <= WIDTH
+    for tick in chart.y_ticks:
+        assert chart.top - 0.1 <= tick.at <= chart.bottom + 0.1
+    for segment in chart.segments:
+        assert chart.left - 0.1 <= segment.x1 <= segment.x2 + 400
+        assert all(math.isfinite(v) for v in (segment.x1, segment.y1, segment.x2, segment.y2))
+
+
+@given(st.lists(values, min_size=1, max_size=30), values)
+def test_a_line_chart_keeps_its_points_inside(series, level):
+    points = list(enumerate(series, start=1))
+    chart = line_chart(
+        "t", "d", [Series("s", 0, points)], levels=[Level("l", level, "collapse")], show=str
+    )
+    inside(chart)
+    assert len(chart.marks) == len(series)
+    assert 1 <= len(chart.x_ticks) <= 10
+    assert 2 <= len(chart.y_ticks) <= 8
+
+
+@given(st.lists(values, min_size=1, max_size=9))
+def test_a_dot_chart_keeps_its_dots_inside(finals):
+    dots = [(value, "", False, key) for key, value in enumerate(finals)]
+    rows = [Row("one", 0, dots, finals[0], (min(finals), max(finals))), Row("two", 1, dots, None)]
+    chart = dot_chart("t", "d", rows, x_label="x", join=True, header=[], table=[])
+    inside(chart)
+    assert sum(segment.kind == "join" for segment in chart.segments) == len(finals)
+
+
+def test_a_range_chart_has_a_bar_per_layer():
+    ranges = [(f"layer {n}", 0.9, 1.1) for n in range(107)]
+    chart = range_chart("t", "d", ranges, Level("1", 1.0, "zero"), header=[], show=str)
+    assert sum(segment.kind == "range" for segment in chart.segments) == 107
+    assert len(chart.rows) == 107
+
+
+def test_ticks_are_round_numbers():
+    chart = line_chart("t", "d", [Series("s", 0, [(1, 0.613), (2, 0.668)])], show=str)
+    assert [tick.label for tick in chart.y_ticks] == ["0.62", "0.64", "0.66"]
