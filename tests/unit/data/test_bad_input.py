@@ -77,11 +77,11 @@ CASES: dict[str, tuple[Spoil, str]] = {
     "no height": (rewrite(lambda d: first(d, "images").update(height=0)), "`int` >= 1"),
     "unknown image": (
         rewrite(lambda d: first(d, "annotations").update(image_id=987654)),
-        "name an unlisted image, the first image id 987654",
+        "names image id 987654, which",
     ),
     "unknown category": (
         rewrite(lambda d: first(d, "annotations").update(category_id=2)),
-        "an unlisted category, the first category id 2",
+        "names category id 2, which",
     ),
     "image twice": (rewrite(lambda d: d["images"].append(d["images"][0])), "occurs twice"),
     "category twice": (

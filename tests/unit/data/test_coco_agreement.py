@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from qatval.data.coco import read_annotations
+from qatval.data.coco import find_positions, read_annotations
 from qatval.data.subset import Split, build_subset
 
 
@@ -139,3 +141,15 @@ def test_an_absent_area_is_the_boxs(write_coco: Any, documents: Any) -> None:
     index, _ = read_annotations(path)
     np.testing.assert_array_equal(index.areas, index.boxes[:, 2] * index.boxes[:, 3])
     assert not index.crowds.any()
+
+
+some_ids = st.lists(st.integers(-5, 40) | st.integers(-(2**63), 2**63 - 1), max_size=30)
+
+
+@given(some_ids, some_ids)
+def test_ids_are_found_whatever_their_size(ids: list[int], wanted: list[int]) -> None:
+    known = sorted(set(ids))
+    for table in (known, [i for i in known if 0 <= i <= 40]):
+        found = find_positions(np.array(table, np.int64), np.array(wanted + ids, np.int64))
+        expected = [table.index(i) if i in table else -1 for i in wanted + ids]
+        assert found.tolist() == expected
