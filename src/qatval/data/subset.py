@@ -1,8 +1,7 @@
-"""Subsets: the images and labels of one run, built once and then opened from the cache."""
+"""Subsets: the images and labels of one run, built once and then found in the cache."""
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -10,94 +9,37 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from qatval.data.cache import (
     Cache,
     DamagedError,
     digest_of,
     file_digest,
     guard_of,
-    load_arrays,
-    pack_names,
     save_arrays,
-    unpack_names,
 )
-from qatval.data.coco import SPLITS, AnnotationIndex, CocoFiles, coco_files, write_annotations
+from qatval.data.coco import AnnotationIndex, CocoFiles, coco_files, write_annotations
+from qatval.data.entry import (
+    VAL_ANNOTATIONS,
+    Split,
+    Subset,
+    open_subset,
+    read_record,
+    split_arrays,
+    verify_subset,
+    write_record,
+)
 from qatval.data.labels import Labels, training_labels
 from qatval.data.selection import Selection, draw_random, read_list, take_first
 from qatval.data.shapes import read_manifest
 from qatval.data.staging import staged_directory
 from qatval.errors import QatvalError, UsageError
 
+__all__ = ["Split", "Subset", "build_subset", "dataset_name", "open_subset", "verify_subset"]
+
 BUILDER_VERSION = 1
 """Part of every key: raise it when the same inputs give another subset."""
 
-_RECORD = "subset.json"
-_VAL_ANNOTATIONS = "val_annotations.json"
-
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Split:
-    """The images of one split, ascending by id, and their training labels.
-
-    Attributes:
-        name: ``"train"`` or ``"val"``.
-        image_dir: Folder that the file names are relative to.
-        image_ids: (N,).
-        file_names: N names.
-        sizes: (N, 2), height and width in px.
-        offsets: (N + 1,); image i owns boxes ``offsets[i]:offsets[i + 1]``.
-        classes: (M,), contiguous class index.
-        boxes: (M, 4), centre x, y, width, height relative to the image, in [0, 1].
-    """
-
-    name: str
-    image_dir: Path
-    image_ids: NDArray[np.int64]
-    file_names: tuple[str, ...]
-    sizes: NDArray[np.int32]
-    offsets: NDArray[np.int64]
-    classes: NDArray[np.int64]
-    boxes: NDArray[np.float32]
-
-    def __len__(self) -> int:
-        """Return the number of images."""
-        return len(self.image_ids)
-
-
-@dataclass(frozen=True)
-class Subset:
-    """What one run trains and validates on.
-
-    Attributes:
-        directory: Its place in the cache.
-        coco_root: Where the images lie.
-        dataset_name: ``"shapes"`` for the embedded dataset, else ``"coco2017"``.
-        class_names: By class index.
-        category_ids: COCO category id by class index.
-        train, val: The images and labels.
-        val_annotations: COCO file of the val images alone, crowds included, for pycocotools.
-        identity: What the data are and nothing about where they lie, JSON-able. Two subsets are
-            the same data iff their identities are equal. Only ``selection.train.seed`` and
-            ``selection.train.image_ids_sha256`` depend on the seed.
-        provenance: The identity, where the data lie, asked-for and effective counts, and what was
-            dropped or cut, JSON-able.
-    """
-
-    directory: Path
-    coco_root: Path
-    dataset_name: str
-    class_names: tuple[str, ...]
-    category_ids: tuple[int, ...]
-    train: Split
-    val: Split
-    val_annotations: Path
-    identity: Mapping[str, Any]
-    provenance: Mapping[str, Any]
 
 
 def dataset_name(coco_root: Path) -> str:
@@ -157,67 +99,6 @@ def build_subset(
     return found
 
 
-def open_subset(directory: Path, coco_root: Path | None = None) -> Subset:
-    """Open a subset that `build_subset` has built.
-
-    Args:
-        directory: `Subset.directory`.
-        coco_root: Where the images lie, None for where they lay when it was built.
-
-    Raises:
-        DamagedError: The entry is missing, incomplete or altered.
-    """
-    try:
-        record = json.loads((directory / _RECORD).read_bytes())
-        for name, file in record["files"].items():
-            if (directory / name).stat().st_size != file["bytes"]:
-                raise DamagedError(f"{directory / name}: damaged; run the command again")
-        root = coco_root or Path(record["coco_root"])
-        files = coco_files(root)
-        train, val = (
-            _load_split(split, files[split].image_dir, load_arrays(directory / f"{split}.npz"))
-            for split in SPLITS
-        )
-        return Subset(
-            directory=directory,
-            coco_root=root,
-            dataset_name=record["identity"]["dataset"],
-            class_names=tuple(record["class_names"]),
-            category_ids=tuple(record["category_ids"]),
-            train=train,
-            val=val,
-            val_annotations=directory / _VAL_ANNOTATIONS,
-            identity=record["identity"],
-            provenance={
-                "identity": record["identity"],
-                "coco_root": str(root),
-                "annotations": {split: str(files[split].annotations) for split in SPLITS},
-                "cache_entry": str(directory),
-                "asked": record["asked"],
-                "counts": record["counts"],
-            },
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DamagedError(
-            f"{directory}: not a whole subset ({error!r}); run 'qatval dataset build' again"
-        ) from error
-
-
-def verify_subset(directory: Path) -> None:
-    """Compare every file of a cache entry with its recorded digest.
-
-    Raises:
-        DamagedError: One differs or is missing.
-    """
-    try:
-        record = json.loads((directory / _RECORD).read_bytes())
-        for name, file in record["files"].items():
-            if file_digest(directory / name) != file["sha256"]:
-                raise DamagedError(f"{directory / name}: its content has changed")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DamagedError(f"{directory}: not a whole subset ({error!r})") from error
-
-
 @dataclass(frozen=True)
 class _Request:
     coco_root: Path
@@ -267,9 +148,12 @@ def _find(cache: Cache, request: _Request) -> Subset | None:
     key = request.key(digests)
     if not all(cache.known_complete(files.image_dir, key) for files in request.files.values()):
         return None
+    entry = cache.subsets / key
     try:
-        return open_subset(cache.subsets / key, request.coco_root)
-    except DamagedError:
+        if read_record(entry)["coco_root"] != str(request.coco_root):
+            return None
+        return open_subset(entry)
+    except (DamagedError, KeyError):
         return None
 
 
@@ -282,12 +166,14 @@ def _build(cache: Cache, request: _Request, *, verify: bool) -> Subset:
     entry = cache.subsets / key
     try:
         verify_subset(entry)
-        subset = open_subset(entry, request.coco_root)
+        # The same data in two places are one entry; it follows whoever asked last.
+        write_record(entry, read_record(entry) | {"coco_root": str(request.coco_root)})
+        subset = open_subset(entry)
     except DamagedError:
         if entry.exists():
             cache.remove(entry)
         _write_entry(entry, request, digests, indexes)
-        subset = open_subset(entry, request.coco_root)
+        subset = open_subset(entry)
     for split in (subset.train, subset.val):
         guard = guard_of(split.image_dir)
         _refuse_missing_images(split.image_dir, split.file_names)
@@ -313,8 +199,8 @@ def _write_entry(
                 )
             labels[split] = training_labels(index, rows)
             _warn_of_dropped(request.files[split].annotations, labels[split])
-            save_arrays(folder / f"{split}.npz", _split_arrays(index, rows, labels[split]))
-        write_annotations(indexes["val"], selections["val"].rows, folder / _VAL_ANNOTATIONS)
+            save_arrays(folder / f"{split}.npz", split_arrays(index, rows, labels[split]))
+        write_annotations(indexes["val"], selections["val"].rows, folder / VAL_ANNOTATIONS)
         record = {
             "identity": {
                 "dataset": dataset_name(request.coco_root),
@@ -332,29 +218,7 @@ def _write_entry(
                 for path in sorted(folder.iterdir())
             },
         }
-        (folder / _RECORD).write_text(json.dumps(record, indent=2) + "\n")
-
-
-def _split_arrays(
-    index: AnnotationIndex, rows: NDArray[np.int64], labels: Labels
-) -> dict[str, NDArray[Any]]:
-    return {
-        "image_ids": index.image_ids[rows],
-        "file_names": pack_names(index.file_names[row] for row in rows.tolist()),
-        "sizes": index.sizes[rows],
-        "offsets": labels.offsets,
-        "classes": labels.classes,
-        "boxes": labels.boxes,
-    }
-
-
-def _load_split(name: str, image_dir: Path, arrays: Mapping[str, NDArray[Any]]) -> Split:
-    return Split(
-        name=name,
-        image_dir=image_dir,
-        file_names=unpack_names(arrays["file_names"]),
-        **{key: value for key, value in arrays.items() if key != "file_names"},
-    )
+        write_record(folder, record)
 
 
 def _refuse_differing_categories(request: _Request, indexes: Mapping[str, AnnotationIndex]) -> None:

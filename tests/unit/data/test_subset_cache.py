@@ -108,6 +108,9 @@ def test_the_same_data_elsewhere_are_the_same_subset(
     assert moved.directory == first.directory
     assert moved.identity == first.identity
     assert moved.train.image_dir == tmp_path / "other" / "train2017"
+    assert open_subset(first.directory).train.image_dir == tmp_path / "other" / "train2017"
+    shutil.rmtree(tmp_path / "other")
+    assert build(first.coco_root).train.image_dir == first.train.image_dir
     assert str(tmp_path) not in json.dumps(first.identity)
     assert str(tmp_path / "other") in json.dumps(moved.provenance)
 

@@ -1,0 +1,196 @@
+"""A subset as it lies in the cache: its files, opened and verified."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qatval.data.cache import (
+    DamagedError,
+    file_digest,
+    load_arrays,
+    pack_names,
+    unpack_names,
+)
+from qatval.data.coco import SPLITS, AnnotationIndex, coco_files
+from qatval.data.labels import Labels
+
+_RECORD = "subset.json"
+VAL_ANNOTATIONS = "val_annotations.json"
+
+# What reading a damaged record, or one that something else wrote, can raise.
+_NOT_WHOLE = (OSError, ValueError, KeyError, TypeError, AttributeError)
+
+
+@dataclass(frozen=True)
+class Split:
+    """The images of one split, ascending by id, and their training labels.
+
+    Attributes:
+        name: ``"train"`` or ``"val"``.
+        image_dir: Folder that the file names are relative to.
+        image_ids: (N,).
+        file_names: N names.
+        sizes: (N, 2), height and width in px.
+        offsets: (N + 1,); image i owns boxes ``offsets[i]:offsets[i + 1]``.
+        classes: (M,), contiguous class index.
+        boxes: (M, 4), centre x, y, width, height relative to the image, in [0, 1].
+    """
+
+    name: str
+    image_dir: Path
+    image_ids: NDArray[np.int64]
+    file_names: tuple[str, ...]
+    sizes: NDArray[np.int32]
+    offsets: NDArray[np.int64]
+    classes: NDArray[np.int64]
+    boxes: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.image_ids)
+
+
+@dataclass(frozen=True)
+class Subset:
+    """What one run trains and validates on.
+
+    Attributes:
+        directory: Its place in the cache.
+        coco_root: Where the images lie.
+        dataset_name: ``"shapes"`` for the embedded dataset, else ``"coco2017"``.
+        class_names: By class index.
+        category_ids: COCO category id by class index.
+        train, val: The images and labels.
+        val_annotations: COCO file of the val images alone, crowds included, for pycocotools.
+        identity: What the data are and nothing about where they lie, JSON-able. Two subsets are
+            the same data iff their identities are equal. Only ``selection.train.seed`` and
+            ``selection.train.image_ids_sha256`` depend on the seed.
+        provenance: The identity, where the data lie, asked-for and effective counts, and what was
+            dropped or cut, JSON-able.
+    """
+
+    directory: Path
+    coco_root: Path
+    dataset_name: str
+    class_names: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    train: Split
+    val: Split
+    val_annotations: Path
+    identity: Mapping[str, Any]
+    provenance: Mapping[str, Any]
+
+
+def open_subset(directory: Path) -> Subset:
+    """Open a subset that `build_subset` has built, where it was last asked for.
+
+    Args:
+        directory: `Subset.directory`.
+
+    Raises:
+        DamagedError: The entry is missing, incomplete or altered.
+        QatvalError: The dataset is no longer where it was.
+    """
+    record = read_record(directory)
+    try:
+        for name, file in record["files"].items():
+            if (directory / name).stat().st_size != file["bytes"]:
+                raise DamagedError(f"{directory / name}: damaged; run the command again")
+        root = Path(record["coco_root"])
+        files = coco_files(root)
+        train, val = (
+            _load_split(split, files[split].image_dir, load_arrays(directory / f"{split}.npz"))
+            for split in SPLITS
+        )
+        return Subset(
+            directory=directory,
+            coco_root=root,
+            dataset_name=record["identity"]["dataset"],
+            class_names=tuple(record["class_names"]),
+            category_ids=tuple(record["category_ids"]),
+            train=train,
+            val=val,
+            val_annotations=directory / VAL_ANNOTATIONS,
+            identity=record["identity"],
+            provenance={
+                "identity": record["identity"],
+                "coco_root": str(root),
+                "annotations": {split: str(files[split].annotations) for split in SPLITS},
+                "cache_entry": str(directory),
+                "asked": record["asked"],
+                "counts": record["counts"],
+            },
+        )
+    except _NOT_WHOLE as error:
+        raise _damaged(directory, error) from error
+
+
+def verify_subset(directory: Path) -> None:
+    """Compare every file of a cache entry with its recorded digest.
+
+    Raises:
+        DamagedError: One differs or is missing.
+    """
+    record = read_record(directory)
+    try:
+        for name, file in record["files"].items():
+            if file_digest(directory / name) != file["sha256"]:
+                raise DamagedError(f"{directory / name}: its content has changed")
+    except _NOT_WHOLE as error:
+        raise _damaged(directory, error) from error
+
+
+def read_record(directory: Path) -> dict[str, Any]:
+    """Read what the entry says about itself.
+
+    Raises:
+        DamagedError: It says nothing that can be read.
+    """
+    try:
+        record: dict[str, Any] = json.loads((directory / _RECORD).read_bytes())
+        return {**record}  # refuses what is not an object
+    except _NOT_WHOLE as error:
+        raise _damaged(directory, error) from error
+
+
+def write_record(directory: Path, record: Mapping[str, Any]) -> None:
+    """Replace what the entry says about itself, in one step."""
+    partial = directory / f".{_RECORD}.partial"
+    partial.write_text(json.dumps(record, indent=2) + "\n")
+    partial.replace(directory / _RECORD)
+
+
+def _damaged(directory: Path, error: Exception) -> DamagedError:
+    return DamagedError(
+        f"{directory}: not a whole subset ({error!r}); 'qatval dataset build' makes it again"
+    )
+
+
+def split_arrays(
+    index: AnnotationIndex, rows: NDArray[np.int64], labels: Labels
+) -> dict[str, NDArray[Any]]:
+    """Return the arrays that `open_subset` makes a split of."""
+    return {
+        "image_ids": index.image_ids[rows],
+        "file_names": pack_names(index.file_names[row] for row in rows.tolist()),
+        "sizes": index.sizes[rows],
+        "offsets": labels.offsets,
+        "classes": labels.classes,
+        "boxes": labels.boxes,
+    }
+
+
+def _load_split(name: str, image_dir: Path, arrays: Mapping[str, NDArray[Any]]) -> Split:
+    return Split(
+        name=name,
+        image_dir=image_dir,
+        file_names=unpack_names(arrays["file_names"]),
+        **{key: value for key, value in arrays.items() if key != "file_names"},
+    )
