@@ -149,7 +149,8 @@ def _groups(runs: Sequence[LoadedRun]) -> _Groups:
     for variant in sorted({run.variant for run in runs}):
         for wanted, members in groups(run for run in runs if run.variant == variant):
             profile = next((run.profile for run in members if run.profile), None)
-            name = "/".join(filter(None, (variant, members[0].dataset, profile)))
+            dataset = members[0].dataset or "unknown dataset"
+            name = "/".join(filter(None, (variant, dataset, profile)))
             same = sum(other == name or other.startswith(f"{name} (") for other in named)
             named[f"{name} ({same + 1})" if same else name] = (wanted, members)
     return named

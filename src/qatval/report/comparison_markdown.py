@@ -45,6 +45,7 @@ def _group(group: Mapping[str, Any]) -> Iterator[str]:
     yield from table(
         ("method", "runs", "seeds", "mAP 50-95", "spread", "outcome", "outcomes agree"),
         [_method(method) for method in group["methods"]] + list(_orientation(group)),
+        right=("runs", "mAP 50-95", "spread"),
     )
     yield ""
     for difference in group["differences"]:
@@ -94,6 +95,7 @@ def _runs(document: Comparison) -> Iterator[str]:
             )
             for run in document["runs"]
         ],
+        right=("best", "final", "final / best"),
     )
     yield ""
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from qatval import numbers
 from qatval.record import Summary
+
+_METRIC = "mAP 50-95"
 
 
 def render_run(summary: Summary) -> str:
@@ -23,10 +25,18 @@ def render_run(summary: Summary) -> str:
     return "\n".join(line for section in sections for line in section).rstrip() + "\n"
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
-    """Write a Markdown table; all columns but the first are numbers and right-aligned."""
+def table(
+    header: Sequence[str], rows: Iterable[Sequence[str]], *, right: Container[str]
+) -> Iterator[str]:
+    """Write a Markdown table.
+
+    Args:
+        header: Names of the columns.
+        rows: A cell per column each.
+        right: Names of the columns that hold numbers.
+    """
     yield f"| {' | '.join(header)} |"
-    yield "|" + "|".join(["---", *["---:"] * (len(header) - 1)]) + "|"
+    yield "|" + "|".join("---:" if name in right else "---" for name in header) + "|"
     for row in rows:
         yield f"| {' | '.join(escape(cell) for cell in row)} |"
 
@@ -88,7 +98,7 @@ def _metrics(summary: Summary) -> Iterator[str]:
         return
     yield "## Accuracy"
     yield ""
-    yield from table(("model", "mAP 50-95"), measured)
+    yield from table(("model", _METRIC), measured, right=(_METRIC,))
     yield ""
     if bootstrap := metrics.get("bootstrap"):
         yield (
@@ -141,7 +151,7 @@ def _history(summary: Summary) -> Iterator[str]:
     rows = [(str(entry["epoch"]), numbers.value(entry["value"])) for entry in history]
     if summary["method"]["qc"]["enabled"] and summary["status"] != "incomplete":
         rows.append(("after QC", numbers.value(summary["metrics"]["final_value"])))
-    yield from table(("epoch", "mAP 50-95"), rows)
+    yield from table(("epoch", _METRIC), rows, right=("epoch", _METRIC))
     yield ""
 
 

@@ -52,7 +52,7 @@ def _group(group: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> Itera
                 label,
                 *[""] * len(per_seed),
                 numbers.value(orientation and orientation["mean"]),
-                numbers.value(orientation and orientation["deviation"]),
+                "",
                 "" if orientation else "not measured",
             ]
         )

@@ -1,0 +1,55 @@
+"""How long `qatval summarize` takes over many runs, in a process of its own.
+
+    python benchmarks/summarize.py [RUNS]
+
+The goal is 5 s for 1,000 runs. Summaries are those of the tests' builder with the coverage and the
+bootstrap of a real yolo10n run: 108 layers, 500 resamples, 12 epochs.
+"""
+
+from __future__ import annotations
+
+import json
+import runpy
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+REPOSITORY = Path(__file__).parents[1]
+RUN = "import sys; from qatval.cli.main import main; sys.exit(main())"
+METHODS = ("baseline", "ema", "ema+qc")
+LAYERS = [
+    {"name": f"model.{n}.conv", "bits": 4, "scale": "per-tensor", "reason": None}
+    for n in range(107)
+] + [{"name": "model.23.dfl.conv", "bits": None, "scale": None, "reason": "holds 0..15"}]
+
+
+def write_runs(folder: Path, count: int) -> None:
+    build = runpy.run_path(str(REPOSITORY / "tests" / "conftest.py"))["build_summary"]
+    changes = {"quantization": {"coverage": {"layers": LAYERS}}}
+    for number in range(count):
+        seed, method = divmod(number, len(METHODS))
+        values = [0.3 + 0.02 * epoch for epoch in range(12)] + [0.55 + seed % 7 / 1000]
+        summary = build(METHODS[method], seed, values, resamples=500, changes=changes)
+        root = folder / f"seed{seed}" / METHODS[method]
+        root.mkdir(parents=True)
+        (root / "run_summary.json").write_text(json.dumps(summary))
+
+
+def main() -> None:
+    count = int(sys.argv[1]) if len(sys.argv) > 1 else 1000
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        write_runs(folder / "runs", count)
+        out = folder / "comparison.json"
+        command = [sys.executable, "-c", RUN, "summarize", str(folder / "runs")]
+        start = time.perf_counter()
+        subprocess.run([*command, "--out-path", str(out)], check=True, stdout=subprocess.DEVNULL)
+        seconds = time.perf_counter() - start
+        size = out.with_suffix(".html").stat().st_size / 1e6
+    print(f"{count} runs: {seconds:.2f} s, report of {size:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()

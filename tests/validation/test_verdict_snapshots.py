@@ -1,0 +1,137 @@
+"""Verdicts on stored summaries: what qatval said about them once, it says for ever.
+
+The summaries under ``data/`` are files as a run leaves them behind (and one as an older tool wrote
+it); a change of the schema or of a rule that would judge them differently shows here.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from syrupy.assertion import SnapshotAssertion
+
+from qatval import gate
+from qatval.comparison import compare
+from qatval.report.comparison_markdown import render_comparison
+from qatval.report.run_markdown import render_run
+from qatval.report.terminal import terminal_table
+from qatval.runs import LoadedRun, collect
+
+DATA = Path(__file__).parent / "data"
+STORED = ("stable", "collapsed", "incomplete", "other_size", "older_tool")
+
+Change = Callable[[dict[str, Any]], None]
+
+
+def stored(name: str) -> LoadedRun:
+    (run,), unreadable = collect([DATA / name])
+    assert unreadable == []
+    return run
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_a_runs_verdict(name: str, snapshot: SnapshotAssertion) -> None:
+    run = stored(name)
+    assert {"outcome": run.outcome, "contradiction": run.contradiction} == snapshot(name="verdict")
+    assert render_run(run.summary) == snapshot(name="summary.md")
+
+
+def test_the_comparison_of_them_all(snapshot: SnapshotAssertion) -> None:
+    document = compare(stored(name) for name in STORED)
+    text = render_comparison(document)
+    assert text == snapshot(name="comparison.md")
+    assert terminal_table(document) == snapshot(name="terminal")
+
+
+@dataclass(frozen=True)
+class GateCase:
+    """Runs that open the gate, less those left out, and with one of them changed.
+
+    Attributes:
+        left_out: ``(variant, method, seed)``; None stands for any.
+        changed: The run that is changed.
+    """
+
+    name: str
+    opens: bool = False
+    left_out: tuple[str | None, str | None, int | None] | None = None
+    changed: tuple[str, str, int] = ("yolo10n", "ema+qc", 1)
+    change: Change | None = None
+
+
+def collapse(summary: dict[str, Any]) -> None:
+    summary["metrics"] |= {"best_value": 0.5, "final_value": 0.1}
+    summary["stability"] |= {"final_over_best_ratio": 0.2, "collapsed": True}
+    summary["status"] = "completed-failed"
+
+
+def never_learn(summary: dict[str, Any]) -> None:
+    summary["metrics"] |= {"best_value": 0.0, "final_value": 0.0}
+    summary["stability"] |= {"final_over_best_ratio": None, "collapsed": False}
+    summary["status"] = "completed-failed"
+
+
+def stop(summary: dict[str, Any]) -> None:
+    summary |= {"status": "incomplete", "error": {"message": "interrupted", "stage": "training"}}
+
+
+def enlarge(summary: dict[str, Any]) -> None:
+    summary["model"]["imgsz"] = 640
+
+
+GATE_CASES = (
+    GateCase("open", opens=True),
+    GateCase("a variant without runs", left_out=("yolo10s", None, None)),
+    GateCase("one seed", left_out=("yolo10n", "ema+qc", 1)),
+    GateCase("a collapse", change=collapse),
+    GateCase("a run that never learned", change=never_learn),
+    GateCase("runs that are not comparable", change=enlarge),
+    GateCase("a method missing", left_out=("yolo10n", "baseline", None)),
+    GateCase("an incomplete run in place of the second", change=stop),
+    GateCase(
+        "a collapse of another method",
+        opens=True,
+        changed=("yolo10s", "baseline", 0),
+        change=collapse,
+    ),
+)
+
+
+@pytest.mark.parametrize("case", GATE_CASES, ids=lambda case: case.name)
+def test_the_gate(case: GateCase, snapshot: SnapshotAssertion) -> None:
+    decision = gate.decide(gate_runs(case))
+    assert decision.open is case.opens
+    assert list(decision.reasons) == snapshot
+
+
+def gate_runs(case: GateCase) -> Iterable[LoadedRun]:
+    original = stored("stable")
+    for variant in gate.REQUIRED_VARIANTS:
+        for method in ("baseline", "ema", "ema+qc"):
+            for seed in (0, 1):
+                key = (variant, method, seed)
+                if case.left_out and all(
+                    w in (None, k) for w, k in zip(case.left_out, key, strict=True)
+                ):
+                    continue
+                summary = copy.deepcopy(original.summary)
+                summary["run_id"] = f"{variant}-{method}-smoke-seed{seed}"
+                summary["model"]["variant"] = variant
+                summary["method"]["variant"] = method
+                summary["training"]["seed"] = seed
+                if case.change is not None and key == case.changed:
+                    case.change(summary)
+                yield LoadedRun(original.root, summary)
+
+
+def test_the_stored_summaries_are_valid_json_and_small() -> None:
+    for name in STORED:
+        text = (DATA / name / "run_summary.json").read_text("utf-8")
+        assert json.loads(text)
+        assert len(text) < 20_000
