@@ -187,7 +187,7 @@ def line_chart(
             for x in xs
         ],
         curves=curves,
-        segments=list(_levels(levels, y_at, left, right)),
+        segments=list(_levels(levels, y_at, left, right, measured)),
         marks=marks,
     )
 
@@ -297,16 +297,23 @@ def range_chart(
 
 
 def _levels(
-    levels: Iterable[Level], y_at: Callable[[float], float], left: float, right: float
+    levels: Iterable[Level],
+    y_at: Callable[[float], float],
+    left: float,
+    right: float,
+    measured: Sequence[tuple[float, float]] = (),
 ) -> Iterable[Segment]:
-    taken: list[float] = []
+    """Draw levels, each labelled at the end where it is farther from what was measured."""
+    ends = [y for _, y in (min(measured), max(measured))] if measured else []
+    taken: set[tuple[str, int]] = set()
     for level in levels:
-        y = y_at(level.value)
-        below = any(abs(y - other) < 13 for other in taken)
-        taken.append(y)
-        yield Segment(
-            left, y, right, y, level.kind, level.label, right, y + (12 if below else -4), "end"
-        )
+        distances = [abs(y - level.value) for y in ends]
+        at_left = bool(distances) and distances[0] > distances[1]
+        y, anchor = y_at(level.value), "start" if at_left else "end"
+        below = any(side == anchor and abs(y - other) < 13 for side, other in taken)
+        taken.add((anchor, round(y)))
+        label_x, label_y = (left + 3 if at_left else right), y + (12 if below else -4)
+        yield Segment(left, y, right, y, level.kind, level.label, label_x, label_y, anchor)
 
 
 def _posts(

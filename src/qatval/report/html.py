@@ -325,8 +325,8 @@ def _accuracy(run: LoadedRun, style: int) -> Chart | None:
 
 def _losses(run: LoadedRun) -> Chart | None:
     series = [
-        Series("training", 0, _summed(run, "train/")),
-        Series("validation", 1, _summed(run, "val/")),
+        Series("training", 3, _summed(run, "train/")),
+        Series("validation", 4, _summed(run, "val/")),
     ]
     series = [s for s in series if any(y is not None for _, y in s.points)]
     if not series:
