@@ -22,6 +22,9 @@ PRIMARY_METRIC = "metrics/mAP50-95(B)"
 
 ScaleGranularity = Literal["per-tensor", "per-channel"]
 
+Arm = Literal["raw", "ema"]
+"""What is scored along a training: the weights themselves, or their moving average."""
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -105,8 +108,8 @@ class Method:
     correction: Correction | None = None
 
     @property
-    def arm(self) -> str:
-        """Which weights of a trajectory the method takes: ``"raw"`` or ``"ema"``."""
+    def arm(self) -> Arm:
+        """Which weights of a training the method takes."""
         return "raw" if self.averaging is None else "ema"
 
 

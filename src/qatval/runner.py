@@ -54,13 +54,15 @@ def configure(
 
     dataset = dataset_name(coco_root)
     chosen = presets.variant(variant)
-    changes = {"epochs": epochs, "batch": batch, "imgsz": imgsz}
+    preset = presets.profile(dataset, profile)
     return RunConfig(
         variant=chosen,
         methods=tuple(presets.method(name) for name in methods),
         profile=dataclasses.replace(
-            presets.profile(dataset, profile),
-            **{name: value for name, value in changes.items() if value is not None},
+            preset,
+            epochs=epochs or preset.epochs,
+            batch=batch or preset.batch,
+            imgsz=imgsz or preset.imgsz,
         ),
         quantization=presets.quantization("w4a16"),
         seed=seed,

@@ -1,11 +1,11 @@
 """The second opinion on a model's detections: pycocotools, on the subset's own annotation file.
 
-The primary metric is Ultralytics' mAP. The two protocols differ by how they interpolate the
-precision-recall curve, by how many detections per image they take, and where the data have crowd
-regions by how those count: pycocotools ignores detections in them, Ultralytics does not know
-them. The check of one against the other therefore runs on what both know, with no crowd regions
-and as many detections as Ultralytics keeps; there they agree within `PROTOCOL_TOLERANCE`. What is
-reported as the COCO value is pycocotools' usual protocol.
+The primary metric is Ultralytics' mAP. The two protocols differ in what they look at. COCO's takes
+boxes clipped to the image, 100 of them per image, and ignores those in crowd regions; Ultralytics
+scores boxes as the model gave them, 300 per image, and does not know crowd regions. They also
+interpolate the precision-recall curve and break ties differently, which should hardly matter.
+The check of one against the other therefore gives pycocotools what Ultralytics scored; then they
+agree within `PROTOCOL_TOLERANCE`. What is reported as the COCO value is COCO's own protocol.
 """
 
 from __future__ import annotations
@@ -39,15 +39,17 @@ class CocoResult:
     """pycocotools' view of a model's detections, in [0, 1].
 
     Attributes:
-        map, map50: AP at IoU 0.50:0.95 and at 0.50 under COCO's own protocol (100 detections per
-            image, crowd regions ignored).
-        matched_map: AP at 0.50:0.95 on what Ultralytics scores: no crowd regions, 300 detections.
+        map, map50: AP at IoU 0.50:0.95 and at 0.50 under COCO's own protocol.
+        matched_map: AP at 0.50:0.95 on what Ultralytics scores: no crowd regions, 300 detections
+            per image, boxes not clipped.
+        detections: The detections clipped to their images, as COCO's own protocol scored them.
         bootstrap: ``matched_map`` of each resample of the images, shape ``(resamples,)``.
     """
 
     map: float
     map50: float
     matched_map: float
+    detections: list[Detection]
     bootstrap: NDArray[np.float64]
 
 
@@ -61,12 +63,14 @@ def evaluate_coco(
 
     Args:
         annotations: COCO annotation file of the validation images.
-        detections: In COCO's result format, boxes ``[x, y, width, height]`` in pixels.
+        detections: In COCO's result format, boxes ``[x, y, width, height]`` in pixels, not
+            clipped to the image.
         seed: Seed of the bootstrap.
     """
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO(str(annotations))
-        usual = _evaluate(truth, detections, max_detections=100)
+        inside = _clipped(truth, detections)
+        usual = _evaluate(truth, inside, max_detections=100)
         matched = _evaluate(_without_crowds(truth), detections, max_detections=MAX_DETECTIONS)
     images = len(matched.params.imgIds)
     draws = np.random.default_rng(seed).integers(images, size=(RESAMPLES, images))
@@ -75,8 +79,21 @@ def evaluate_coco(
         map=_average_precision(usual),
         map50=_average_precision(usual, iou=0.5),
         matched_map=_average_precision(matched),
+        detections=inside,
         bootstrap=resampled_map(matched, weights),
     )
+
+
+def _clipped(truth: COCO, detections: Sequence[Detection]) -> list[Detection]:
+    clipped = []
+    for detection in detections:
+        image = truth.imgs[detection["image_id"]]
+        x, y, width, height = detection["bbox"]
+        left, right = (min(max(side, 0.0), image["width"]) for side in (x, x + width))
+        top, bottom = (min(max(side, 0.0), image["height"]) for side in (y, y + height))
+        box = [round(side, 3) for side in (left, top, right - left, bottom - top)]
+        clipped.append({**detection, "bbox": box})
+    return clipped
 
 
 def _without_crowds(truth: COCO) -> COCO:

@@ -81,5 +81,7 @@ class WeightAverage:
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:
-    wrapped = isinstance(model, nn.parallel.DistributedDataParallel)
-    return model.module if wrapped else model
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        inner: nn.Module = model.module
+        return inner
+    return model

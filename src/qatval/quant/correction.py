@@ -70,8 +70,8 @@ class CorrectedConv2d(_Correction):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve and correct, with ``x`` of shape ``(batch, in, height, width)``."""
-        corrected = self.gamma[:, None, None] * self.conv(x) + self.beta[:, None, None]
-        return corrected
+        h: Tensor = self.conv(x)
+        return self.gamma[:, None, None] * h + self.beta[:, None, None]
 
 
 def attach_corrections(model: nn.Module) -> nn.Module:
@@ -148,6 +148,8 @@ def fold_corrections(corrected: nn.Module, model: nn.Module) -> nn.Module:
             gamma = correction.gamma.detach()[:, None, None, None]
             target.scale = target.scale * gamma.abs()
             target.codes = target.codes * gamma.sign().to(torch.int8)
-            bias = 0.0 if target.bias is None else correction.gamma * target.bias
-            target.bias = (bias + correction.beta).detach()
+            shift = correction.beta.detach().clone()
+            if target.bias is not None:
+                shift += correction.gamma * target.bias
+            target.bias = shift
     return folded

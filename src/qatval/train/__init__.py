@@ -20,10 +20,9 @@ _settings.mkdir(parents=True, exist_ok=True)
 os.environ["YOLO_OFFLINE"] = "true"
 os.environ["YOLO_VERBOSE"] = "false"  # no progress bars
 
-import ultralytics  # noqa: E402
 from ultralytics.utils import LOGGER, SETTINGS  # noqa: E402
 
-ULTRALYTICS_VERSION: str = ultralytics.__version__
+__all__ = ["LOGGER"]
 
 LOGGER.handlers.clear()
 LOGGER.addHandler(logging.NullHandler())

@@ -64,7 +64,7 @@ def learn_correction(
         args=args,
     )
     drawn = calibration_images(len(subset.train), correction.images, seed)
-    loader = DataLoader(
+    loader: DataLoader[Any] = DataLoader(
         ImageSubset(dataset, drawn),
         batch_size=args.batch,
         collate_fn=dataset.collate_fn,
@@ -93,7 +93,7 @@ def learn_correction(
             loss.backward()
             optimizer.step()
             step += 1
-            on_step(step, float(loss))
+            on_step(step, float(loss.detach()))
     changes = {
         name: {
             "gamma_min": float(c.gamma.min()),

@@ -33,8 +33,8 @@ class Evaluation:
     Attributes:
         metrics: Ultralytics' metrics by its names, unrounded, in [0, 1].
         losses: Mean validation loss per component, by Ultralytics' names.
-        detections: In COCO's result format, boxes in pixels of the original image; empty unless
-            asked for.
+        detections: In COCO's result format, boxes in pixels of the original image and as the
+            model gave them, not clipped to it; empty unless asked for.
     """
 
     metrics: dict[str, float]
@@ -95,9 +95,7 @@ class Evaluator:
         settings.quantize = None
         self._args = settings
         self._loader = loader
-        self._image_ids = dict(
-            zip(loader.dataset.im_files, split.image_ids.tolist(), strict=True)
-        )
+        self._image_ids = dict(zip(loader.dataset.im_files, split.image_ids.tolist(), strict=True))
         self._category_ids = category_ids
         self._device = device
         self._validator = DetectionValidator(loader, save_dir=save_dir, args=settings)
@@ -140,13 +138,15 @@ class Evaluator:
         self, found: list[dict[str, torch.Tensor]], batch: dict[str, Any]
     ) -> Iterator[Detection]:
         for i, prediction in enumerate(found):
-            boxes = ops.scale_boxes(
+            boxes = prediction["bboxes"].clone()
+            boxes[:, 2:] -= boxes[:, :2]
+            ops.scale_boxes(
                 batch["img"].shape[2:],
-                prediction["bboxes"].clone(),
+                boxes,
                 batch["ori_shape"][i],
                 ratio_pad=batch["ratio_pad"][i],
+                xywh=True,
             )
-            boxes[:, 2:] -= boxes[:, :2]
             image_id = self._image_ids[batch["im_file"][i]]
             for box, score, label in zip(
                 boxes.tolist(), prediction["conf"].tolist(), prediction["cls"].tolist(), strict=True

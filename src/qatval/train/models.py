@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import pickle
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from ultralytics.nn.tasks import DetectionModel, torch_safe_load
 
-from qatval.config import Quantization, quantization
+from qatval.config import quantization
 from qatval.errors import QatvalError
 from qatval.quant.integer import to_integer
 from qatval.quant.layers import insert_quantizers
@@ -195,8 +194,10 @@ def _read_ultralytics(path: Path) -> dict[str, Tensor]:
         raise QatvalError(
             f"{path} is not an Ultralytics checkpoint: expected a model under 'ema' or 'model'"
         )
-    return {name: tensor.float() if tensor.is_floating_point() else tensor
-            for name, tensor in model.state_dict().items()}
+    return {
+        name: tensor.float() if tensor.is_floating_point() else tensor
+        for name, tensor in model.state_dict().items()
+    }
 
 
 def _refusal(path: Path, error: BaseException) -> str:
@@ -213,14 +214,12 @@ def _refusal(path: Path, error: BaseException) -> str:
         )
     if match := re.search(r"unsafe getattr\(.*?\)", text):
         return f"{path} is refused: it asks for {match[0]}; use an official checkpoint"
-    if any(isinstance(link, EOFError | pickle.UnpicklingError | RuntimeError) for link in chain):
-        return (
-            f"{path} is not a loadable checkpoint: empty, truncated or another kind of file; "
-            "download it again"
-        )
     if match := re.search(r"(?:No module named|Can't get attribute) '([\w.]+)'", text):
         return f"{path} is refused: it refers to '{match[1]}', which does not exist here"
-    return f"{path} cannot be loaded: {text.splitlines()[0]}"
+    return (
+        f"{path} is not a loadable checkpoint: empty, truncated or another kind of file; "
+        "download it again"
+    )
 
 
 def sha256(path: Path) -> str:

@@ -81,7 +81,8 @@ def pretrain(
     work = Path(tempfile.mkdtemp(prefix="qatval-pretrain-"))
     try:
         trajectory = train(work, plan, arguments, {"on_fit_epoch_end": on_epoch})
-        model = load_checkpoint(trajectory.weights("ema"))
+        # fp16, as official checkpoints are stored; what is scored is what loads from the file.
+        model = load_checkpoint(trajectory.weights("ema")).half()
         info = CheckpointInfo("float", variant.architecture, subset.class_names)
         save_checkpoint(out, model, info)
         scorer = evaluator(subset, arguments, torch.device("cpu"), work)

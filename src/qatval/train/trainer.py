@@ -26,7 +26,7 @@ from ultralytics.engine import trainer as trainer_module
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils import DEFAULT_CFG
 
-from qatval.config import PRIMARY_METRIC, Averaging, Quantization
+from qatval.config import PRIMARY_METRIC, Arm, Averaging, Quantization
 from qatval.data.subset import open_subset
 from qatval.errors import QatvalError
 from qatval.quant.averaging import WeightAverage
@@ -35,8 +35,6 @@ from qatval.record import atomic_write
 from qatval.train.dataset import SubsetDataset
 from qatval.train.evaluation import Evaluation, Evaluator
 from qatval.train.models import CheckpointInfo, build_model, load_pretrained, save_checkpoint
-
-Arm = Literal["raw", "ema"]
 
 # What Ultralytics does by itself and qatval does elsewhere, or not at all.
 _FIXED_ARGUMENTS: Mapping[str, Any] = {
@@ -326,7 +324,7 @@ class QatTrainer(DetectionTrainer):  # type: ignore[misc]
         if arm not in self._writers:
             from torch.utils.tensorboard.writer import SummaryWriter
 
-            self._writers[arm] = SummaryWriter(str(self.save_dir / arm / "tensorboard"))  # type: ignore[no-untyped-call]
+            self._writers[arm] = SummaryWriter(str(self.save_dir / arm / "tensorboard"))
         return self._writers[arm]
 
     def save_model(self) -> bool:

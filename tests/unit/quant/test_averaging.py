@@ -1,0 +1,103 @@
+"""The moving average against its formula."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from qatval.config import Averaging, quantization
+from qatval.errors import UsageError
+from qatval.quant.averaging import WeightAverage
+from qatval.quant.layers import insert_quantizers
+
+
+def a_model(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3))
+    insert_quantizers(model, quantization("w4a16"))
+    return model
+
+
+def disturb(model: nn.Module, seed: int) -> None:
+    """Change everything floating, as a training step would."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for value in model.state_dict().values():
+            if value.dtype.is_floating_point:
+                value.add_(torch.randn(value.shape, generator=generator))
+            else:
+                value.add_(1)
+
+
+def test_every_tensor_follows_the_recurrence() -> None:
+    model = a_model()
+    average = WeightAverage(model, decay=0.9, tau=3.0)
+    expected = {k: v.clone().double() for k, v in model.state_dict().items()}
+    assert any(key.endswith("scaling_impl.value") for key in expected)
+    for step in range(1, 8):
+        disturb(model, step)
+        average.update(model)
+        d = 0.9 * (1 - math.exp(-step / 3.0))
+        assert average.effective_decay == pytest.approx(d)
+        for name, value in model.state_dict().items():
+            expected[name] = d * expected[name] + (1 - d) * value.double()
+    for name, value in average.ema.state_dict().items():
+        if value.dtype.is_floating_point:
+            assert torch.allclose(value.double(), expected[name], atol=1e-5), name
+        else:
+            assert torch.equal(value, model.state_dict()[name]), name
+
+
+def test_decay_zero_is_an_exact_copy() -> None:
+    model = a_model()
+    average = WeightAverage(model, decay=0.0, tau=1.0)
+    for step in range(5):
+        disturb(model, step)
+        average.update(model)
+        for name, value in model.state_dict().items():
+            assert torch.equal(average.ema.state_dict()[name], value), name
+
+
+def test_a_tensor_that_appears_later_is_an_error() -> None:
+    model = a_model()
+    average = WeightAverage(model, decay=0.9, tau=1.0)
+    model.register_parameter("late", nn.Parameter(torch.ones(1)))
+    with pytest.raises(ValueError, match="late"):
+        average.update(model)
+
+
+def test_the_followed_model_is_untouched() -> None:
+    model = a_model()
+    average = WeightAverage(model, decay=0.9, tau=1.0)
+    disturb(model, 1)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    average.update(model)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert model.training
+    assert not average.ema.training
+
+
+PRESET = Averaging(max_decay=0.9999, max_tau=2000.0, window=0.2, ramp=0.1)
+
+
+@pytest.mark.parametrize(
+    ("steps", "decay", "tau"),
+    [
+        (100, 0.95, 10.0),  # a window of 20 steps
+        (16, 1 - 1 / 3.2, 1.6),
+        (739_300, 0.9999, 2000.0),  # the paper's, where the run is long enough
+        (1, 0.0, 0.1),  # a window cannot be shorter than a step
+    ],
+)
+def test_horizon_follows_the_length_of_the_run(steps: int, decay: float, tau: float) -> None:
+    assert PRESET.for_steps(steps) == pytest.approx((decay, tau))
+
+
+@pytest.mark.parametrize("change", [{"max_decay": 1.0}, {"max_decay": -0.1}, {"window": 0.0}])
+def test_impossible_averaging_is_refused(change: dict[str, float]) -> None:
+    values = {"max_decay": 0.9, "max_tau": 1.0, "window": 0.2, "ramp": 0.1, **change}
+    with pytest.raises(UsageError):
+        Averaging(**values)

@@ -1,0 +1,121 @@
+"""Quantization correction: identity at the start, only gamma and beta train, exact folds."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from qatval.config import quantization
+from qatval.quant.correction import (
+    CorrectedBatchNorm2d,
+    attach_corrections,
+    corrections,
+    fold_corrections,
+)
+from qatval.quant.integer import integer_layers, to_integer
+from qatval.quant.layers import insert_quantizers
+
+
+class Block(nn.Module):
+    def __init__(self, inp: int, out: int, groups: int = 1) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(inp, out, 3, padding=1, groups=groups, bias=False)
+        self.bn = nn.BatchNorm2d(out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.nn.functional.silu(self.bn(self.conv(x)))
+
+
+def integer_model(seed: int = 0) -> nn.Module:
+    """A frozen model with lived-in BatchNorms and an output without one."""
+    torch.manual_seed(seed)
+    model = nn.Sequential(Block(3, 8), Block(8, 8, groups=8), nn.Conv2d(8, 5, 1))
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.weight, 1.0, 0.3)
+            nn.init.normal_(module.bias)
+            nn.init.normal_(module.running_mean)
+            nn.init.uniform_(module.running_var, 0.3, 3.0)
+    insert_quantizers(model, quantization("w4a16"))
+    return to_integer(model.eval())
+
+
+def images(seed: int = 1) -> Tensor:
+    return torch.randn(4, 3, 10, 10, generator=torch.Generator().manual_seed(seed))
+
+
+def test_starts_at_the_identity() -> None:
+    model = integer_model()
+    corrected = attach_corrections(model)
+    assert torch.allclose(corrected(images()), model(images()), atol=1e-6)
+    assert len(list(corrections(corrected))) == len(integer_layers(model)) == 3
+
+
+def test_only_gamma_and_beta_train_and_statistics_stay() -> None:
+    model = integer_model()
+    corrected = attach_corrections(model).train()
+    trainable = {name for name, p in corrected.named_parameters() if p.requires_grad}
+    assert {name.rsplit(".", 1)[1] for name in trainable} == {"gamma", "beta"}
+    assert len(trainable) == 6
+    before = {k: v.clone() for k, v in corrected.state_dict().items() if k not in trainable}
+    optimizer = torch.optim.Adam([p for p in corrected.parameters() if p.requires_grad], lr=0.1)
+    for step in range(3):
+        optimizer.zero_grad()
+        corrected(images(step)).pow(2).mean().backward()
+        optimizer.step()
+    state = corrected.state_dict()
+    assert all(torch.equal(state[k], v) for k, v in before.items())
+    assert all(
+        not torch.equal(c.gamma, torch.ones_like(c.gamma)) for _, c in corrections(corrected)
+    )
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 1000), spread=st.sampled_from([0.01, 0.3, 1.5]))
+def test_folded_equals_unfolded(seed: int, spread: float) -> None:
+    """Also where a gamma is negative, which flips the codes of a layer without BatchNorm."""
+    model = integer_model(seed)
+    corrected = attach_corrections(model).eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for _, correction in corrections(corrected):
+            for parameter in (correction.gamma, correction.beta):
+                parameter.add_(torch.randn(parameter.shape, generator=generator) * spread)
+    unfolded = corrected(images(seed))
+    folded = fold_corrections(corrected, model)
+    assert torch.allclose(folded(images(seed)), unfolded, rtol=1e-4, atol=1e-4)
+    for name, layer in integer_layers(folded).items():
+        assert (layer.scale > 0).all(), name
+        assert layer.levels_per_scale <= 16
+        assert int(layer.codes.abs().max()) <= 7
+
+
+def test_fold_leaves_the_model_alone() -> None:
+    model = integer_model()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    corrected = attach_corrections(model)
+    with torch.no_grad():
+        for _, correction in corrections(corrected):
+            correction.gamma.mul_(1.1)
+    fold_corrections(corrected, model)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_composed_affine_equals_the_definition() -> None:
+    """BN(gamma * h + beta), written out [G section 3.2]."""
+    bn = integer_model()[0].bn
+    correction = CorrectedBatchNorm2d(bn)
+    with torch.no_grad():
+        correction.gamma.uniform_(0.5, 1.5)
+        correction.beta.normal_()
+    h = torch.randn(2, 8, 5, 5)
+    shifted = correction.gamma[:, None, None] * h + correction.beta[:, None, None]
+    assert torch.allclose(correction(h), bn(shifted), atol=1e-5)
+
+
+def test_a_model_without_quantized_layers_is_refused() -> None:
+    with pytest.raises(ValueError, match="no quantized layer"):
+        attach_corrections(nn.Sequential(nn.Conv2d(1, 1, 1)))
