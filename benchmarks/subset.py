@@ -156,8 +156,8 @@ def heading(repeats: int, megabytes: float) -> list[str]:
         f"`python benchmarks/subset.py`: generated annotations, {images:,} training images, "
         f"{boxes:,} boxes, {megabytes:.0f} MB in both files. Medians of {repeats} rounds, each "
         "measurement in a process of its own, without its start, the ratio to the floor of the "
-        "same round; files in the page cache. Targets: cold at most 1.7 (short) and 4 (full) of the "
-        "floor, 800 and 1200 MB; warm at most 0.1 s; at most 10 files.",
+        "same round; files in the page cache. Targets: cold at most 1.7 (short) and 4 (full) of "
+        "the floor, 800 and 1200 MB; warm at most 0.1 s; at most 10 files.",
         "",
         f"{processor()}, {os.cpu_count()} cores; Python {platform.python_version()}, {versions}.",
     ]

@@ -58,6 +58,7 @@ def examine(coco_root: Path, cache_dir: Path | None = None) -> Iterator[Finding]
     for package in _NEEDED_MODULES:
         checks[package] = lambda package=package: _package(package)  # type: ignore[misc]
     checks["GPU"] = _gpu
+    checks["embedded"] = _embedded_checkpoints
     checks["COCO"] = lambda: _coco(coco_root)
     for name in variant_names():
         checks[name] = lambda name=name: _checkpoint(name)  # type: ignore[misc]
@@ -148,6 +149,18 @@ def _coco(coco_root: Path) -> Finding:
         counts.append(f"{found} {split}")
     name = "the embedded dataset" if manifest else "COCO 2017"
     return Finding("COCO", "ok", f"{coco_root}: {name}, {' and '.join(counts)} images")
+
+
+def _embedded_checkpoints() -> Finding:
+    paths = [path for name in variant_names() if (path := variant(name).embedded_checkpoint)]
+    for path in paths:
+        if not path.is_file():
+            return Finding(
+                "embedded",
+                "missing",
+                f"{path} is missing; it comes with the repository: run in its root, or restore it",
+            )
+    return Finding("embedded", "ok", ", ".join(map(str, paths)))
 
 
 def _checkpoint(name: str) -> Finding:

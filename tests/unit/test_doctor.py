@@ -17,6 +17,8 @@ def no_heavy_imports(monkeypatch: pytest.MonkeyPatch) -> None:
     """The unit tests examine what is cheap; torch and the GPU have checks of their own."""
     monkeypatch.setattr(doctor, "_NEEDED_MODULES", {"msgspec": "msgspec", "numpy": "numpy"})
     monkeypatch.setattr(doctor, "_gpu", lambda: Finding("GPU", "optional", "none"))
+    # They lie in the repository's root, wherever the tests are started.
+    monkeypatch.setattr(doctor, "_embedded_checkpoints", lambda: Finding("embedded", "ok", ""))
 
 
 def findings(tmp_path: Path) -> dict[str, Finding]:

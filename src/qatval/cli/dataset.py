@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from qatval.cli.options import positive, seed
 from qatval.config import profile, profile_names
 
 DEFAULT_COCO_ROOT = Path("datasets/coco2017/source-data")
@@ -21,10 +22,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     shapes.add_argument("--out", type=Path, metavar="DIR", required=True, help="becomes COCO root")
-    shapes.add_argument("--seed", type=_count, metavar="N", default=0, help="of every image")
+    shapes.add_argument("--seed", type=seed, metavar="N", default=0, help="of every image")
     shapes.add_argument("--size", type=_side, metavar="PX", default=128, help="long side of images")
-    shapes.add_argument("--train-images", type=_count, metavar="N", default=512, help="to draw")
-    shapes.add_argument("--val-images", type=_count, metavar="N", default=128, help="to draw")
+    shapes.add_argument("--train-images", type=positive, metavar="N", default=512, help="to draw")
+    shapes.add_argument("--val-images", type=positive, metavar="N", default=128, help="to draw")
     shapes.set_defaults(handler=draw_shapes)
 
     build = actions.add_parser("build", help="build a subset, or find it, and print where it is")
@@ -39,7 +40,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="dataset in COCO 2017's layout (default: %(default)s)",
     )
     build.add_argument(
-        "--seed", type=_count, metavar="N", default=0, help="of the train images (default: 0)"
+        "--seed", type=seed, metavar="N", default=0, help="of the train images (default: 0)"
     )
     build.add_argument(
         "--image-list",
@@ -95,15 +96,8 @@ def build_profile(args: argparse.Namespace) -> int:
     return 0
 
 
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 0 up, got {text}")
-    return value
-
-
 def _side(text: str) -> int:
-    value = int(text)
+    value = positive(text)
     if not 32 <= value <= 4096:
         raise argparse.ArgumentTypeError(f"expected 32 to 4096 px, got {text}")
     return value
