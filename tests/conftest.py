@@ -140,7 +140,7 @@ def build_summary(
             "collapsed": None if error else collapsed,
         },
         "history": [_epoch(number, value) for number, value in enumerate(epochs, start=1)],
-        "timings": {"dataset": 1.2, "baseline": 9.4, "training": 43.0, "evaluation": 8.1},
+        "timings": {"dataset": 1.2, "baseline": 9.4, "training": 43.0, "total": 61.7},
         "environment": {
             "python": "3.11.9",
             "torch": "2.15.0+cpu",

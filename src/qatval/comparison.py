@@ -84,6 +84,8 @@ def sentence(method: str, reference: str, difference: MeanDifference) -> str:
     """Say in words what the paired difference of two methods tells."""
     n, mean = difference.seeds, numbers.signed(difference.mean)
     seeds = "1 seed" if n == 1 else f"{n} seeds"
+    if n == 1:
+        return f"{seeds} cannot tell {method} from {reference}: {mean}"
     if difference.interval is None:
         return (
             f"{seeds} cannot tell {method} from {reference}: {mean} on average, "

@@ -131,6 +131,11 @@ def test_two_seeds_cannot_tell(seeds):
     )
 
 
+def test_one_seed_cannot_tell_either(seeds):
+    difference = only(compare(seeds[:2]), "differences")
+    assert difference["sentence"] == "1 seed cannot tell ema+qc from baseline: +0.020"
+
+
 def test_worse_and_undecided_are_said_as_plainly(run):
     finals = {
         "baseline": (0.62, 0.61, 0.63),

@@ -260,13 +260,13 @@ def range_chart(
     title: str,
     description: str,
     ranges: Sequence[tuple[str, float, float]],
-    level: Level,
     *,
+    unchanged: float,
     header: Sequence[str],
     show: Callable[[float], str],
 ) -> Chart:
-    """Draw a vertical bar per layer, in the order of the network."""
-    low, high = _span([level.value, *(v for _, a, b in ranges for v in (a, b))])
+    """Draw a vertical bar per layer, in the order of the network, about what changes nothing."""
+    low, high = _span([unchanged, *(v for _, a, b in ranges for v in (a, b))])
     labels = [Tick(value, f"{value:g}") for value in _nice(low, high)]
     left = 12 + _LETTER * max(len(tick.label) for tick in labels)
     right, top, bottom = WIDTH - 12.0, 14.0, 156.0
@@ -286,7 +286,7 @@ def range_chart(
         header=header,
         rows=[[name, show(a), show(b)] for name, a, b in ranges],
         segments=[
-            *_levels([level], y_at, left, right),
+            *_levels([Level("", unchanged, "zero")], y_at, left, right),
             *(
                 # a bar of no length would be invisible
                 Segment(x_at(i), y_at(a) + 0.75, x_at(i), y_at(b) - 0.75, "range")
@@ -301,19 +301,26 @@ def _levels(
     y_at: Callable[[float], float],
     left: float,
     right: float,
-    measured: Sequence[tuple[float, float]] = (),
+    measured: Sequence[tuple[float, float]] = ((0.0, 0.0),),
 ) -> Iterable[Segment]:
-    """Draw levels, each labelled at the end where it is farther from what was measured."""
-    ends = [y for _, y in (min(measured), max(measured))] if measured else []
-    taken: set[tuple[str, int]] = set()
+    """Draw levels, each labelled where it is farthest from what was measured."""
+    ends = [y for _, y in (min(measured), max(measured))]
     for level in levels:
         distances = [abs(y - level.value) for y in ends]
-        at_left = bool(distances) and distances[0] > distances[1]
-        y, anchor = y_at(level.value), "start" if at_left else "end"
-        below = any(side == anchor and abs(y - other) < 13 for side, other in taken)
-        taken.add((anchor, round(y)))
-        label_x, label_y = (left + 3 if at_left else right), y + (12 if below else -4)
-        yield Segment(left, y, right, y, level.kind, level.label, label_x, label_y, anchor)
+        at_left = distances[0] > distances[1]
+        below = ends[0 if at_left else 1] > level.value > 0
+        y = y_at(level.value)
+        yield Segment(
+            left,
+            y,
+            right,
+            y,
+            level.kind,
+            level.label,
+            left + 3 if at_left else right,
+            y + (12 if below else -4),
+            "start" if at_left else "end",
+        )
 
 
 def _posts(
@@ -354,7 +361,7 @@ def _span(values: Sequence[float]) -> tuple[float, float]:
     low, high = min(values), max(values)
     margin = 0.08 * (high - low)
     if margin < 1e-6:  # one value, or as good as one
-        return low - 0.01, high + 0.01
+        margin = 0.01
     return (low if low == 0.0 else low - margin), high + margin
 
 

@@ -261,7 +261,7 @@ def _differences(group: Entry, styles: Mapping[str, int]) -> Chart | None:
 
 
 def _run(entry: Entry, run: LoadedRun, style: int) -> RunView:
-    charts = (_accuracy(run, style), _losses(run), _correction(run), _shares(run))
+    charts = (_accuracy(run, style), _losses(run), *_corrections(run), _shares(run))
     return RunView(entry, style, _run_facts(run), [chart for chart in charts if chart is not None])
 
 
@@ -283,9 +283,8 @@ def _run_facts(run: LoadedRun) -> list[tuple[str, str]]:
             facts.append(("codes unlike raw", numbers.percent(differing)))
     facts.append(("device", str(training["device"])))
     facts += [(name, str(environment[name])) for name in ("torch",) if environment.get(name)]
-    timings = [t for t in run.section("timings").values() if isinstance(t, int | float)]
-    if timings:
-        facts.append(("time", numbers.duration(sum(timings))))
+    if isinstance(total := run.section("timings").get("total"), int | float):
+        facts.append(("time", numbers.duration(total)))
     return facts
 
 
@@ -348,18 +347,28 @@ def _summed(run: LoadedRun, prefix: str) -> list[tuple[float, float | None]]:
     return points
 
 
-def _correction(run: LoadedRun) -> Chart | None:
+def _corrections(run: LoadedRun) -> list[Chart]:
     changes = run.section("method")["qc"].get("changes")
     if not changes:
-        return None
-    return range_chart(
-        "What QC changed",
-        "Range of gamma in each layer; 1 leaves a channel as it was.",
-        [(name, change["gamma_min"], change["gamma_max"]) for name, change in changes.items()],
-        Level("unchanged", 1.0, "zero"),
-        header=["layer", "smallest gamma", "largest gamma"],
-        show=lambda value: f"{value:.4f}",
-    )
+        return []
+    return [
+        range_chart(
+            "What QC changed: gamma",
+            "Range of gamma over the channels of each layer; 1 leaves a channel as it was.",
+            [(name, change["gamma_min"], change["gamma_max"]) for name, change in changes.items()],
+            unchanged=1.0,
+            header=["layer", "smallest gamma", "largest gamma"],
+            show="{:.4f}".format,
+        ),
+        range_chart(
+            "What QC changed: beta",
+            "Largest size of beta over the channels of each layer; 0 leaves them as they were.",
+            [(name, 0.0, change["beta_max_abs"]) for name, change in changes.items()],
+            unchanged=0.0,
+            header=["layer", "smallest", "largest size of beta"],
+            show="{:.4f}".format,
+        ),
+    ]
 
 
 def _shares(run: LoadedRun) -> Chart | None:

@@ -46,7 +46,7 @@ def test_a_dot_chart_keeps_its_dots_inside(finals):
 
 def test_a_range_chart_has_a_bar_per_layer():
     ranges = [(f"layer {n}", 0.9, 1.1) for n in range(107)]
-    chart = range_chart("t", "d", ranges, Level("1", 1.0, "zero"), header=[], show=str)
+    chart = range_chart("t", "d", ranges, unchanged=1.0, header=[], show=str)
     assert sum(segment.kind == "range" for segment in chart.segments) == 107
     assert len(chart.rows) == 107
 

@@ -36,7 +36,12 @@ def test_the_outcome_is_the_headline(render):
 
 def test_a_run_has_its_charts(render):
     page = render({"method": "ema+qc"})
-    for title in ("mAP 50-95 per epoch", "Loss per epoch", "What QC changed"):
+    for title in (
+        "mAP 50-95 per epoch",
+        "Loss per epoch",
+        "What QC changed: gamma",
+        "What QC changed: beta",
+    ):
         assert f"<h5>{title}</h5>" in page
     assert "Oscillation" not in page
 
