@@ -75,6 +75,13 @@ def test_an_incomplete_run_is_shown_and_never_averaged(run):
     assert document["runs"][1]["error"] == "out of memory (in training)"
 
 
+def test_a_final_value_of_an_incomplete_run_is_not_used(run):
+    stopped = run("ema", 0, error="interrupted", changes={"metrics": {"final_value": 0.9}})
+    document = compare([run("baseline", 0), stopped])
+    assert document["groups"][0]["methods"][1]["final_value"] is None
+    assert document["groups"][0]["differences"] == []
+
+
 def test_runs_that_are_not_comparable_are_flagged_and_never_averaged(run):
     document = compare([run(seed=0), run(seed=1), run(seed=2, changes={"model": {"imgsz": 160}})])
     first, second = document["groups"]
