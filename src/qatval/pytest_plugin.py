@@ -321,9 +321,7 @@ def threshold_failures(
 
 
 def _require(item: pytest.Item, settings: Settings, scenario: Scenario) -> None:
-    missing = missing_resources(
-        scenario, settings.coco_root, settings.device, settings.gate_root
-    )
+    missing = missing_resources(scenario, settings.coco_root, settings.device, settings.gate_root)
     if missing:
         reason = "; ".join(missing)
         item.user_properties.append((_UNAVAILABLE, reason))

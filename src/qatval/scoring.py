@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from qatval.config import Method, RunConfig
-from qatval.data.coco_protocol import PROTOCOL_TOLERANCE, CocoResult, evaluate_coco
+from qatval.data.coco_protocol import CocoResult, evaluate_coco
 from qatval.data.subset import Subset
 from qatval.progress import Progress
 from qatval.quant.integer import integer_layers, to_integer
@@ -227,6 +227,7 @@ def _deliver(
                 "map50": coco.map50,
                 "matched_map": coco.matched_map,
                 "matched_difference": coco.matched_map - final.value,
+                "tolerance": coco.tolerance,
             },
             "bootstrap": {
                 "seed": _BOOTSTRAP_SEED,
@@ -252,9 +253,9 @@ def _check_reload(trained: float, reloaded: float, device: torch.device) -> None
 
 def _second_opinion(subset: Subset, final: Evaluation) -> CocoResult:
     coco = evaluate_coco(subset.val_annotations, final.detections, seed=_BOOTSTRAP_SEED)
-    if not abs(coco.matched_map - final.value) <= PROTOCOL_TOLERANCE:
+    if not abs(coco.matched_map - final.value) <= coco.tolerance:
         raise RuntimeError(
             f"mAP50-95 is {final.value:.4f} by Ultralytics and {coco.matched_map:.4f} by "
-            f"pycocotools on the same detections: they may differ by {PROTOCOL_TOLERANCE}"
+            f"pycocotools on the same detections: they may differ by {coco.tolerance:.4f}"
         )
     return coco

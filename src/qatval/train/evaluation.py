@@ -19,7 +19,7 @@ from ultralytics.models.yolo.detect import DetectionValidator
 from ultralytics.utils import DEFAULT_CFG, ops
 
 from qatval.config import PRIMARY_METRIC
-from qatval.data.coco_protocol import MAX_DETECTIONS, PROTOCOL_TOLERANCE, Detection
+from qatval.data.coco_protocol import MAX_DETECTIONS, Detection
 from qatval.data.subset import Split, Subset
 from qatval.train.dataset import SubsetDataset
 
@@ -56,7 +56,6 @@ def evaluation_settings(imgsz: int) -> dict[str, Any]:
         "max_det": MAX_DETECTIONS,
         "head": "one2one",
         "precision": "float32",
-        "protocol_tolerance": PROTOCOL_TOLERANCE,
     }
 
 

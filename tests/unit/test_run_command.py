@@ -1,0 +1,217 @@
+"""``qatval run`` with wrong input: one line, the right exit code, nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from qatval.cli.main import main
+from qatval.record import load_summary
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small embedded dataset."""
+    from qatval.data.shapes import draw_dataset
+
+    root = tmp_path_factory.mktemp("data") / "shapes"
+    draw_dataset(root, train_images=6, val_images=4, size=64)
+    return root
+
+
+@pytest.fixture
+def copied(shapes: Path, tmp_path: Path) -> Path:
+    """A copy that a test may spoil."""
+    return Path(shutil.copytree(shapes, tmp_path / "coco"))
+
+
+def run(
+    capsys: pytest.CaptureFixture[str], coco: Path, root: Path, *options: str
+) -> tuple[int, str]:
+    """Run the command with a cache of its own; return exit code and the line on stderr."""
+    arguments = {
+        "--variant": "yolo10n",
+        "--method": "baseline",
+        "--profile": "smoke",
+        "--run-root": str(root),
+        "--coco-root": str(coco),
+        "--device": "cpu",
+        "--cache-dir": str(root.parent / "cache"),
+    }
+    given = dict(zip(options[::2], options[1::2], strict=True))
+    argv = ["run", *(part for pair in {**arguments, **given}.items() for part in pair)]
+    capsys.readouterr()
+    code = main(argv)
+    errors = [
+        line for line in capsys.readouterr().err.splitlines() if line.startswith("qatval: error:")
+    ]
+    assert len(errors) == 1
+    return code, errors[0]
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--variant", "yolo11n", "unknown variant 'yolo11n': expected one of yolo10n, yolo10s"),
+        ("--method", "qc", "unknown method 'qc': expected one of baseline, ema, ema+qc"),
+        ("--method", "ema,ema", "a method is given twice: ema, ema"),
+        ("--profile", "tiny", "unknown profile 'tiny': expected one of smoke, short, full"),
+        ("--imgsz", "100", "--imgsz must be a multiple of 32, got 100"),
+        ("--variant", "yolo10s", "yolo10s has no embedded checkpoint"),
+    ],
+)
+def test_wrong_usage(
+    option: str,
+    value: str,
+    message: str,
+    shapes: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    code, line = run(capsys, shapes, tmp_path / "run", option, value)
+    assert code == 2
+    assert message in line
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("option", ["--epochs", "--batch", "--seed"])
+def test_numbers_out_of_range(
+    option: str, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        run(capsys, shapes, tmp_path / "run", option, "-3")
+    assert exit_.value.code == 2
+
+
+def failed(root: Path, line: str) -> None:
+    """The run root says the same as the terminal, and holds no artifacts."""
+    summary = load_summary(root)
+    assert summary["status"] == "incomplete"
+    assert summary["error"]["message"] in line
+    assert not list(root.parent.glob("**/.training-*"))
+
+
+def test_missing_coco_root(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, line = run(capsys, tmp_path / "nowhere", tmp_path / "run")
+    assert code == 1
+    assert "nowhere" in line
+    if (tmp_path / "run").exists():
+        failed(tmp_path / "run", line)
+
+
+def test_broken_json(copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = copied / "annotations" / "instances_train2017.json"
+    file.write_text(file.read_text()[:1000])
+    code, line = run(capsys, copied, tmp_path / "run")
+    assert code == 1
+    assert "instances_train2017.json" in line
+    failed(tmp_path / "run", line)
+
+
+def test_annotation_without_its_image(
+    copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = copied / "annotations" / "instances_val2017.json"
+    document = json.loads(file.read_text())
+    document["annotations"][0]["image_id"] = 424242
+    file.write_text(json.dumps(document))
+    code, line = run(capsys, copied, tmp_path / "run")
+    assert code == 1
+    assert "424242" in line
+    assert "instances_val2017.json" in line
+    failed(tmp_path / "run", line)
+
+
+def test_missing_image_file(
+    copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gone = next((copied / "train2017").iterdir())
+    gone.unlink()
+    code, line = run(capsys, copied, tmp_path / "run")
+    assert code == 1
+    assert gone.name in line
+    failed(tmp_path / "run", line)
+
+
+def test_checkpoint_that_is_none(
+    shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "x.pt").write_text("not a checkpoint")
+    code, line = run(capsys, shapes, tmp_path / "run", "--checkpoint", str(tmp_path / "x.pt"))
+    assert code == 1
+    assert "x.pt is not a loadable checkpoint" in line
+    failed(tmp_path / "run", line)
+
+
+def test_gpu_that_is_not_there(
+    shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, line = run(capsys, shapes, tmp_path / "run", "--device", "99")
+    assert code == 1
+    assert "--device 99 asks for a GPU that is not there" in line
+    failed(tmp_path / "run", line)
+
+
+def test_finished_run_root(
+    shapes: Path,
+    tmp_path: Path,
+    make_summary: object,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from qatval.record import write_summary
+
+    write_summary(tmp_path / "run", make_summary("baseline"))  # type: ignore[operator]
+    before = (tmp_path / "run" / "run_summary.json").read_bytes()
+    code, line = run(capsys, shapes, tmp_path / "run")
+    assert code == 1
+    assert "already holds a finished run" in line
+    assert (tmp_path / "run" / "run_summary.json").read_bytes() == before
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_read_only_run_root(
+    shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "locked").mkdir(mode=0o500)
+    code, line = run(capsys, shapes, tmp_path / "locked" / "run")
+    assert code == 1
+    assert "cannot write" in line
+
+
+def test_run_root_below_a_file(
+    shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    code, line = run(capsys, shapes, tmp_path / "file" / "run")
+    assert code == 1
+    assert "cannot write" in line
+    assert "give a folder you may write to" in line
+
+
+def test_gated_variant_needs_a_gate_root(
+    shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = str(tmp_path / "m.pt")
+    code, line = run(
+        capsys, shapes, tmp_path / "run", "--variant", "yolo10m", "--checkpoint", checkpoint
+    )
+    assert code == 1
+    assert "yolo10m is behind the stage gate" in line
+    assert "behind the stage gate" in (tmp_path / "run" / "summary.md").read_text()
+
+
+def test_gated_variant_is_refused_with_the_reason(
+    shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "runs").mkdir()
+    options = ("--variant", "yolo10m", "--gate-root", str(tmp_path / "runs"))
+    code, line = run(
+        capsys, shapes, tmp_path / "run", *options, "--checkpoint", str(tmp_path / "m.pt")
+    )
+    assert code == 1
+    assert "the stage gate for yolo10m is closed: yolo10n:" in line
+    assert "yolo10s:" in (tmp_path / "run" / "summary.md").read_text()
