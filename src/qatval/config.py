@@ -252,6 +252,8 @@ class RunConfig:
         cache_dir: Where subsets are kept, or None for the default.
         gate_root: Folder of the runs that the stage gate judges, for a gated variant.
         overwrite: Whether a finished run in the run root is replaced.
+        fused: Whether training fake-quantizes all weights at once, which gives the same results
+            sooner, or layer by layer through Brevitas.
     """
 
     variant: Variant
@@ -268,6 +270,7 @@ class RunConfig:
     cache_dir: Path | None = None
     gate_root: Path | None = None
     overwrite: bool = False
+    fused: bool = True
 
     def __post_init__(self) -> None:
         if not self.methods:

@@ -102,6 +102,7 @@ def _train(config: RunConfig, roots: Roots, work: Path, progress: Progress) -> T
         averaging=averaging,
         arms=tuple(dict.fromkeys(method.arm for method in config.methods)),
         threads=threads,
+        fused=config.fused,
     )
     try:
         trajectory = train(work, plan, arguments, _callbacks(progress))

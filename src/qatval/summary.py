@@ -66,6 +66,7 @@ def announced(config: RunConfig, method: Method) -> Summary:
             "seed": config.seed,
             "device": config.device or "auto",
             "amp": config.amp,
+            "fused": config.fused,
             "overrides": dict(profile.overrides),
         },
         "artifacts": {

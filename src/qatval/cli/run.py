@@ -65,6 +65,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         default=True,
         help="mixed precision in training, on a GPU (default: on)",
     )
+    parser.add_argument(
+        "--fused",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="fake-quantize all weights at once in training, or layer by layer through Brevitas; "
+        "the results are the same (default: on)",
+    )
     parser.add_argument("--cache-dir", type=Path, metavar="DIR", help="where subsets are kept")
     parser.add_argument(
         "--gate-root", type=Path, metavar="DIR", help="runs that open the gate of yolo10m"
@@ -97,6 +104,7 @@ def run(args: argparse.Namespace) -> int:
         cache_dir=args.cache_dir,
         gate_root=args.gate_root,
         overwrite=args.overwrite,
+        fused=args.fused,
     )
     title = f"{settled.variant.name} {settled.profile.name} seed {settled.seed}"
     with Progress(title) as progress:

@@ -30,6 +30,7 @@ from qatval.config import PRIMARY_METRIC, Arm, Averaging, Quantization
 from qatval.data.subset import open_subset
 from qatval.errors import QatvalError
 from qatval.quant.averaging import WeightAverage
+from qatval.quant.fused import fuse_quantization
 from qatval.quant.layers import insert_quantizers, scale_parameters
 from qatval.record import atomic_write
 from qatval.train.dataset import SubsetDataset
@@ -64,6 +65,7 @@ class TrainingPlan:
         averaging: How the ``ema`` arm averages.
         arms: Arms to score after every epoch. Both are always saved.
         threads: CPU threads of torch; results depend on it in the fifth decimal.
+        fused: Whether all weights are fake-quantized at once instead of layer by layer.
     """
 
     subset: str
@@ -73,6 +75,7 @@ class TrainingPlan:
     averaging: Averaging
     arms: tuple[Arm, ...]
     threads: int
+    fused: bool = True
 
 
 @dataclass(frozen=True)
@@ -232,6 +235,8 @@ class QatTrainer(DetectionTrainer):  # type: ignore[misc]
         updates = -(-len(self.train_loader) // self.accumulate) * self.epochs
         decay, tau = self.plan.averaging.for_steps(updates)
         self.ema = WeightAverage(self._live_model(), decay, tau)
+        if self.plan.quantization is not None and self.plan.fused:
+            fuse_quantization(self._live_model())
         self._evaluator = Evaluator(
             self.test_loader,
             self.subset.val,
