@@ -249,6 +249,7 @@ class RunConfig:
             if there is one, else the CPU.
         workers: Data-loading processes (Ultralytics uses none on CPU).
         amp: Whether CUDA runs use automatic mixed precision.
+        image_list: Image ids or file names that replace the random draw, or None.
         cache_dir: Where subsets are kept, or None for the default.
         gate_root: Folder of the runs that the stage gate judges, for a gated variant.
         overwrite: Whether a finished run in the run root is replaced.
@@ -267,6 +268,7 @@ class RunConfig:
     device: str | None = None
     workers: int = 8
     amp: bool = True
+    image_list: Path | None = None
     cache_dir: Path | None = None
     gate_root: Path | None = None
     overwrite: bool = False

@@ -65,6 +65,7 @@ def _train(config: RunConfig, roots: Roots, work: Path, progress: Progress) -> T
         train_images=profile.train_images,
         val_images=profile.val_images,
         seed=config.seed,
+        image_list=config.image_list,
         cache_dir=config.cache_dir,
     )
     for root in roots.values():

@@ -144,7 +144,9 @@ def _known_before(config: RunConfig, method: Method, root: RunRoot, trained: Tra
                 "quantized": sum(layer.bits is not None for layer in trained.layers),
                 "exempt": sum(layer.bits is None for layer in trained.layers),
                 "max_levels_per_scale": None,
-                "layers": [{**asdict(layer), "shape": list(layer.shape)} for layer in trained.layers],
+                "layers": [
+                    {**asdict(layer), "shape": list(layer.shape)} for layer in trained.layers
+                ],
             }
         },
         "method": {"ema": average} if method.averaging is not None else {},

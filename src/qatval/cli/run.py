@@ -72,6 +72,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="fake-quantize all weights at once in training, or layer by layer through Brevitas; "
         "the results are the same (default: on)",
     )
+    parser.add_argument(
+        "--image-list",
+        type=Path,
+        metavar="FILE",
+        help="image ids or file names, one a line, instead of the profile's selection",
+    )
     parser.add_argument("--cache-dir", type=Path, metavar="DIR", help="where subsets are kept")
     parser.add_argument(
         "--gate-root", type=Path, metavar="DIR", help="runs that open the gate of yolo10m"
@@ -101,6 +107,7 @@ def run(args: argparse.Namespace) -> int:
         device=args.device,
         workers=args.workers,
         amp=args.amp,
+        image_list=args.image_list,
         cache_dir=args.cache_dir,
         gate_root=args.gate_root,
         overwrite=args.overwrite,
