@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator, Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -68,29 +69,25 @@ def atomic_write(path: Path, content: str | bytes) -> None:
     """Replace a file's content in one step: a reader sees the old one or the new one, whole.
 
     Raises:
-        QatvalError: If the folder cannot be written to.
+        QatvalError: If the folder cannot be written to, or the disk is full.
     """
     data = content.encode("utf-8") if isinstance(content, str) else content
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    except OSError as error:
-        raise QatvalError(
-            f"cannot write {path}: {error.strerror}; give a folder you may write to"
-        ) from error
-    try:
-        with os.fdopen(handle, "wb") as stream:
+        with temporary.open("xb") as stream:
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
-        # mkstemp makes files private; artifacts are as readable as any file the user makes
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(temporary).chmod(0o666 & ~umask)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+        temporary.replace(path)
+    except OSError as error:
+        raise QatvalError(
+            f"cannot write {path}: {error.strerror}; give a folder you may write to, with space "
+            "left"
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):  # it is gone after a success, or never came to be
+            temporary.unlink()
 
 
 def to_json(document: Mapping[str, Any]) -> str:
