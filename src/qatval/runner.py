@@ -103,18 +103,25 @@ def run(config: RunConfig, progress: Progress) -> list[Summary]:
 
         execute(config, roots, work, progress)
     except BaseException as error:
+        explained = _explained(error, config)
         for root in roots.values():
             if root.summary["status"] == "incomplete":
-                root.fail(error)
-        if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
-            raise QatvalError(
-                f"out of memory: try --batch {max(config.profile.batch // 2, 1)}"
-            ) from error
+                root.fail(explained)
+        if explained is not error:
+            raise explained from error
         raise
     finally:
         if work is not None:
             shutil.rmtree(work, ignore_errors=True)
     return [roots[method.name].summary for method in config.methods]
+
+
+def _explained(error: BaseException, config: RunConfig) -> BaseException:
+    """Return what to tell the user of an error: what to do, where there is something to do."""
+    exhausted = isinstance(error, MemoryError) or "out of memory" in str(error).lower()
+    if not exhausted or isinstance(error, QatvalError):
+        return error
+    return QatvalError(f"out of memory: try --batch {max(config.profile.batch // 2, 1)}")
 
 
 def _pass_gate(config: RunConfig) -> None:

@@ -13,6 +13,7 @@ import pytest
 from qatval import config as presets
 from qatval import runner
 from qatval.config import Averaging, Method, Profile, RunConfig
+from qatval.errors import QatvalError
 from qatval.progress import Progress
 from qatval.record import Summary, load_summary
 
@@ -225,3 +226,38 @@ def test_progress_without_a_terminal_is_one_line_per_milestone(run_tiny: RunTiny
         "epoch 2/2",
         "baseline",
     ]
+
+
+class ExhaustedProgress(Progress):
+    """Runs out of memory in the second step."""
+
+    def step(self, done: int, **values: float) -> None:
+        if done == 2:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+
+def test_out_of_memory_names_a_batch_to_try(run_tiny: RunTiny, tmp_path: Path) -> None:
+    with pytest.raises(QatvalError, match="out of memory: try --batch 4"):
+        run_tiny(
+            ["baseline"],
+            root=tmp_path / "run",
+            progress=ExhaustedProgress("tiny", quiet=True),
+        )
+    summary = load_summary(tmp_path / "run")
+    assert summary["status"] == "incomplete"
+    assert summary["error"]["message"] == "out of memory: try --batch 4"
+
+
+def test_the_batch_is_never_halved_silently(
+    run_tiny: RunTiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ultralytics catches memory errors of the first epoch and goes on with half the batch."""
+    from qatval.train.trainer import QatTrainer
+
+    def exhausted(self: Any, batch: Any) -> Any:
+        raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+    monkeypatch.setattr(QatTrainer, "preprocess_batch", exhausted)
+    with pytest.raises(QatvalError, match="try --batch 4"):
+        run_tiny(["baseline"], root=tmp_path / "run")
+    assert load_summary(tmp_path / "run")["status"] == "incomplete"
