@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import distributed as dist
 from torch import nn
 from ultralytics.cfg import get_cfg
 from ultralytics.data import build_dataloader
@@ -104,6 +106,9 @@ class Evaluator:
     def evaluate(self, model: nn.Module, *, keep_detections: bool = False) -> Evaluation:
         """Score one model in float32.
 
+        In a multi-GPU training each rank scores its share of the images and rank 0 gets the
+        result; the others get nothing but a NaN.
+
         Args:
             model: A `DetectionModel`, float or quantized.
             keep_detections: Whether to return every detection.
@@ -127,11 +132,15 @@ class Evaluator:
             if keep_detections:
                 detections.extend(self._in_coco_format(found, batch))
         validator.gather_stats()
+        means = {name: loss / len(self._loader) for name, loss in losses.items()}
+        if dist.is_initialized():
+            for mean in means.values():
+                dist.reduce(mean, dst=0, op=dist.ReduceOp.SUM)
+                mean /= dist.get_world_size()
+            if dist.get_rank() > 0:
+                return Evaluation({PRIMARY_METRIC: math.nan}, {}, [])
         metrics = {k: float(v) for k, v in validator.get_stats().items() if k != "fitness"}
-        batches = len(self._loader)
-        return Evaluation(
-            metrics, {name: float(loss) / batches for name, loss in losses.items()}, detections
-        )
+        return Evaluation(metrics, {k: float(v) for k, v in means.items()}, detections)
 
     def _in_coco_format(
         self, found: list[dict[str, torch.Tensor]], batch: dict[str, Any]

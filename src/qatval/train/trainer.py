@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 import msgspec
 import torch
+from torch import distributed as dist
 from torch import nn
 from ultralytics.engine import trainer as trainer_module
 from ultralytics.models.yolo.detect import DetectionTrainer
@@ -287,6 +288,11 @@ class QatTrainer(DetectionTrainer):  # type: ignore[misc]
 
     def validate(self) -> tuple[dict[str, float], float]:
         """Score every arm; Ultralytics sees the first one's metrics."""
+        if self.world_size > 1:
+            # BatchNorm statistics differ between ranks; all score with those of rank 0.
+            for arm in self.plan.arms:
+                for buffer in self._arm_model(arm).buffers():
+                    dist.broadcast(buffer, src=0)
         self._evaluations = {
             arm: self._evaluator.evaluate(self._arm_model(arm)) for arm in self.plan.arms
         }
