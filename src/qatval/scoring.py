@@ -128,6 +128,8 @@ def _known_before(config: RunConfig, method: Method, root: RunRoot, trained: Tra
         "updates": trajectory.steps,
         "effective_decay": trajectory.effective_decay,
     }
+    on_gpu = trained.device.type == "cuda"
+    gpu = torch.cuda.get_device_name(trained.device) if on_gpu else None
     training: dict[str, Any] = {
         "steps": trajectory.steps,
         "device": trained.arguments["device"],
@@ -157,6 +159,7 @@ def _known_before(config: RunConfig, method: Method, root: RunRoot, trained: Tra
             "identity": dict(subset.identity),
         },
         "training": training,
+        "environment": {"gpu": gpu},
         "evaluation": evaluation_settings(config.profile.imgsz),
         "artifacts": {
             "results_csv": str(folder / "results.csv"),
