@@ -75,6 +75,19 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def limit_spinning() -> None:
+    """Let torch's waiting threads sleep soon, unless the user has settled how long they spin.
+
+    Takes effect only before torch is imported. After every operation the threads of libgomp wait
+    for each other, and spin for up to 300,000 rounds before they sleep. Where a core is shared,
+    the thread that is waited for is often not running, and spinning keeps it from its core.
+    Measured on 2 cores, a training step of yolo10n at 128 px: alone 210 ms and with 5,000 rounds
+    216 ms (with none 382 ms); beside another training 16.8 s and with 5,000 rounds 1.4 s.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "5000")
+
+
 def _cpu_name() -> str:
     try:
         for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
