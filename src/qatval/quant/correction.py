@@ -10,68 +10,103 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from copy import deepcopy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.grad import conv2d_input
 
 from qatval.quant.integer import IntegerConv2d, integer_layers
 from qatval.quant.layers import batchnorm_after
 
 
-class _Correction(nn.Module):
-    """Gamma and beta of one convolution, ``(out,)`` each."""
+class CorrectedConv2d(nn.Module):
+    """Frozen convolution, its correction and the BatchNorm behind it, as one convolution.
 
-    def __init__(self, channels: int, like: Tensor) -> None:
-        super().__init__()
-        self.gamma = nn.Parameter(torch.ones(channels, device=like.device))
-        self.beta = nn.Parameter(torch.zeros(channels, device=like.device))
-
-
-class CorrectedBatchNorm2d(_Correction):
-    """BatchNorm in evaluation mode applied to ``gamma * h + beta``.
-
-    The two affine maps are one: per channel, with running mean ``mu``, standard deviation
-    ``sigma``, weight ``w`` and bias ``b``, ``BN(gamma * h + beta)`` is a BatchNorm of ``h`` with
-    weight ``w * gamma`` and bias ``b + w * (beta + (gamma - 1) * mu) / sigma``. Composing them on
-    the channel vectors saves two passes over the activations.
+    With frozen weights ``W`` and bias ``b``, and a BatchNorm of running mean ``mu``, standard
+    deviation ``sigma``, weight ``w`` and bias ``c`` (where there is none: the identity),
+    ``BN(gamma * (W x + b) + beta)`` is the convolution with the weight ``gamma * r * W`` and the
+    bias ``r * (gamma * b + beta - mu) + c``, where ``r = w / sigma``. Gamma and beta are composed
+    into them on the channel vectors in each step, so the activations are passed over only by the
+    convolution.
     """
 
-    def __init__(self, bn: nn.BatchNorm2d) -> None:
-        """Wrap a trained BatchNorm."""
-        super().__init__(bn.num_features, bn.weight)
-        self.bn = bn
+    weight: Tensor
+    bias: Tensor
+    ratio: Tensor
+    mean: Tensor
+    offset: Tensor
 
-    def folded(self) -> tuple[Tensor, Tensor]:
-        """Return the weight and bias, ``(channels,)`` each, of the equivalent BatchNorm."""
-        bn = self.bn
-        assert bn.running_mean is not None
-        assert bn.running_var is not None
-        sigma = torch.sqrt(bn.running_var + bn.eps)
-        shift = (self.beta + (self.gamma - 1.0) * bn.running_mean) / sigma
-        return bn.weight * self.gamma, bn.bias + bn.weight * shift
+    def __init__(self, layer: IntegerConv2d, bn: nn.BatchNorm2d | None) -> None:
+        """Take over a frozen convolution and the trained BatchNorm that follows it, if one does."""
+        super().__init__()
+        weight = layer.weight
+        none = weight.new_zeros(weight.shape[0])
+        self.register_buffer("weight", weight)
+        self.register_buffer("bias", none if layer.bias is None else layer.bias.clone())
+        if bn is None:
+            ratio, mean, offset = none + 1.0, none, none
+        else:
+            assert bn.running_mean is not None
+            assert bn.running_var is not None
+            ratio = bn.weight.detach() / torch.sqrt(bn.running_var + bn.eps)
+            mean, offset = bn.running_mean.clone(), bn.bias.detach().clone()
+        self.register_buffer("ratio", ratio)
+        self.register_buffer("mean", mean)
+        self.register_buffer("offset", offset)
+        self.gamma = nn.Parameter(none + 1.0)
+        self.beta = nn.Parameter(none.clone())
+        self.geometry = (layer.stride, layer.padding, layer.dilation, layer.groups)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise, with ``x`` of shape ``(batch, channels, height, width)``."""
-        weight, bias = self.folded()
-        bn = self.bn
-        return F.batch_norm(
-            x, bn.running_mean, bn.running_var, weight, bias, training=False, eps=bn.eps
+        """Convolve, correct and normalise, with ``x`` of shape ``(batch, in, height, width)``."""
+        y: Tensor = _Corrected.apply(x, self.gamma, self.beta, self)
+        return y
+
+
+class _Corrected(torch.autograd.Function):
+    """The convolution of a `CorrectedConv2d`, without a gradient to its weight.
+
+    Autograd would get gamma's gradient through the gradient to ``gamma * r * W``, as expensive as
+    the convolution. It is the sum over ``r * (W x + b)`` times the gradient to the output, and the
+    output tells what that is: ``(y - offset - r * (beta - mean)) / gamma``. This stays exact as
+    long as gamma stays away from zero; it starts at one.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gamma: Tensor, beta: Tensor, conv: CorrectedConv2d) -> Tensor:
+        still = conv.offset + conv.ratio * (beta - conv.mean)
+        scale = gamma * conv.ratio
+        weight = conv.weight * scale[:, None, None, None]
+        y = F.conv2d(x, weight, still + scale * conv.bias, *conv.geometry)
+        ctx.conv, ctx.shape = conv, x.shape
+        ctx.save_for_backward(weight, gamma, still, y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None]:
+        weight, gamma, still, y = ctx.saved_tensors
+        to_input = None
+        if ctx.needs_input_grad[0]:
+            to_input = conv2d_input(  # type: ignore[no-untyped-call]
+                ctx.shape, weight, grad, *ctx.conv.geometry
+            )
+        # The sums of grad * (y - still) and of grad over each channel, in one pass: they are what
+        # a BatchNorm of mean ``still`` and variance one would give its weight and bias.
+        _, by_output, total = torch.ops.aten.native_batch_norm_backward(
+            grad,
+            y,
+            None,
+            still,
+            torch.ones_like(still),
+            None,
+            None,
+            False,
+            0.0,
+            [False, True, True],
         )
-
-
-class CorrectedConv2d(_Correction):
-    """Convolution followed by ``gamma * h + beta``, for a layer that no BatchNorm follows."""
-
-    def __init__(self, conv: IntegerConv2d) -> None:
-        """Wrap a frozen convolution."""
-        super().__init__(conv.codes.shape[0], conv.scale)
-        self.conv = conv
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Convolve and correct, with ``x`` of shape ``(batch, in, height, width)``."""
-        h: Tensor = self.conv(x)
-        return self.gamma[:, None, None] * h + self.beta[:, None, None]
+        return to_input, by_output / gamma, total * ctx.conv.ratio, None
 
 
 def attach_corrections(model: nn.Module) -> nn.Module:
@@ -89,37 +124,16 @@ def attach_corrections(model: nn.Module) -> nn.Module:
         raise ValueError("the model has no quantized layer to correct")
     for name, layer in layers.items():
         bn = batchnorm_after(corrected, name)
-        if bn is None:
-            corrected.set_submodule(name, CorrectedConv2d(layer))
-        else:
-            corrected.set_submodule(name.removesuffix("conv") + "bn", CorrectedBatchNorm2d(bn))
-            corrected.set_submodule(name, _constant(layer))
+        corrected.set_submodule(name, CorrectedConv2d(layer, bn))
+        if bn is not None:
+            corrected.set_submodule(name.removesuffix("conv") + "bn", nn.Identity())
     return corrected
 
 
-def _constant(layer: IntegerConv2d) -> nn.Conv2d:
-    weight = layer.weight
-    conv = nn.Conv2d(
-        weight.shape[1] * layer.groups,
-        weight.shape[0],
-        (weight.shape[2], weight.shape[3]),
-        stride=layer.stride,
-        padding=layer.padding,
-        dilation=layer.dilation,
-        groups=layer.groups,
-        bias=layer.bias is not None,
-        device=weight.device,
-    ).requires_grad_(False)
-    conv.weight.copy_(weight)
-    if conv.bias is not None and layer.bias is not None:
-        conv.bias.copy_(layer.bias)
-    return conv
-
-
-def corrections(model: nn.Module) -> Iterator[tuple[str, CorrectedBatchNorm2d | CorrectedConv2d]]:
-    """Yield the corrections of a model by the full name of the module that holds them."""
+def corrections(model: nn.Module) -> Iterator[tuple[str, CorrectedConv2d]]:
+    """Yield the corrected convolutions of a model by full name."""
     for name, module in model.named_modules():
-        if isinstance(module, CorrectedBatchNorm2d | CorrectedConv2d):
+        if isinstance(module, CorrectedConv2d):
             yield name, module
 
 
@@ -137,19 +151,16 @@ def fold_corrections(corrected: nn.Module, model: nn.Module) -> nn.Module:
     """
     folded = deepcopy(model)
     for name, correction in corrections(corrected):
-        target = folded.get_submodule(name)
-        if isinstance(correction, CorrectedBatchNorm2d):
-            assert isinstance(target, nn.BatchNorm2d)
-            weight, bias = correction.folded()
-            target.weight.copy_(weight)
-            target.bias.copy_(bias)
+        gamma, beta = correction.gamma.detach(), correction.beta.detach()
+        bn = batchnorm_after(folded, name)
+        if bn is not None:
+            shift = correction.ratio * (beta + (gamma - 1.0) * correction.mean)
+            bn.weight.mul_(gamma)
+            bn.bias.add_(shift)
         else:
-            assert isinstance(target, IntegerConv2d)
-            gamma = correction.gamma.detach()[:, None, None, None]
-            target.scale = target.scale * gamma.abs()
-            target.codes = target.codes * gamma.sign().to(torch.int8)
-            shift = correction.beta.detach().clone()
-            if target.bias is not None:
-                shift += correction.gamma * target.bias
-            target.bias = shift
+            layer = folded.get_submodule(name)
+            assert isinstance(layer, IntegerConv2d)
+            layer.scale = layer.scale * gamma.abs()[:, None, None, None]
+            layer.codes = layer.codes * gamma.sign().to(torch.int8)[:, None, None, None]
+            layer.bias = gamma * correction.bias + beta
     return folded

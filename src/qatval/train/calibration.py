@@ -96,12 +96,13 @@ def learn_correction(
             on_step(step, float(loss.detach()))
     changes = {
         name: {
-            "gamma_min": float(c.gamma.min()),
-            "gamma_max": float(c.gamma.max()),
-            "gamma_mean_abs_change": float((c.gamma - 1.0).abs().mean()),
-            "beta_max_abs": float(c.beta.abs().max()),
+            "gamma_min": float(gamma.min()),
+            "gamma_max": float(gamma.max()),
+            "gamma_mean_abs_change": float((gamma - 1.0).abs().mean()),
+            "beta_max_abs": float(beta.abs().max()),
         }
         for name, c in corrections(corrected)
+        for gamma, beta in [(c.gamma.detach(), c.beta.detach())]
     }
     corrected.to(next(model.buffers()).device)
     return fold_corrections(corrected, model), changes

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from qatval.config import quantization
 from qatval.quant.correction import (
-    CorrectedBatchNorm2d,
+    CorrectedConv2d,
     attach_corrections,
     corrections,
     fold_corrections,
@@ -104,16 +104,34 @@ def test_fold_leaves_the_model_alone() -> None:
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
-def test_composed_affine_equals_the_definition() -> None:
-    """BN(gamma * h + beta), written out [G section 3.2]."""
-    bn = integer_model()[0].bn
-    correction = CorrectedBatchNorm2d(bn)
+@pytest.mark.parametrize("has_bn", [True, False])
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_outputs_and_gradients_equal_the_definition(has_bn: bool, has_bias: bool) -> None:
+    """BN(gamma * h + beta), written out [G section 3.2] and differentiated by autograd."""
+    torch.manual_seed(0)
+    conv = nn.Conv2d(6, 8, 3, stride=2, padding=1, groups=2, bias=has_bias)
+    model = nn.Sequential(conv)
+    insert_quantizers(model, quantization("w4a16"))
+    layer = to_integer(model.double())[0]
+    bn = integer_model()[0].bn.double().requires_grad_(False) if has_bn else None
+    corrected = CorrectedConv2d(layer, bn)
     with torch.no_grad():
-        correction.gamma.uniform_(0.5, 1.5)
-        correction.beta.normal_()
-    h = torch.randn(2, 8, 5, 5)
-    shifted = correction.gamma[:, None, None] * h + correction.beta[:, None, None]
-    assert torch.allclose(correction(h), bn(shifted), atol=1e-5)
+        corrected.gamma.uniform_(-1.5, 1.5)
+        corrected.beta.normal_()
+    gamma, beta = (p.detach().clone().requires_grad_() for p in (corrected.gamma, corrected.beta))
+    x, same = (torch.arange(384.0).reshape(2, 6, 4, 8).sin().double() for _ in range(2))
+
+    h = gamma[:, None, None] * layer(x.requires_grad_()) + beta[:, None, None]
+    expected = bn(h) if bn is not None else h
+    found = corrected(same.requires_grad_())
+    upstream = torch.randn_like(expected)
+    expected.backward(upstream)
+    found.backward(upstream)
+
+    assert torch.allclose(found, expected, rtol=1e-9)
+    assert torch.allclose(corrected.gamma.grad, gamma.grad, rtol=1e-9)
+    assert torch.allclose(corrected.beta.grad, beta.grad, rtol=1e-9)
+    assert torch.allclose(same.grad, x.grad, rtol=1e-9)
 
 
 def test_a_model_without_quantized_layers_is_refused() -> None:
