@@ -191,7 +191,8 @@ def _gradients(
     ratio = weight / scale
     codes = ratio.round()
     # hardtanh's backward passes what lies strictly inside its bounds, in one operation.
-    inside = torch.ops.aten.hardtanh_backward(grad * scale, codes, low - 0.5, high + 0.5)
+    inside = grad * scale
+    torch.ops.aten.hardtanh_backward(inside, codes, low - 0.5, high + 0.5, grad_input=inside)
     by_code = codes.clamp_(low, high).mul_(grad)
     by_ratio = ratio.div_(scale).mul_(inside)
     return inside.div_(scale), by_code, by_ratio
