@@ -9,18 +9,19 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
-from qatval.config import Method, RunConfig
+from qatval.config import Arm, Method, RunConfig
 from qatval.data.coco_protocol import CocoResult, evaluate_coco
 from qatval.data.subset import Subset
 from qatval.progress import Progress
-from qatval.quant.integer import integer_layers, to_integer
-from qatval.quant.layers import LayerCoverage, model_codes, share_differing
+from qatval.quant.integer import integer_layers, share_differing, to_integer
+from qatval.quant.layers import LayerCoverage
 from qatval.record import Summary, atomic_write
 from qatval.runroot import RunRoot, merged
 from qatval.summary import run_name
@@ -63,6 +64,13 @@ class Trained:
     trajectory: Trajectory
     trajectory_id: str
     threads: int
+    _frozen: dict[Arm, nn.Module] = field(default_factory=dict, init=False)
+
+    def frozen(self, arm: Arm) -> nn.Module:
+        """Return an arm's last weights as integer codes, made once for all methods."""
+        if arm not in self._frozen:
+            self._frozen[arm] = to_integer(load_checkpoint(self.trajectory.weights(arm)))
+        return self._frozen[arm]
 
 
 def artifact_folder(config: RunConfig, method: Method, root: RunRoot) -> Path:
@@ -182,12 +190,10 @@ def _deliver(
 
     subset = trained.subset
     enter("freezing")
-    latent = load_checkpoint(trained.trajectory.weights(method.arm))
-    model = to_integer(latent)
+    model = trained.frozen(method.arm)
     how: dict[str, Any] = {}
     if method.averaging is not None:
-        raw = load_checkpoint(trained.trajectory.weights("raw"))
-        differing = share_differing(model_codes(latent), model_codes(raw))
+        differing = share_differing(model, trained.frozen("raw"))
         how["ema"] = {"codes_differing_from_raw": differing}
     if correction := config.correction_of(method):
         images = min(correction.images, len(subset.train))

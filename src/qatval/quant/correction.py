@@ -57,7 +57,7 @@ class CorrectedConv2d(nn.Module):
         self.register_buffer("offset", offset)
         self.gamma = nn.Parameter(none + 1.0)
         self.beta = nn.Parameter(none.clone())
-        self.geometry = (layer.stride, layer.padding, layer.dilation, layer.groups)
+        self.geometry: Any = (layer.stride, layer.padding, layer.dilation, layer.groups)
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve, correct and normalise, with ``x`` of shape ``(batch, in, height, width)``."""

@@ -10,7 +10,8 @@ weights differ from theirs by one bit is refused.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -97,19 +98,44 @@ def fuse_quantization(model: nn.Module) -> None:
     """
     quantizer = FusedQuantizer(model)
 
-    def hand_out(module: nn.Module, _: Any) -> None:
+    def before(module: nn.Module, _: Any) -> None:
         if module.training:
-            for layer, weight in zip(quantizer.layers, quantizer.quantize(), strict=True):
-                layer.forward = partial(
-                    layer.inner_forward_impl, quant_weight=weight, quant_bias=layer.bias
-                )
+            _hand_out(quantizer.layers, quantizer.quantize())
 
-    def take_back(*_: Any) -> None:
-        for layer in quantizer.layers:
-            layer.__dict__.pop("forward", None)
+    def after(module: nn.Module, *_: Any) -> None:
+        if module.training:
+            _take_back(quantizer.layers)
 
-    model.register_forward_pre_hook(hand_out)
-    model.register_forward_hook(take_back, always_call=True)
+    model.register_forward_pre_hook(before)
+    model.register_forward_hook(after, always_call=True)
+
+
+@contextlib.contextmanager
+def quantized_once(model: nn.Module) -> Iterator[None]:
+    """Let a model's weights be quantized now and not in each of the forwards to come.
+
+    For evaluation: the weights are Brevitas' own, without gradients, and must not change meanwhile.
+    """
+    layers = [layer for _, layer in quantized_layers(model)]
+    with torch.no_grad():
+        _hand_out(layers, [layer.quant_weight().value for layer in layers])
+    try:
+        yield
+    finally:
+        _take_back(layers)
+
+
+def _hand_out(layers: Sequence[Any], weights: Sequence[Tensor]) -> None:
+    """Make each layer a plain convolution with the weight it is given."""
+    for layer, weight in zip(layers, weights, strict=True):
+        layer.forward = partial(
+            layer.inner_forward_impl, quant_weight=weight, quant_bias=layer.bias
+        )
+
+
+def _take_back(layers: Sequence[Any]) -> None:
+    for layer in layers:
+        layer.__dict__.pop("forward", None)
 
 
 def _grid(quantizer: Any) -> tuple[float, float, float, float]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from typing import Any
 
 import torch
-from brevitas.nn import QuantConv2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -25,15 +25,14 @@ class IntegerConv2d(nn.Module):
     scale: Tensor
     bias: Tensor | None
 
-    def __init__(self, layer: QuantConv2d) -> None:
-        """Freeze a fake-quantized convolution."""
+    def __init__(self, conv: nn.Conv2d, codes: Tensor, scale: Tensor) -> None:
+        """Take over a convolution's bias and geometry, with these codes and scale as its weight."""
         super().__init__()
-        codes, scale = codes_and_scale(layer)
         self.register_buffer("codes", codes)
         self.register_buffer("scale", scale)
-        self.register_buffer("bias", None if layer.bias is None else layer.bias.detach().clone())
-        self.stride, self.padding = layer.stride, layer.padding
-        self.dilation, self.groups = layer.dilation, layer.groups
+        self.register_buffer("bias", None if conv.bias is None else conv.bias.detach().clone())
+        self.stride, self.padding = conv.stride, conv.padding
+        self.dilation, self.groups = conv.dilation, conv.groups
 
     @property
     def weight(self) -> Tensor:
@@ -61,15 +60,38 @@ def to_integer(model: nn.Module) -> nn.Module:
     Raises:
         ValueError: If a latent weight or a scale is not finite: it has no code.
     """
-    frozen = deepcopy(model).requires_grad_(False)
-    for name, layer in list(quantized_layers(frozen)):
-        parameters = dict(layer.named_parameters())
-        if not all(torch.isfinite(parameter).all() for parameter in parameters.values()):
+    for name, layer in quantized_layers(model):
+        if not all(torch.isfinite(parameter).all() for parameter in layer.parameters()):
             raise ValueError(f"layer '{name}' has weights that are not finite")
-        frozen.set_submodule(name, IntegerConv2d(layer))
-    return frozen
+    # Handing deepcopy what stands for each layer spares it copying Brevitas' modules.
+    frozen: dict[int, Any] = {
+        id(layer): IntegerConv2d(layer, *codes_and_scale(layer))
+        for _, layer in quantized_layers(model)
+    }
+    return deepcopy(model, frozen).requires_grad_(False)
+
+
+def blank_integer_layer(conv: nn.Conv2d, scale: Tensor) -> IntegerConv2d:
+    """Return a frozen convolution of this geometry, to be loaded, with a scale of that shape."""
+    codes = torch.zeros_like(conv.weight, dtype=torch.int8)
+    return IntegerConv2d(conv, codes, torch.ones_like(scale))
 
 
 def integer_layers(model: nn.Module) -> dict[str, IntegerConv2d]:
     """Return the frozen convolutions of a model by full name."""
     return {n: m for n, m in model.named_modules() if isinstance(m, IntegerConv2d)}
+
+
+def share_differing(model: nn.Module, other: nn.Module) -> float:
+    """Return the share of weights, in [0, 1], whose codes differ between two frozen models.
+
+    Raises:
+        ValueError: If the two do not have the same layers.
+    """
+    layers, others = integer_layers(model), integer_layers(other)
+    if layers.keys() != others.keys():
+        raise ValueError(
+            f"models differ in layers: {sorted(layers.keys() ^ others.keys())[:3]} ..."
+        )
+    total = sum(layer.codes.numel() for layer in layers.values())
+    return sum(int((layers[n].codes != others[n].codes).sum()) for n in layers) / total

@@ -115,9 +115,12 @@ def _quantized(conv: nn.Conv2d, spec: Quantization, scale: ScaleGranularity) -> 
         weight_bit_width=spec.weight_bit_width,
         weight_narrow_range=spec.narrow_range,
     )
-    # Loading, not assigning: Brevitas re-creates a quantizer whose weight attribute is assigned.
-    quantized.load_state_dict(conv.state_dict(), strict=False)
-    return quantized.to(conv.weight.device).train(conv.training)
+    quantized.to(conv.weight.device).train(conv.training)
+    # Copying, not assigning: Brevitas re-creates a quantizer whose weight attribute is assigned.
+    with torch.no_grad():
+        for name, value in conv.named_parameters():
+            quantized.get_parameter(name).copy_(value)
+    return quantized
 
 
 def quantized_layers(model: nn.Module) -> Iterator[tuple[str, QuantConv2d]]:
@@ -139,9 +142,10 @@ def coverage(model: nn.Module, spec: Quantization) -> list[LayerCoverage]:
             continue
         shape = tuple(module.weight.shape)
         if isinstance(module, QuantConv2d):
-            bits = int(module.weight_quant.bit_width())
-            scales = module.weight_quant.scale().numel()
-            scale: ScaleGranularity = "per-tensor" if scales == 1 else "per-channel"
+            quantizer = module.weight_quant.tensor_quant
+            bits = int(quantizer.msb_clamp_bit_width_impl())
+            scales = quantizer.scaling_impl.value.dim()
+            scale: ScaleGranularity = "per-channel" if scales else "per-tensor"
             layers.append(LayerCoverage(name, shape, bits, scale, None))
         elif reason := spec.exemption(name):
             layers.append(LayerCoverage(name, shape, None, None, reason))
@@ -174,20 +178,3 @@ def codes_and_scale(layer: QuantConv2d) -> tuple[Tensor, Tensor]:
     """
     quantized = layer.quant_weight()
     return quantized.int().to(torch.int8), quantized.scale.detach().clone()
-
-
-def model_codes(model: nn.Module) -> dict[str, Tensor]:
-    """Return the integer codes of every quantized layer by full name."""
-    return {name: codes_and_scale(layer)[0] for name, layer in quantized_layers(model)}
-
-
-def share_differing(codes: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
-    """Return the share of weights, in [0, 1], whose codes differ between two models.
-
-    Raises:
-        ValueError: If the two do not have the same layers.
-    """
-    if codes.keys() != other.keys():
-        raise ValueError(f"models differ in layers: {sorted(codes.keys() ^ other.keys())[:3]} ...")
-    total = sum(code.numel() for code in codes.values())
-    return sum(int((codes[name] != other[name]).sum()) for name in codes) / total

@@ -23,6 +23,7 @@ from ultralytics.utils import DEFAULT_CFG, ops
 from qatval.config import PRIMARY_METRIC
 from qatval.data.coco_protocol import MAX_DETECTIONS, Detection
 from qatval.data.subset import Split, Subset
+from qatval.quant.fused import quantized_once
 from qatval.train.dataset import SubsetDataset
 
 CONFIDENCE = 0.001
@@ -113,7 +114,7 @@ class Evaluator:
             model: A `DetectionModel`, float or quantized.
             keep_detections: Whether to return every detection.
         """
-        with _unchanged(model), torch.no_grad():
+        with _unchanged(model), quantized_once(model), torch.no_grad():
             return self._evaluate(model.eval(), keep_detections)
 
     def _evaluate(self, model: Any, keep_detections: bool) -> Evaluation:

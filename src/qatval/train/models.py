@@ -24,7 +24,7 @@ from ultralytics.nn.tasks import DetectionModel, torch_safe_load
 
 from qatval.config import quantization
 from qatval.errors import QatvalError
-from qatval.quant.integer import to_integer
+from qatval.quant.integer import blank_integer_layer
 from qatval.quant.layers import insert_quantizers
 from qatval.record import atomic_write
 
@@ -108,15 +108,15 @@ def load_checkpoint(path: Path, device: str | torch.device = "cpu") -> Detection
     info = read_info(path)
     tensors = safetensors.torch.load_file(path)
     model = build_model(info.architecture, info.class_names)
-    if info.quantization is not None:
-        insert_quantizers(model, quantization(info.quantization))
-    if info.kind == "integer":
-        model = to_integer(model)
-    # QC's fold gives a layer a scale per channel where the fresh model has one: sizes follow the
-    # file, names may not differ.
-    for name, buffer in model.named_buffers():
-        if name.endswith(".scale") and name in tensors:
-            buffer.data = buffer.data.new_empty(tensors[name].shape)
+    if info.kind == "latent":
+        insert_quantizers(model, quantization(info.quantization or ""))
+    elif info.kind == "integer":
+        for name, module in list(model.named_modules()):
+            if isinstance(module, nn.Conv2d) and f"{name}.scale" in tensors:
+                # QC's fold may have given the layer a scale per channel: that follows the file.
+                layer = blank_integer_layer(module, tensors[f"{name}.scale"])
+                model.set_submodule(name, layer)
+        model.requires_grad_(False)
     _load_strictly(model, tensors, path)
     return model.to(device).eval()
 

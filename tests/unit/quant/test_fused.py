@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from qatval.config import quantization
-from qatval.quant.fused import FusedQuantizer, fuse_quantization
+from qatval.quant.fused import FusedQuantizer, fuse_quantization, quantized_once
 from qatval.quant.layers import insert_quantizers, quantized_layers, scale_parameters
 
 SPEC = quantization("w4a16")
@@ -127,6 +127,22 @@ def test_layers_are_their_own_but_during_a_training_forward() -> None:
     model.eval()(images())
     assert calls
     assert model.state_dict().keys() == keys
+
+
+def test_weights_can_be_quantized_once_for_several_forwards() -> None:
+    model = quantized_model()
+    fuse_quantization(model)
+    layer = next(layer for _, layer in quantized_layers(model))
+    calls = []
+    layer.weight_quant.register_forward_hook(lambda *_: calls.append(1))
+    model.eval()
+    expected = [model(images(seed)) for seed in range(3)]
+    assert len(calls) == 3
+    with quantized_once(model):
+        found = [model(images(seed)) for seed in range(3)]
+    assert len(calls) == 4
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert "forward" not in layer.__dict__
 
 
 def test_a_copy_quantizes_its_own_weights() -> None:

@@ -12,16 +12,14 @@ from torch import Tensor, nn
 
 from qatval.config import Quantization, quantization
 from qatval.errors import QatvalError
-from qatval.quant.integer import IntegerConv2d, to_integer
+from qatval.quant.integer import IntegerConv2d, integer_layers, share_differing, to_integer
 from qatval.quant.layers import (
     batchnorm_after,
     codes_and_scale,
     coverage,
     insert_quantizers,
-    model_codes,
     quantized_layers,
     scale_parameters,
-    share_differing,
 )
 
 SPEC = quantization("w4a16")
@@ -126,7 +124,7 @@ def test_state_dict_reloads_into_a_fresh_model() -> None:
         for scale in scale_parameters(model):
             scale.mul_(0.7)  # as training would move it
     other.load_state_dict(model.state_dict())
-    assert share_differing(model_codes(model), model_codes(other)) == 0.0
+    assert share_differing(to_integer(model), to_integer(other)) == 0.0
     x = torch.randn(2, 3, 8, 8)
     assert torch.equal(model.eval()(x), other.eval()(x))
 
@@ -186,9 +184,13 @@ def test_weights_that_are_not_finite_have_no_codes() -> None:
 
 
 def test_share_differing_counts_weights() -> None:
-    a = {"x": torch.tensor([1, 2, 3, 4]), "y": torch.tensor([0])}
-    b = {"x": torch.tensor([1, 2, 3, 5]), "y": torch.tensor([0])}
+    model = small_model()
+    insert_quantizers(model, SPEC)
+    a, b = to_integer(model), to_integer(model)
+    layers = integer_layers(b)
+    layers["3"].codes[0, :2] += 1
+    weights = sum(layer.codes.numel() for layer in layers.values())
     assert share_differing(a, a) == 0.0
-    assert share_differing(a, b) == pytest.approx(1 / 5)
+    assert share_differing(a, b) == pytest.approx(2 / weights)
     with pytest.raises(ValueError, match="differ in layers"):
-        share_differing(a, {"x": a["x"]})
+        share_differing(a, a[:2])
