@@ -19,7 +19,8 @@ class WeightAverage:
     (counted from 1) ``x' = d * x' + (1 - d) * x`` with ``d = decay * (1 - exp(-t / tau))``.
 
     Tensors are matched by name, so a parameter that appears after the average was made is an
-    error and not silently left out. With ``decay = 0`` the average is an exact copy of the
+    error and not silently left out. They are matched at the first step; from then on the model
+    may change them in place only, as optimizers do. With ``decay = 0`` the average is an exact copy of the
     model after every step.
 
     The trainer's loop calls `update`, `update_attr` and reads ``ema``, the names that it uses for
@@ -42,6 +43,9 @@ class WeightAverage:
         self.decay = decay
         self.tau = tau
         self.updates = 0
+        self._model: nn.Module | None = None
+        self._floating: tuple[list[Tensor], list[Tensor]] = [], []
+        self._counting: tuple[list[Tensor], list[Tensor]] = [], []
 
     @property
     def effective_decay(self) -> float:
@@ -56,21 +60,24 @@ class WeightAverage:
             ValueError: If the model's tensors are not those the average was made of.
         """
         self.updates += 1
+        if model is not self._model:
+            self._pair(model)
+        torch._foreach_lerp_(*self._floating, 1.0 - self.effective_decay)
+        torch._foreach_copy_(*self._counting)
+
+    def _pair(self, model: nn.Module) -> None:
+        """Match the model's tensors with the average's by name, once: ``state_dict`` is slow."""
         source = _unwrapped(model).state_dict()
         target = self.ema.state_dict()
         if source.keys() != target.keys():
             raise ValueError(
                 f"the model's tensors changed: {sorted(source.keys() ^ target.keys())[:3]} ..."
             )
-        averages: list[Tensor] = []
-        values: list[Tensor] = []
-        for name, average in target.items():
-            if average.dtype.is_floating_point:
-                averages.append(average)
-                values.append(source[name])
-            else:
-                average.copy_(source[name])
-        torch._foreach_lerp_(averages, values, 1.0 - self.effective_decay)
+        floating = [name for name, tensor in target.items() if tensor.dtype.is_floating_point]
+        counting = [name for name in target if name not in set(floating)]
+        self._floating = [target[name] for name in floating], [source[name] for name in floating]
+        self._counting = [target[name] for name in counting], [source[name] for name in counting]
+        self._model = model
 
     def update_attr(self, model: nn.Module, include: Iterable[str] = ()) -> None:
         """Copy attributes that are not tensors (class names, training arguments)."""
