@@ -25,7 +25,8 @@ from qatval.scoring import Trained, artifact_folder, score
 from qatval.train import LOGGER
 from qatval.train.evaluation import evaluator
 from qatval.train.models import load_pretrained
-from qatval.train.trainer import QatTrainer, TrainingPlan, read_trajectory, train
+from qatval.train.trainer import QatTrainer, train
+from qatval.train.trajectory import TrainingPlan, read_trajectory
 
 Roots = Mapping[str, RunRoot]
 

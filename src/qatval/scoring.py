@@ -28,7 +28,7 @@ from qatval.summary import run_name
 from qatval.train.calibration import learn_correction
 from qatval.train.evaluation import Evaluation, Evaluator, evaluation_settings
 from qatval.train.models import CheckpointInfo, load_checkpoint, save_checkpoint, sha256
-from qatval.train.trainer import Trajectory
+from qatval.train.trajectory import Trajectory
 from qatval.verdicts import stability
 
 # A reload on the CPU gives the same mAP to the last digit. GPU kernels may sum in another order.

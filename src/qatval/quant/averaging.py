@@ -20,8 +20,8 @@ class WeightAverage:
 
     Tensors are matched by name, so a parameter that appears after the average was made is an
     error and not silently left out. They are matched at the first step; from then on the model
-    may change them in place only, as optimizers do. With ``decay = 0`` the average is an exact copy of the
-    model after every step.
+    may change them in place only, as optimizers do. With ``decay = 0`` the average is an exact
+    copy of the model after every step.
 
     The trainer's loop calls `update`, `update_attr` and reads ``ema``, the names that it uses for
     Ultralytics' own ``ModelEMA``.

@@ -16,7 +16,8 @@ from qatval.progress import Progress
 from qatval.record import atomic_write, to_json
 from qatval.train.evaluation import evaluator
 from qatval.train.models import CheckpointInfo, load_checkpoint, save_checkpoint, sha256
-from qatval.train.trainer import QatTrainer, TrainingPlan, train
+from qatval.train.trainer import QatTrainer, train
+from qatval.train.trajectory import TrainingPlan
 
 
 def pretrain(

@@ -15,11 +15,9 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import msgspec
 import torch
 from torch import distributed as dist
 from torch import nn
@@ -27,16 +25,24 @@ from ultralytics.engine import trainer as trainer_module
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils import DEFAULT_CFG
 
-from qatval.config import PRIMARY_METRIC, Arm, Averaging, Quantization
+from qatval.config import PRIMARY_METRIC, Arm
 from qatval.data.subset import open_subset
 from qatval.errors import QatvalError
 from qatval.quant.averaging import WeightAverage
 from qatval.quant.fused import fuse_quantization
 from qatval.quant.layers import insert_quantizers, scale_parameters
-from qatval.record import atomic_write
 from qatval.train.dataset import SubsetDataset
 from qatval.train.evaluation import Evaluation, Evaluator
 from qatval.train.models import CheckpointInfo, build_model, load_pretrained, save_checkpoint
+from qatval.train.trajectory import (
+    EpochRecord,
+    TrainingPlan,
+    Trajectory,
+    read_plan,
+    read_trajectory,
+    write_plan,
+    write_trajectory,
+)
 
 # What Ultralytics does by itself and qatval does elsewhere, or not at all.
 _FIXED_ARGUMENTS: Mapping[str, Any] = {
@@ -52,77 +58,6 @@ _FIXED_ARGUMENTS: Mapping[str, Any] = {
     "exist_ok": True,
     "verbose": False,
 }
-
-
-@dataclass(frozen=True)
-class TrainingPlan:
-    """Everything about a training that Ultralytics' arguments cannot say.
-
-    Attributes:
-        subset: Directory of the subset in the cache.
-        architecture: Ultralytics' model file.
-        checkpoint: FP32 checkpoint to start from, or None to start from scratch.
-        quantization: Fake quantization to insert, or None to train in float.
-        averaging: How the ``ema`` arm averages.
-        arms: Arms to score after every epoch. Both are always saved.
-        threads: CPU threads of torch; results depend on it in the fifth decimal.
-        fused: Whether all weights are fake-quantized at once instead of layer by layer.
-    """
-
-    subset: str
-    architecture: str
-    checkpoint: str | None
-    quantization: Quantization | None
-    averaging: Averaging
-    arms: tuple[Arm, ...]
-    threads: int
-    fused: bool = True
-
-
-@dataclass(frozen=True)
-class EpochRecord:
-    """One epoch of one arm.
-
-    Attributes:
-        epoch: Counted from 1.
-        value: The primary metric, or None where it is not a number.
-        metrics: Training losses, metrics, validation losses, learning rates.
-        seconds: Since the training began.
-    """
-
-    epoch: int
-    value: float | None
-    metrics: dict[str, float | None]
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Trajectory:
-    """What a training left behind.
-
-    Attributes:
-        history: Epochs of each scored arm.
-        steps: Optimizer steps taken.
-        decay, tau: Of the ``ema`` arm.
-        effective_decay: Decay of the last step.
-        amp: Whether automatic mixed precision was really used.
-        stopped: Why the training ended before its last epoch, or None.
-        directory: Holds ``args.yaml`` and, per arm, ``<arm>/results.csv``, ``<arm>/tensorboard/``
-            and ``<arm>/weights/{last,best}.safetensors``.
-    """
-
-    history: dict[Arm, list[EpochRecord]] = field(default_factory=dict)
-    steps: int = 0
-    decay: float = 0.0
-    tau: float = 0.0
-    effective_decay: float = 0.0
-    amp: bool = False
-    stopped: str | None = None
-    directory: str = ""
-
-    def weights(self, arm: Arm, name: Literal["last", "best"] = "last") -> Path:
-        """Return the path of an arm's latent weights."""
-        return Path(self.directory) / arm / "weights" / f"{name}.safetensors"
 
 
 Callback = Callable[["QatTrainer"], None]
@@ -146,7 +81,7 @@ def train(
         QatvalError: If the device runs out of memory, naming a batch size to try.
     """
     directory = directory.resolve()
-    _write_json(directory / "plan.json", plan)
+    write_plan(directory, plan)
     trainer = QatTrainer(
         overrides={
             **arguments,
@@ -164,15 +99,6 @@ def train(
     return read_trajectory(directory)
 
 
-def read_trajectory(directory: Path) -> Trajectory:
-    """Return what a training has left in its work directory so far."""
-    return msgspec.json.decode((directory / "trajectory.json").read_bytes(), type=Trajectory)
-
-
-def _write_json(path: Path, value: Any) -> None:
-    atomic_write(path, msgspec.json.format(msgspec.json.encode(value)))
-
-
 class QatTrainer(DetectionTrainer):  # type: ignore[misc]
     """Ultralytics' detection trainer with fake-quantized weights and two scored arms."""
 
@@ -185,7 +111,7 @@ class QatTrainer(DetectionTrainer):  # type: ignore[misc]
         """Read the plan beside the save directory, then start as Ultralytics does."""
         assert overrides is not None
         self._work = Path(overrides["project"])
-        self.plan = msgspec.json.decode((self._work / "plan.json").read_bytes(), type=TrainingPlan)
+        self.plan = read_plan(self._work)
         self.subset = open_subset(Path(self.plan.subset))
         self._history: dict[Arm, list[EpochRecord]] = {arm: [] for arm in self.plan.arms}
         self._writers: dict[Arm, Any] = {}
@@ -231,8 +157,10 @@ class QatTrainer(DetectionTrainer):  # type: ignore[misc]
 
     def _setup_train(self) -> None:
         """Set up as Ultralytics does, but average with qatval's own horizon."""
-        with _without_amp_check():
+        with _own_setup():
             super()._setup_train()
+        # Walking the modules of a quantized model takes as long as clipping its gradients.
+        self._parameters = list(self.model.parameters())
         updates = -(-len(self.train_loader) // self.accumulate) * self.epochs
         decay, tau = self.plan.averaging.for_steps(updates)
         self.ema = WeightAverage(self._live_model(), decay, tau)
@@ -275,7 +203,18 @@ class QatTrainer(DetectionTrainer):  # type: ignore[misc]
         decayed = groups["weight"]
         groups["bn"]["params"] += [p for p in decayed["params"] if p in scales]
         decayed["params"] = [p for p in decayed["params"] if p not in scales]
+        for group in optimizer.param_groups:
+            group["foreach"] = True  # torch's default on a GPU; the same bits, sooner, on a CPU
         return optimizer
+
+    def optimizer_step(self) -> None:
+        """Clip, step and average as Ultralytics does."""
+        self.scaler.unscale_(self.optimizer)
+        torch.nn.utils.clip_grad_norm_(self._parameters, max_norm=10.0)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad()
+        self.ema.update(self.model)
 
     # -- what is scored and kept ------------------------------------------------------------
 
@@ -369,7 +308,7 @@ class QatTrainer(DetectionTrainer):  # type: ignore[misc]
             stopped=self.stopped,
             directory=str(self.save_dir),
         )
-        _write_json(self._work / "trajectory.json", trajectory)
+        write_trajectory(self._work, trajectory)
 
     # -- what Ultralytics would do with its own checkpoints ---------------------------------
 
@@ -384,14 +323,16 @@ class QatTrainer(DetectionTrainer):  # type: ignore[misc]
 
 
 @contextlib.contextmanager
-def _without_amp_check() -> Iterator[None]:
-    """Take ``amp`` as it was asked for on a GPU.
+def _own_setup() -> Iterator[None]:
+    """Take ``amp`` as it was asked for on a GPU, and let nothing be averaged by Ultralytics.
 
-    Ultralytics' check downloads a model and loads it as a pickle, which no run may do.
+    Its check downloads a model and loads it as a pickle, which no run may do; its average would be
+    replaced at once.
     """
-    original = trainer_module.check_amp
+    original = trainer_module.check_amp, trainer_module.ModelEMA
     trainer_module.check_amp = lambda model: next(model.parameters()).device.type == "cuda"
+    trainer_module.ModelEMA = lambda model: None
     try:
         yield
     finally:
-        trainer_module.check_amp = original
+        trainer_module.check_amp, trainer_module.ModelEMA = original

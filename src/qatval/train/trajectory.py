@@ -1,0 +1,111 @@
+"""What a training is told and what it leaves: two files in its work directory.
+
+Ultralytics starts a multi-GPU training again in worker processes, which know nothing but the
+directory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from qatval.config import Arm, Averaging, Quantization
+from qatval.record import atomic_write
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """Everything about a training that Ultralytics' arguments cannot say.
+
+    Attributes:
+        subset: Directory of the subset in the cache.
+        architecture: Ultralytics' model file.
+        checkpoint: FP32 checkpoint to start from, or None to start from scratch.
+        quantization: Fake quantization to insert, or None to train in float.
+        averaging: How the ``ema`` arm averages.
+        arms: Arms to score after every epoch. Both are always saved.
+        threads: CPU threads of torch; results depend on it in the fifth decimal.
+        fused: Whether all weights are fake-quantized at once instead of layer by layer.
+    """
+
+    subset: str
+    architecture: str
+    checkpoint: str | None
+    quantization: Quantization | None
+    averaging: Averaging
+    arms: tuple[Arm, ...]
+    threads: int
+    fused: bool = True
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """One epoch of one arm.
+
+    Attributes:
+        epoch: Counted from 1.
+        value: The primary metric, or None where it is not a number.
+        metrics: Training losses, metrics, validation losses, learning rates.
+        seconds: Since the training began.
+    """
+
+    epoch: int
+    value: float | None
+    metrics: dict[str, float | None]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """What a training left behind.
+
+    Attributes:
+        history: Epochs of each scored arm.
+        steps: Optimizer steps taken.
+        decay, tau: Of the ``ema`` arm.
+        effective_decay: Decay of the last step.
+        amp: Whether automatic mixed precision was really used.
+        stopped: Why the training ended before its last epoch, or None.
+        directory: Holds ``args.yaml`` and, per arm, ``<arm>/results.csv``, ``<arm>/tensorboard/``
+            and ``<arm>/weights/{last,best}.safetensors``.
+    """
+
+    history: dict[Arm, list[EpochRecord]] = field(default_factory=dict)
+    steps: int = 0
+    decay: float = 0.0
+    tau: float = 0.0
+    effective_decay: float = 0.0
+    amp: bool = False
+    stopped: str | None = None
+    directory: str = ""
+
+    def weights(self, arm: Arm, name: Literal["last", "best"] = "last") -> Path:
+        """Return the path of an arm's latent weights."""
+        return Path(self.directory) / arm / "weights" / f"{name}.safetensors"
+
+
+def read_trajectory(directory: Path) -> Trajectory:
+    """Return what a training has left in its work directory so far."""
+    return msgspec.json.decode((directory / "trajectory.json").read_bytes(), type=Trajectory)
+
+
+def read_plan(directory: Path) -> TrainingPlan:
+    """Return what the training in a work directory is told."""
+    return msgspec.json.decode((directory / "plan.json").read_bytes(), type=TrainingPlan)
+
+
+def write_plan(directory: Path, plan: TrainingPlan) -> None:
+    """Tell the training in a work directory what to do."""
+    _write_json(directory / "plan.json", plan)
+
+
+def write_trajectory(directory: Path, trajectory: Trajectory) -> None:
+    """Leave what a training has come to."""
+    _write_json(directory / "trajectory.json", trajectory)
+
+
+def _write_json(path: Path, value: Any) -> None:
+    atomic_write(path, msgspec.json.format(msgspec.json.encode(value)))
