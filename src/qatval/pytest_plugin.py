@@ -27,6 +27,7 @@ from qatval import config as presets
 from qatval import thresholds
 from qatval.environment import available_cores, limit_spinning
 from qatval.errors import QatvalError
+from qatval.pytest_report import NOT_JUDGED, UNAVAILABLE, run_properties, show_session
 from qatval.record import SUMMARY_NAME
 from qatval.runs import LoadedRun, collect
 from qatval.scenarios import (
@@ -36,10 +37,6 @@ from qatval.scenarios import (
     embedded_scenarios,
     missing_resources,
 )
-
-_RUN_ROOT = "qatval_run_root"
-_UNAVAILABLE = "qatval_unavailable"
-_NOT_JUDGED = "qatval_not_judged"
 
 
 @dataclass(frozen=True)
@@ -288,7 +285,7 @@ def validation_run(
                 except QatvalError as error:
                     pytest.fail(f"{scenario}: {error}", pytrace=False)
         (run,), _ = collect([root])
-        request.node.user_properties.extend(_properties(run))
+        request.node.user_properties.extend(run_properties(run))
         if run.summary["status"] == "incomplete":
             pytest.fail(
                 f"{scenario} is incomplete: {run.summary['error']['message']}", pytrace=False
@@ -312,7 +309,7 @@ def threshold_failures(
         checks = thresholds.check(run.summary, thresholds.load())
         for one in checks:
             if one.result == "not judged":
-                request.node.user_properties.append((_NOT_JUDGED, one.detail))
+                request.node.user_properties.append((NOT_JUDGED, one.detail))
         updating = qatval_settings.update_thresholds
         return [
             str(one) for one in checks if one.failed and not (updating and one.name == "reference")
@@ -325,7 +322,7 @@ def _require(item: pytest.Item, settings: Settings, scenario: Scenario) -> None:
     missing = missing_resources(scenario, settings.coco_root, settings.device, settings.gate_root)
     if missing:
         reason = "; ".join(missing)
-        item.user_properties.append((_UNAVAILABLE, reason))
+        item.user_properties.append((UNAVAILABLE, reason))
         if settings.strict_resources:
             pytest.fail(f"{scenario} cannot run: {reason}", pytrace=False)
         pytest.skip(reason)
@@ -371,54 +368,11 @@ def _device(scenario: Scenario, settings: Settings) -> Iterator[str]:
             yield device
 
 
-def _properties(run: LoadedRun) -> list[tuple[str, object]]:
-    """Return what JUnit files and the terminal summary get to know of a run."""
-    summary = run.summary
-    return [
-        (_RUN_ROOT, str(run.root)),
-        ("qatval_status", summary["status"]),
-        ("qatval_final_value", summary["metrics"]["final_value"]),
-        ("qatval_best_value", summary["metrics"]["best_value"]),
-        ("qatval_collapsed", summary["stability"]["collapsed"]),
-    ]
-
-
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     """Show the session's runs, write their comparison, count what could not run."""
-    properties = [
-        (name, value)
-        for reports in terminalreporter.stats.values()
-        for report in reports
-        if getattr(report, "when", None) == "call"
-        for name, value in report.user_properties
-    ]
-    roots = dict.fromkeys(Path(value) for name, value in properties if name == _RUN_ROOT)
-    if roots:
-        _show_runs(terminalreporter, _settings(config), list(roots))
-    for title, name in (
-        ("scenarios could not run", _UNAVAILABLE),
-        ("scenarios have no recorded reference and were judged by the rules alone", _NOT_JUDGED),
-    ):
-        reasons = [str(value) for key, value in properties if key == name]
-        if reasons:
-            terminalreporter.write_sep("-", f"qatval: {len(reasons)} {title}")
-            for reason in dict.fromkeys(reasons):
-                terminalreporter.write_line(f"{reasons.count(reason)} x {reason}")
-
-
-def _show_runs(terminalreporter: Any, settings: Settings, roots: list[Path]) -> None:
-    from qatval.comparison import compare
-    from qatval.report.comparison import write_comparison
-    from qatval.report.terminal import terminal_table
-
-    runs, unreadable = collect(roots)
-    document = compare(runs, unreadable)
-    written = write_comparison(document, runs, settings.session_dir / "comparison.json")
-    terminalreporter.write_sep("-", "qatval: runs of this session")
-    terminalreporter.write_line(terminal_table(document))
-    terminalreporter.write_line(f"report: {written.html}")
-    if settings.update_thresholds:
-        path = thresholds.default_path()
-        change = thresholds.update(path, [run.summary for run in runs])
-        terminalreporter.write_sep("-", f"qatval: {path.name}")
-        terminalreporter.write_line(change or "no change")
+    settings = _settings(config)
+    show_session(
+        terminalreporter,
+        settings.session_dir,
+        update_thresholds=settings.update_thresholds,
+    )

@@ -24,6 +24,7 @@ FLOORS = (
     {"scoring"},
     {"engine"},
     {"runner"},
+    {"pytest_report"},
     {"cli", "pytest_plugin"},
 )
 FLOOR = {name: level for level, names in enumerate(FLOORS) for name in names}
@@ -87,7 +88,7 @@ def test_only_the_right_modules_know_the_libraries() -> None:
 def test_no_module_holds_too_much() -> None:
     for path in MODULES:
         lines = len(path.read_text("utf-8").splitlines())
-        assert lines <= 430, f"{path.relative_to(PACKAGE)} has {lines} lines: what is the second"
+        assert lines <= 400, f"{path.relative_to(PACKAGE)} has {lines} lines: what is the second"
 
 
 HEAVY = ("torch", "ultralytics", "brevitas", "cv2", "scipy", "jinja2")
