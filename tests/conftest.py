@@ -15,6 +15,8 @@ from typing import Any, Protocol
 
 import pytest
 
+from qatval.thresholds import Thresholds
+
 Summary = dict[str, Any]
 
 _LAYERS = ("model.0.conv", "model.1.conv", "model.23.one2one_cv3.0.2", "model.23.dfl.conv")
@@ -179,6 +181,26 @@ def reduce_to_required(summary: Summary) -> Summary:
     qc = {k: summary["method"]["qc"][k] for k in ("enabled", "epochs", "lr", "bn_stats_fixed")}
     old["method"] = {"variant": summary["method"]["variant"], "ema": ema, "qc": qc}
     return old | ({"error": summary["error"]} if "error" in summary else {})
+
+
+def record_references(*waivers: Mapping[str, Any], **values: float) -> Thresholds:
+    """Return thresholds with a reference of tolerance 0.02 per method of the builder's scenarios.
+
+    Args:
+        waivers: See the schema.
+        values: By method, ``ema_qc`` standing for ``ema+qc``.
+    """
+    scenario = {"dataset": "shapes", "variant": "yolo10n", "profile": "smoke"}
+    references = [
+        {**scenario, "method": name.replace("_", "+"), "value": value, "tolerance": 0.02}
+        for name, value in values.items()
+    ]
+    return Thresholds(Path("thresholds.json"), 0.032, 0.008, tuple(references), waivers)
+
+
+@pytest.fixture(scope="session")
+def recorded() -> Callable[..., Thresholds]:
+    return record_references
 
 
 @pytest.fixture(scope="session")

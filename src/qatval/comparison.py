@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
-from qatval import gate, numbers, statistics
+from qatval import gate, numbers, statistics, thresholds
 from qatval.comparability import Conditions, differences, groups
 from qatval.config import PRIMARY_METRIC, method_names
 from qatval.runs import LoadedRun, Unreadable
 from qatval.statistics import ImageResamples, MeanDifference, Pair
+from qatval.thresholds import Check, Thresholds
 
 SCHEMA_VERSION = "1.0"
 
@@ -35,12 +36,22 @@ _NOTABLE = (
     ("git", "commit"),
 )
 
+# What a group's runs are to their references, the worst first, and how that is said.
+_STANDINGS = {
+    "failed": "reference not met by {runs}",
+    "waived": "reference not met by {runs}, but waived",
+    "passed": "reference met within its tolerance by {runs}",
+    "not judged": "no reference recorded for {runs}: judged by the rules alone",
+}
+_NAMED = 6
+
 
 def compare(
     runs: Iterable[LoadedRun],
     unreadable: Iterable[Unreadable] = (),
     *,
     count_incomplete: bool = False,
+    recorded: Thresholds | None = None,
 ) -> Comparison:
     """Compare runs.
 
@@ -48,19 +59,22 @@ def compare(
         runs: Runs of any kind; two copies of one run (equal ids) count once.
         unreadable: Summaries that could not be read; they are listed, not compared.
         count_incomplete: Whether incomplete runs count in the gate.
+        recorded: What is known of scenarios, by default the shipped threshold file.
     """
+    recorded = recorded or thresholds.load()
     unique, warnings = _unique(runs)
     warnings += [
         f"{run.run_id}: {contradiction}" for run in unique if (contradiction := run.contradiction)
     ]
     grouped = _groups(unique)
     group_of = {run.run_id: name for name, (_, members) in grouped.items() for run in members}
+    judged = {run.run_id: thresholds.reference(run.summary, recorded) for run in unique}
     decision = gate.decide(unique, count_incomplete=count_incomplete)
     return {
         "schema_version": SCHEMA_VERSION,
         "primary_name": PRIMARY_METRIC,
-        "runs": [_run(run, group_of[run.run_id]) for run in unique],
-        "groups": _group_documents(grouped),
+        "runs": [_run(run, group_of[run.run_id], judged[run.run_id]) for run in unique],
+        "groups": _group_documents(grouped, judged),
         "gate": {
             gate.GATE: decision.open,
             "reasons": list(decision.reasons),
@@ -99,6 +113,25 @@ def sentence(method: str, reference: str, difference: MeanDifference) -> str:
             f"{method} is better than {reference} on {difference.positive} of {seeds}, {interval}"
         )
     return f"{method} is worse than {reference} on {difference.negative} of {seeds}, {interval}"
+
+
+def standings(judged: Iterable[tuple[LoadedRun, Check | None]]) -> list[dict[str, str]]:
+    """Say how many completed runs agree with what is recorded for them, and name the others."""
+    found: dict[str, list[LoadedRun]] = {}
+    for run, check in judged:
+        if check is not None:
+            found.setdefault(check.result, []).append(run)
+    completed = numbers.count(sum(map(len, found.values())), "completed run")
+    said = []
+    for result, words in _STANDINGS.items():
+        if runs := found.get(result):
+            sentence = words.format(runs=f"{len(runs)} of {completed}")
+            if result in ("failed", "waived"):
+                names = [f"{run.method} seed {run.seed}" for run in runs[:_NAMED]]
+                more = [f"{len(runs) - _NAMED} more"] if len(runs) > _NAMED else []
+                sentence += f": {', '.join(names + more)}"
+            said.append({"result": result, "sentence": sentence})
+    return said
 
 
 def pairs(runs: Sequence[LoadedRun], method: str, reference: str) -> list[Pair]:
@@ -158,7 +191,7 @@ def _groups(runs: Sequence[LoadedRun]) -> _Groups:
     return named
 
 
-def _group_documents(grouped: _Groups) -> list[dict[str, Any]]:
+def _group_documents(grouped: _Groups, judged: Mapping[str, Check | None]) -> list[dict[str, Any]]:
     documents = []
     largest: dict[str, str] = {}
     for name, (wanted, members) in grouped.items():
@@ -179,6 +212,7 @@ def _group_documents(grouped: _Groups) -> list[dict[str, Any]]:
                 "varying": _varying(members),
                 "fp32_value": _spread(_values(members, "fp32_value")),
                 "ptq_value": _spread(_values(members, "ptq_value")),
+                "references": standings((run, judged[run.run_id]) for run in members),
                 "methods": [_method(members, method) for method in order],
                 "differences": [
                     document
@@ -190,7 +224,7 @@ def _group_documents(grouped: _Groups) -> list[dict[str, Any]]:
     return documents
 
 
-def _run(run: LoadedRun, group: str) -> dict[str, Any]:
+def _run(run: LoadedRun, group: str, reference: Check | None) -> dict[str, Any]:
     error = run.summary.get("error", {})
     stage = f" (in {error['stage']})" if error.get("stage") else ""
     return {
@@ -213,6 +247,7 @@ def _run(run: LoadedRun, group: str) -> dict[str, Any]:
         "fp32_value": run.metric("fp32_value"),
         "ptq_value": run.metric("ptq_value"),
         "before_qc_value": run.metric("before_qc_value"),
+        "reference": reference and {"result": reference.result, "detail": reference.detail},
         "error": f"{error['message']}{stage}" if error else None,
     }
 

@@ -8,7 +8,7 @@ A reference holds the values that were measured for a scenario, in ``presets/thr
 is two-sided: an unexplained improvement fails as well, so that references stay fresh. Its tolerance
 is Student's 99 % prediction interval for one more run, computed from the spread of the measured
 values over seeds and machines; with fewer than three there is none, and the scenario is judged by
-the rules alone, which its checks say.
+the rules alone, which its checks and every comparison say.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from qatval.verdicts import stability
 MEASUREMENTS_FOR_TOLERANCE = 3
 PREDICTION_LEVEL = 0.99
 LIBRARIES = ("torch", "ultralytics", "brevitas")
+REFERENCE = "reference"
 
 Result = Literal["passed", "failed", "waived", "not judged"]
 Entry = Mapping[str, Any]
@@ -128,6 +129,11 @@ def check(summary: Summary, thresholds: Thresholds, today: date | None = None) -
     return _with_waivers(checks, summary, thresholds, today or datetime.now(UTC).date())
 
 
+def reference(summary: Summary, thresholds: Thresholds) -> Check | None:
+    """Return how a run stands to its scenario's reference, None for an incomplete run."""
+    return next((c for c in check(summary, thresholds) if c.name == REFERENCE), None)
+
+
 def update(path: Path, summaries: Iterable[Summary]) -> str:
     """Record what was just measured and write the threshold file.
 
@@ -219,27 +225,26 @@ def _qc(summary: Summary, tolerance: float) -> Check:
 
 
 def _reference(summary: Summary, thresholds: Thresholds) -> Check:
-    name = "reference"
     final = _metric(summary, "final_value")
     if final is None:
-        return _missing(name, "final_value")
+        return _missing(REFERENCE, "final_value")
     recorded = _matching(summary, thresholds.references)
     if recorded is None or recorded["tolerance"] is None:
         some = "" if recorded is None else f" ({len(recorded['measured'])} measured"
         some += f", {MEASUREMENTS_FOR_TOLERANCE} needed for a tolerance)" if some else ""
         return Check(
-            name,
+            REFERENCE,
             "not judged",
             f"no reference recorded for {_scenario(summary)}{some}: judged by the rules alone; "
             "record one with 'pytest --update-thresholds'",
         )
-    reference, tolerance = recorded["value"], recorded["tolerance"]
-    detail = f"final mAP {final:.4f}, recorded {reference:.4f} ± {tolerance:.4f}"
-    if abs(final - reference) <= tolerance:
-        return Check(name, "passed", detail)
-    side = "below" if final < reference else "above"
+    value, tolerance = recorded["value"], recorded["tolerance"]
+    detail = f"final mAP {final:.4f}, recorded {value:.4f} ± {tolerance:.4f}"
+    if abs(final - value) <= tolerance:
+        return Check(REFERENCE, "passed", detail)
+    side = "below" if final < value else "above"
     return Check(
-        name,
+        REFERENCE,
         "failed",
         f"{detail}: {side} what was measured; find out why, and if it is meant to be so, refresh "
         "the record with 'pytest --update-thresholds'",
@@ -284,10 +289,15 @@ def _scenario_key(summary: Summary) -> dict[str, Any]:
 
 
 def _key(summary: Summary) -> dict[str, Any]:
-    environment = summary.get("environment", {})
-    versions = {n: _minor(environment[n]) for n in LIBRARIES if environment.get(n)}
+    environment = _environment(summary)
+    versions = {n: _minor(str(environment[n])) for n in LIBRARIES if environment.get(n)}
     device = "cpu" if summary["training"]["device"] == "cpu" else "cuda"
     return _scenario_key(summary) | {"device": device, "versions": versions}
+
+
+def _environment(summary: Summary) -> Mapping[str, Any]:
+    recorded = summary.get("environment")
+    return recorded if isinstance(recorded, Mapping) else {}
 
 
 def _matching(summary: Summary, references: Iterable[Entry]) -> Entry | None:
@@ -304,7 +314,7 @@ def _matching(summary: Summary, references: Iterable[Entry]) -> Entry | None:
 
 
 def _measurement(summary: Summary) -> dict[str, Any]:
-    environment = summary.get("environment", {})
+    environment = _environment(summary)
     return {
         "seed": summary["training"]["seed"],
         "machine": environment.get("gpu") or environment.get("cpu") or "unknown",

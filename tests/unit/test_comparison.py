@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from qatval import thresholds
 from qatval.comparison import compare, pairs
 from qatval.record import violations
 from qatval.runs import LoadedRun, Unreadable
@@ -108,6 +109,69 @@ def test_a_summary_that_contradicts_itself_is_a_warning(run):
     assert "taken as collapsed" in document["warnings"][0]
 
 
+WAIVER = {
+    "dataset": "shapes",
+    "variant": "yolo10n",
+    "method": "baseline",
+    "profile": "smoke",
+    "seed": 0,
+    "check": "reference",
+    "reason": "a slower machine",
+    "expires": "9999-12-31",
+}
+
+
+def test_runs_without_a_reference_are_said_to_be_judged_by_the_rules_alone(run, recorded):
+    document = compare([run(seed=0), run(seed=1)], recorded=recorded())
+    assert only(document, "references") == {
+        "result": "not judged",
+        "sentence": "no reference recorded for 2 of 2 completed runs: judged by the rules alone",
+    }
+    assert {entry["reference"]["result"] for entry in document["runs"]} == {"not judged"}
+    assert "no reference recorded for shapes" in document["runs"][0]["reference"]["detail"]
+
+
+def test_every_standing_is_said_and_the_runs_that_differ_are_named(run, recorded):
+    runs = [run("baseline", 0, 0.6), run("ema", 0, 0.6), run("ema", 1, 0.7), run("ema+qc", 0)]
+    document = compare(runs, recorded=recorded(WAIVER, baseline=0.5, ema=0.6))
+    assert violations(document, "comparison") == []
+    assert [r["sentence"] for r in document["groups"][0]["references"]] == [
+        "reference not met by 1 of 4 completed runs: ema seed 1",
+        "reference not met by 1 of 4 completed runs, but waived: baseline seed 0",
+        "reference met within its tolerance by 1 of 4 completed runs",
+        "no reference recorded for 1 of 4 completed runs: judged by the rules alone",
+    ]
+    results = [entry["reference"]["result"] for entry in document["runs"]]
+    assert results == ["waived", "passed", "failed", "not judged"]
+
+
+def test_of_many_runs_that_differ_the_first_are_named(run, recorded):
+    runs = [run("ema", seed) for seed in range(8)]
+    sentence = only(compare(runs, recorded=recorded(ema=0.5)), "references")["sentence"]
+    assert sentence.endswith("ema seed 5, 2 more")
+
+
+def test_a_missing_final_value_fails_the_reference_even_where_none_is_recorded(run, recorded):
+    lost = run(changes={"metrics": {"final_value": None}, "stability": {"collapsed": True}})
+    (entry,) = compare([lost], recorded=recorded())["runs"]
+    assert entry["reference"] == {
+        "result": "failed",
+        "detail": "the run did not record metrics.final_value",
+    }
+
+
+def test_an_incomplete_run_stands_to_no_reference(run, recorded):
+    document = compare([run(error="interrupted")], recorded=recorded(ema=0.5))
+    assert document["runs"][0]["reference"] is None
+    assert document["groups"][0]["references"] == []
+
+
+def test_the_shipped_references_are_the_default(run, recorded):
+    document = compare([run(final=0.652)])
+    assert document == compare([run(final=0.652)], recorded=thresholds.load())
+    assert only(document, "references")["result"] == "passed"
+
+
 def test_the_gate_is_in_every_comparison(seeds):
     gate = compare(seeds)["gate"]
     assert gate["yolo10m_allowed"] is False
@@ -193,6 +257,12 @@ def test_the_error_over_images_is_that_of_the_difference(run):
         run("ema", changes=resampled(0.61, 0.65, 0.57)),
     ]
     assert pairs(moved_together, "ema", "baseline")[0].image_error == pytest.approx(0.0, abs=1e-12)
+
+
+def test_an_environment_of_another_kind_is_no_hindrance(run):
+    odd = run()
+    odd.summary["environment"] = "a laptop"
+    assert compare([odd])["runs"][0]["reference"]["result"] == "not judged"
 
 
 def test_old_summaries_are_compared(run, required_only):

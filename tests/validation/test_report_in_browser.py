@@ -19,6 +19,7 @@ from qatval.data.coco import read_annotations
 from qatval.data.shapes import draw_dataset
 from qatval.report.comparison import Written, write_comparison
 from qatval.runs import collect
+from qatval.thresholds import Thresholds
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
@@ -73,12 +74,13 @@ addEventListener("message", event => {{
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory, make_summary) -> Written:
+def report(tmp_path_factory, make_summary, recorded) -> Written:
     """A comparison as `make demo` leaves it behind, with a collapse and an incomplete run."""
-    return write_report(tmp_path_factory.mktemp("report"), make_summary)
+    references = recorded(baseline=0.645, ema=0.655)
+    return write_report(tmp_path_factory.mktemp("report"), make_summary, references)
 
 
-def write_report(folder: Path, make_summary) -> Written:
+def write_report(folder: Path, make_summary, references: Thresholds) -> Written:
     coco = folder / "coco"
     draw_dataset(coco, seed=0, train_images=1, val_images=24, size=128)
     for method, finals in FINALS.items():
@@ -101,7 +103,8 @@ def write_report(folder: Path, make_summary) -> Written:
     _write(folder / "runs" / "larger", make_summary("ema", 0, changes=larger))
     _write(folder / "runs" / "broken", None)
     runs, unreadable = collect([folder / "runs"])
-    return write_comparison(compare(runs, unreadable), runs, folder / "comparison.html")
+    document = compare(runs, unreadable, recorded=references)
+    return write_comparison(document, runs, folder / "comparison.html")
 
 
 def _write(root: Path, summary) -> None:

@@ -51,7 +51,9 @@ def _group(group: Mapping[str, Any]) -> Iterator[str]:
     for difference in group["differences"]:
         pairing = "" if difference["shared_training"] else " (paired by seed, trained apart)"
         yield f"- {escape(difference['sentence'])}{pairing}"
-    if group["differences"]:
+    for reference in group["references"]:
+        yield f"- {escape(reference['sentence'])}"
+    if group["differences"] or group["references"]:
         yield ""
     for varying in group["varying"]:
         yield f"- its runs differ in `{varying['field']}`: {escape(', '.join(varying['values']))}"
@@ -84,7 +86,7 @@ def _runs(document: Comparison) -> Iterator[str]:
     yield "## Runs"
     yield ""
     yield from table(
-        ("run", "outcome", "best", "final", "final / best"),
+        ("run", "outcome", "best", "final", "final / best", "reference"),
         [
             (
                 run["run_id"],
@@ -92,6 +94,7 @@ def _runs(document: Comparison) -> Iterator[str]:
                 numbers.value(run["best_value"]),
                 numbers.value(run["final_value"]),
                 numbers.percent(run["final_over_best_ratio"]),
+                run["reference"]["result"] if run["reference"] else numbers.MISSING,
             )
             for run in document["runs"]
         ],

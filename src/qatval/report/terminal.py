@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from textwrap import wrap
 from typing import Any
 
 from qatval import numbers
@@ -59,6 +60,8 @@ def _group(group: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> Itera
     yield from _aligned(rows)
     for difference in group["differences"]:
         yield _cut(f"  {difference['sentence']}")
+    for reference in group["references"]:
+        yield from wrap(reference["sentence"], WIDTH, initial_indent="  ", subsequent_indent="    ")
 
 
 def outcome(method: Mapping[str, Any]) -> str:

@@ -13,7 +13,7 @@ FINALS = {"baseline": (0.640, 0.652), "ema": (0.655, 0.661), "ema+qc": (0.659, 0
 
 
 @pytest.fixture
-def document(make_summary):
+def document(make_summary, recorded):
     runs = [
         LoadedRun(Path(f"runs/{method}-{seed}"), make_summary(method, seed, (0.5, 0.6, final)))
         for method, finals in FINALS.items()
@@ -24,7 +24,8 @@ def document(make_summary):
     other = make_summary("ema", 3, changes={"model": {"imgsz": 160}, "run_id": "larger images"})
     more = [LoadedRun(Path("runs/more"), summary) for summary in (collapsed, stopped, other)]
     broken = Unreadable(Path("runs/broken"), "runs/broken/run_summary.json is not valid JSON")
-    return compare([*runs, *more], [broken])
+    references = recorded(baseline=0.645, ema=0.650)
+    return compare([*runs, *more], [broken], recorded=references)
 
 
 def test_terminal(document, snapshot):
@@ -35,7 +36,7 @@ def test_markdown(document, snapshot):
     assert render_comparison(document) == snapshot
 
 
-def test_the_table_fits_a_terminal_of_100_columns(make_summary):
+def test_the_table_fits_a_terminal_of_100_columns(make_summary, recorded):
     runs = [
         LoadedRun(Path(), make_summary(method, seed, (0.5, 0.6, final)))
         for seed in range(5)
@@ -43,7 +44,9 @@ def test_the_table_fits_a_terminal_of_100_columns(make_summary):
     ]
     stopped = LoadedRun(Path(), make_summary("baseline", 9, (0.5,), error="interrupted"))
     for some in (runs, [*runs, stopped]):
-        table = terminal_table(compare(some)).split("\n\n")[0]
+        document = compare(some, recorded=recorded(baseline=0.6, ema=0.5, ema_qc=0.5))
+        table = terminal_table(document).split("\n\n")[0]
+        assert "9 more" in table
         assert max(len(line) for line in table.splitlines()) <= WIDTH
 
 

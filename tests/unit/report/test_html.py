@@ -81,6 +81,20 @@ def test_recorded_text_cannot_become_markup(render):
     assert "<b>" not in page
 
 
+def test_references_are_said_per_group_and_beside_each_run(render, recorded):
+    runs = {"method": "baseline", "values": (0.5, 0.6)}, {"method": "ema", "values": (0.5, 0.6)}
+    page = render(*runs, {"method": "ema+qc"}, recorded=recorded(baseline=0.6, ema=0.5))
+    for sentence in (
+        "Reference not met by 1 of 3 completed runs: ema seed 0",
+        "Reference met within its tolerance by 1 of 3 completed runs",
+        "No reference recorded for 1 of 3 completed runs: judged by the rules alone",
+    ):
+        assert f">{sentence}</p>" in page
+    for standing in ('bad">✕ failed', 'quiet">passed', 'quiet">not judged'):
+        assert page.count(f"{standing}</span>") == 2  # in the run's details, in the table of all
+    assert "final mAP 0.6000, recorded 0.5000 ± 0.0200: above what was measured" in page
+
+
 def test_old_summaries_have_a_report(tmp_path, make_summary, required_only):
     runs = [LoadedRun(tmp_path, required_only(make_summary(m))) for m in ("baseline", "ema+qc")]
     page = html.render_html(compare(runs), runs)
