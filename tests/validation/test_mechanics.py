@@ -53,6 +53,7 @@ def run_tiny(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> RunTiny
         *,
         root: Path | None = None,
         progress: Progress | None = None,
+        fused: bool = True,
         **changes: Any,
     ) -> dict[str, Summary]:
         chosen = tuple(presets.method(m) if isinstance(m, str) else m for m in methods)
@@ -68,6 +69,7 @@ def run_tiny(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> RunTiny
             checkpoint=variant.checkpoint_for("shapes"),
             device="cpu",
             cache_dir=dataset.parent / "cache",
+            fused=fused,
         )
         summaries = runner.run(config, progress or Progress("tiny", quiet=True))
         return {m.name: summary for m, summary in zip(chosen, summaries, strict=True)}
@@ -119,6 +121,18 @@ def test_averaging_without_decay_is_the_baseline(
     assert ema["metrics"] == baseline["metrics"]
     assert results(ema) == results(baseline)
     assert weights(ema) == weights(baseline)
+
+
+def test_fused_quantization_gives_what_brevitas_gives_layer_by_layer(
+    together: dict[str, Summary], run_tiny: RunTiny
+) -> None:
+    """Every code, scale, bias and metric, to the last bit."""
+    layered = run_tiny(["baseline", "ema"], fused=False)
+    for method, summary in layered.items():
+        assert summary["training"]["fused"] is False
+        assert together[method]["training"]["fused"] is True
+        assert weights(summary) == weights(together[method])
+        assert results(summary) == results(together[method])
 
 
 def weights(summary: Summary) -> bytes:
