@@ -19,6 +19,7 @@ from qatval.errors import UsageError
 
 COLLAPSE_THRESHOLD_RATIO = 0.5
 PRIMARY_METRIC = "metrics/mAP50-95(B)"
+DEFAULT_COCO_ROOT = Path("datasets/coco2017/source-data")
 
 ScaleGranularity = Literal["per-tensor", "per-channel"]
 

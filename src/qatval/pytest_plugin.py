@@ -101,9 +101,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--coco-root",
         type=Path,
-        default=Path("datasets/coco2017/source-data"),
+        default=presets.DEFAULT_COCO_ROOT,
         metavar="DIR",
-        help="dataset in COCO 2017's layout (default: datasets/coco2017/source-data)",
+        help=f"dataset in COCO 2017's layout (default: {presets.DEFAULT_COCO_ROOT})",
     )
     group.addoption(
         "--device", metavar="D", help="device of the COCO scenarios (default: GPUs in turn)"

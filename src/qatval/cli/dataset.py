@@ -6,9 +6,7 @@ import argparse
 from pathlib import Path
 
 from qatval.cli.options import positive, seed
-from qatval.config import profile, profile_names
-
-DEFAULT_COCO_ROOT = Path("datasets/coco2017/source-data")
+from qatval.config import DEFAULT_COCO_ROOT, profile, profile_names
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from qatval.cli.dataset import DEFAULT_COCO_ROOT
+from qatval.config import DEFAULT_COCO_ROOT
 
 _MARKS = {"ok": "ok", "optional": "--", "missing": "NO"}
 

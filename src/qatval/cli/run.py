@@ -10,8 +10,6 @@ from qatval import config
 from qatval.cli.options import positive, seed
 from qatval.progress import Progress
 
-DEFAULT_COCO_ROOT = Path("datasets/coco2017/source-data")
-
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Register the command."""
@@ -40,7 +38,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--coco-root",
         type=Path,
-        default=DEFAULT_COCO_ROOT,
+        default=config.DEFAULT_COCO_ROOT,
         metavar="DIR",
         help="dataset in COCO 2017's layout (default: %(default)s)",
     )

@@ -99,49 +99,48 @@ class Evaluator:
         self._loader = loader
         self._image_ids = dict(zip(loader.dataset.im_files, split.image_ids.tolist(), strict=True))
         self._category_ids = category_ids
+        self._class_names = class_names
         self._device = device
-        self._validator = DetectionValidator(loader, save_dir=save_dir, args=settings)
-        self._validator.device = device
-        self._validator.data = {"names": dict(enumerate(class_names)), "nc": len(class_names)}
+        self._save_dir = save_dir
 
     def evaluate(self, model: nn.Module, *, keep_detections: bool = False) -> Evaluation:
-        """Score one model in float32.
+        """Score one model; see `evaluate_together`."""
+        (evaluation,) = self.evaluate_together([model], keep_detections=keep_detections)
+        return evaluation
+
+    def evaluate_together(
+        self, models: Sequence[nn.Module], *, keep_detections: bool = False
+    ) -> list[Evaluation]:
+        """Score models in float32, all in one pass over the images.
 
         In a multi-GPU training each rank scores its share of the images and rank 0 gets the
-        result; the others get nothing but a NaN.
+        results; the others get nothing but a NaN.
 
         Args:
-            model: A `DetectionModel`, float or quantized.
+            models: `DetectionModel` each, float or quantized.
             keep_detections: Whether to return every detection.
         """
-        with _unchanged(model), quantized_once(model), torch.no_grad():
-            return self._evaluate(model.eval(), keep_detections)
+        with contextlib.ExitStack() as temporarily, torch.no_grad():
+            for model in models:
+                temporarily.enter_context(_unchanged(model))
+                temporarily.enter_context(quantized_once(model))
+            scores = [_Score(self._validator(model), model.eval()) for model in models]
+            for raw in self._loader:
+                batch = scores[0].validator.preprocess(raw)
+                for score in scores:
+                    found = score.add(batch)
+                    if keep_detections:
+                        score.detections.extend(self._in_coco_format(found, batch))
+            return [score.finish(len(self._loader)) for score in scores]
 
-    def _evaluate(self, model: Any, keep_detections: bool) -> Evaluation:
-        validator = self._validator
+    def _validator(self, model: Any) -> DetectionValidator:
+        names = dict(enumerate(self._class_names))
+        validator = DetectionValidator(self._loader, save_dir=self._save_dir, args=self._args)
+        validator.device = self._device
+        validator.data = {"names": names, "nc": len(names)}
         model.args = self._args if getattr(model, "args", None) is None else model.args
         validator.init_metrics(model)
-        losses: dict[str, torch.Tensor] = {}
-        detections: list[Detection] = []
-        for raw in self._loader:
-            batch = validator.preprocess(raw)
-            predictions = model(batch["img"])
-            for name, loss in model.loss(batch, predictions)[1].items():
-                losses[name] = losses.get(name, 0.0) + loss.detach()
-            found = validator.postprocess(predictions)
-            validator.update_metrics(found, batch)
-            if keep_detections:
-                detections.extend(self._in_coco_format(found, batch))
-        validator.gather_stats()
-        means = {name: loss / len(self._loader) for name, loss in losses.items()}
-        if dist.is_initialized():
-            for mean in means.values():
-                dist.reduce(mean, dst=0, op=dist.ReduceOp.SUM)
-                mean /= dist.get_world_size()
-            if dist.get_rank() > 0:
-                return Evaluation({PRIMARY_METRIC: math.nan}, {}, [])
-        metrics = {k: float(v) for k, v in validator.get_stats().items() if k != "fitness"}
-        return Evaluation(metrics, {k: float(v) for k, v in means.items()}, detections)
+        return validator
 
     def _in_coco_format(
         self, found: list[dict[str, torch.Tensor]], batch: dict[str, Any]
@@ -166,6 +165,38 @@ class Evaluator:
                     "bbox": [round(side, 3) for side in box],
                     "score": round(score, 6),
                 }
+
+
+class _Score:
+    """One model's score while a pass over the images goes on."""
+
+    def __init__(self, validator: DetectionValidator, model: Any) -> None:
+        self.validator = validator
+        self.detections: list[Detection] = []
+        self._model = model
+        self._losses: dict[str, torch.Tensor] = {}
+
+    def add(self, batch: dict[str, Any]) -> list[dict[str, torch.Tensor]]:
+        """Count a batch in and return what the model found on it."""
+        predictions = self._model(batch["img"])
+        for name, loss in self._model.loss(batch, predictions)[1].items():
+            self._losses[name] = self._losses.get(name, 0.0) + loss.detach()
+        found: list[dict[str, torch.Tensor]] = self.validator.postprocess(predictions)
+        self.validator.update_metrics(found, batch)
+        return found
+
+    def finish(self, batches: int) -> Evaluation:
+        self.validator.gather_stats()
+        means = {name: loss / batches for name, loss in self._losses.items()}
+        if dist.is_initialized():
+            for mean in means.values():
+                dist.reduce(mean, dst=0, op=dist.ReduceOp.SUM)
+                mean /= dist.get_world_size()
+            if dist.get_rank() > 0:
+                return Evaluation({PRIMARY_METRIC: math.nan}, {}, [])
+        stats = self.validator.get_stats()
+        metrics = {k: float(v) for k, v in stats.items() if k != "fitness"}
+        return Evaluation(metrics, {k: float(v) for k, v in means.items()}, self.detections)
 
 
 def evaluator(

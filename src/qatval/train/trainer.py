@@ -232,9 +232,9 @@ class QatTrainer(DetectionTrainer):  # type: ignore[misc]
             for arm in self.plan.arms:
                 for buffer in self._arm_model(arm).buffers():
                     dist.broadcast(buffer, src=0)
-        self._evaluations = {
-            arm: self._evaluator.evaluate(self._arm_model(arm)) for arm in self.plan.arms
-        }
+        models = [self._arm_model(arm) for arm in self.plan.arms]
+        evaluations = self._evaluator.evaluate_together(models)
+        self._evaluations = dict(zip(self.plan.arms, evaluations, strict=True))
         first = self._evaluations[self.plan.arms[0]]
         if not all(bool(torch.isfinite(p).all()) for p in self._live_model().parameters()):
             self.stopped = f"weights are not finite after epoch {self.epoch + 1}"
