@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from measure import publish, table
+from measure import REPOSITORY, publish, table
 
 QATVAL = [sys.executable, "-c", "import sys; from qatval.cli.main import main; sys.exit(main())"]
 METHODS = ("baseline", "ema", "ema+qc")
@@ -38,7 +38,7 @@ def main() -> None:
             options = f"--variant yolo10n --profile smoke --epochs {args.epochs} --device cpu"
             places = ["--run-root", str(folder / methods), *data]
             command = [*QATVAL, "run", "--method", methods, *options.split(), *places]
-            subprocess.run(command, check=True, capture_output=True)
+            subprocess.run(command, check=True, capture_output=True, cwd=REPOSITORY)
             return time.perf_counter() - started
 
         one = {"baseline": seconds("baseline")}

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from qatval.environment import available_cores, machine
 
-RESULTS = Path(__file__).parent / "results"
+REPOSITORY = Path(__file__).parents[1]
+RESULTS = REPOSITORY / "benchmarks" / "results"
 PACKAGES = ("torch", "ultralytics", "brevitas", "nvidia-modelopt")
 
 

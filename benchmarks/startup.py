@@ -18,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from measure import publish, ratio, spread, table
+from measure import REPOSITORY, publish, ratio, spread, table
 
 FLOOR = """
 import sys, pathlib
@@ -54,14 +54,14 @@ def stop(self, batch):
     os._exit(0)
 
 Evaluator.evaluate, QatTrainer.preprocess_batch = timed, stop
-main(sys.argv[1:])
+sys.exit(main(sys.argv[1:]))
 """
 
 
 def seconds_of(code: str, *arguments: str) -> tuple[float, str]:
     started = time.perf_counter()
     command = [sys.executable, "-c", code, *arguments]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=REPOSITORY)
     return time.perf_counter() - started, done.stdout
 
 
