@@ -81,8 +81,9 @@ def limit_spinning() -> None:
     Takes effect only before torch is imported. After every operation the threads of libgomp wait
     for each other, and spin for up to 300,000 rounds before they sleep. Where a core is shared,
     the thread that is waited for is often not running, and spinning keeps it from its core.
-    Measured on 2 cores, a training step of yolo10n at 128 px: alone 210 ms and with 5,000 rounds
-    216 ms (with none 382 ms); beside another training 16.8 s and with 5,000 rounds 1.4 s.
+    Measured on 2 cores, a training step of yolo10n at 128 px, by default and with 5,000 rounds:
+    alone 210 and 216 ms (382 ms with none); beside another training at worst 16.8 and 1.4 s;
+    beside a process of one busy thread 0.6 and 0.9 s, the case that gets slower.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "5000")
