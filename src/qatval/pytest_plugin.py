@@ -11,7 +11,6 @@ Nothing here imports torch, so collecting is quick.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import datetime
 import os
@@ -25,6 +24,7 @@ import pytest
 
 from qatval import config as presets
 from qatval import thresholds
+from qatval.cli.options import positive, seeds
 from qatval.environment import available_cores, limit_spinning
 from qatval.errors import QatvalError
 from qatval.pytest_report import NOT_JUDGED, UNAVAILABLE, run_properties, show_session
@@ -70,22 +70,6 @@ _SETTINGS = pytest.StashKey[Settings]()
 _SELECTED = pytest.StashKey[dict[str, tuple[str, ...]]]()
 
 
-def _seeds(text: str) -> tuple[int, ...]:
-    try:
-        seeds = tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected integers with commas, got '{text}'") from None
-    if min(seeds) < 0 or len(set(seeds)) != len(seeds):
-        raise argparse.ArgumentTypeError(f"expected distinct seeds of at least 0, got '{text}'")
-    return seeds
-
-
-def _count(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected an integer of at least 1, got '{text}'")
-    return int(text)
-
-
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the options of the validation."""
     group = parser.getgroup("qatval", "validation of quantization-aware training (qatval)")
@@ -96,7 +80,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="profile of the scenarios (default: smoke)",
     )
     group.addoption(
-        "--seeds", type=_seeds, default=(0, 1), metavar="N,N", help="seeds (default: 0,1)"
+        "--seeds", type=seeds, default=(0, 1), metavar="N,N", help="seeds (default: 0,1)"
     )
     group.addoption(
         "--coco-root",
@@ -110,7 +94,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     group.addoption(
         "--runs-per-gpu",
-        type=_count,
+        type=positive,
         default=1,
         metavar="N",
         help="runs at a time on one GPU, under -n (default: 1)",

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from qatval.cli.main import main
-from qatval.record import load_summary
+from qatval.record import Summary, load_summary, write_summary
 
 
 @pytest.fixture(scope="module")
@@ -159,12 +160,10 @@ def test_gpu_that_is_not_there(
 def test_finished_run_root(
     shapes: Path,
     tmp_path: Path,
-    make_summary: object,
+    make_summary: Callable[[str], Summary],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from qatval.record import write_summary
-
-    write_summary(tmp_path / "run", make_summary("baseline"))  # type: ignore[operator]
+    write_summary(tmp_path / "run", make_summary("baseline"))
     before = (tmp_path / "run" / "run_summary.json").read_bytes()
     code, line = run(capsys, shapes, tmp_path / "run")
     assert code == 1

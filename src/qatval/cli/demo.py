@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from qatval import config
-from qatval.cli.options import seed
+from qatval.cli.options import seeds
 from qatval.progress import Progress
 
 
@@ -36,7 +36,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--profile", default="smoke", choices=config.profile_names())
     parser.add_argument(
         "--seeds",
-        type=_seeds,
+        type=seeds,
         default=(0, 1),
         metavar="N,N",
         help="default: 0,1",
@@ -45,13 +45,6 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--device", metavar="D", help="cpu or 0 (default: 0 if there is a GPU)")
     parser.add_argument("--cache-dir", type=Path, metavar="DIR", help="where subsets are kept")
     parser.set_defaults(handler=run)
-
-
-def _seeds(text: str) -> tuple[int, ...]:
-    seeds = tuple(seed(part) for part in text.split(","))
-    if len(set(seeds)) != len(seeds):
-        raise argparse.ArgumentTypeError(f"a seed is given twice: {text}")
-    return seeds
 
 
 def run(args: argparse.Namespace) -> int:

@@ -21,6 +21,14 @@ def seed(text: str) -> int:
     return value
 
 
+def seeds(text: str) -> tuple[int, ...]:
+    """Parse distinct seeds with commas between them."""
+    parsed = tuple(seed(part) for part in text.split(","))
+    if len(set(parsed)) != len(parsed):
+        raise argparse.ArgumentTypeError(f"a seed is given twice: {text}")
+    return parsed
+
+
 def _integer(text: str) -> int:
     try:
         return int(text)

@@ -70,8 +70,8 @@ class Subset:
         train, val: The images and labels.
         val_annotations: COCO file of the val images alone, crowds included, for pycocotools.
         identity: What the data are and nothing about where they lie, JSON-able. Two subsets are
-            the same data iff their identities are equal. Only ``selection.train.seed`` and
-            ``selection.train.image_ids_sha256`` depend on the seed.
+            the same data iff their identities are equal. Only ``train.seed`` and
+            ``train.image_ids_sha256`` depend on the seed.
         provenance: The identity, where the data lie, asked-for and effective counts, and what was
             dropped or cut, JSON-able.
     """

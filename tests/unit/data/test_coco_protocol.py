@@ -22,7 +22,7 @@ BOXES = {1: [[10, 10, 30, 30], [50, 50, 20, 40]], 2: [[5, 60, 40, 30]], 3: []}
 
 def truth(path: Path, crowd: list[int] | None = None) -> Path:
     """Three 100 px images, two categories; optionally a crowd region in image 3."""
-    annotations = [
+    annotations: list[dict[str, Any]] = [
         {"image_id": image, "category_id": 1 + 6 * (i % 2), "bbox": box, "iscrowd": 0}
         for image, boxes in BOXES.items()
         for i, box in enumerate(boxes)
@@ -32,7 +32,7 @@ def truth(path: Path, crowd: list[int] | None = None) -> Path:
     document = {
         "images": [{"id": i, "width": 100, "height": 100, "file_name": f"{i}.jpg"} for i in BOXES],
         "annotations": [
-            {**a, "id": i, "area": a["bbox"][2] * a["bbox"][3]}  # type: ignore[index]
+            {**a, "id": i, "area": a["bbox"][2] * a["bbox"][3]}
             for i, a in enumerate(annotations, start=1)
         ],
         "categories": [{"id": 1, "name": "a"}, {"id": 7, "name": "b"}],
