@@ -1,4 +1,4 @@
-"""What can be run: variants, methods, profiles and the quantization, read from the preset files.
+"""What can be run: variants, profiles, quantizations and the run itself, from the preset files.
 
 Presets are data (``qatval/presets/*.toml``); the frozen dataclasses here give them types and check
 them. Nothing in this module imports torch, so choices can be listed and refused at once.
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from qatval.errors import UsageError
+from qatval.methods import Correction, Method, Recipe, method_names
 
 COLLAPSE_THRESHOLD_RATIO = 0.5
 PRIMARY_METRIC = "metrics/mAP50-95(B)"
@@ -23,9 +24,8 @@ DEFAULT_COCO_ROOT = Path("datasets/coco2017/source-data")
 
 ScaleGranularity = Literal["per-tensor", "per-channel"]
 
-Arm = Literal["raw", "ema"]
-"""What is scored along a training: the weights themselves, or their moving average."""
-
+Scaling = Literal["learned", "statistics"]
+"""Where a weight scale comes from: a parameter (LSQ), or ``max|w|`` in every forward."""
 
 @dataclass(frozen=True)
 class Variant:
@@ -61,60 +61,6 @@ class Variant:
 
 
 @dataclass(frozen=True)
-class Averaging:
-    """An exponential moving average whose horizon follows the length of the run.
-
-    Attributes:
-        max_decay: Decay of a run long enough for it, in [0, 1).
-        max_tau: Time constant of the ramp in a run long enough for it, in optimizer steps.
-        window: Averaging window ``1 / (1 - decay)`` as a share of the run's steps.
-        ramp: ``tau`` as a share of the run's steps.
-    """
-
-    max_decay: float
-    max_tau: float
-    window: float
-    ramp: float
-
-    def __post_init__(self) -> None:
-        if not 0.0 <= self.max_decay < 1.0:
-            raise UsageError(f"EMA decay must lie in [0, 1), got {self.max_decay}")
-        if min(self.max_tau, self.window, self.ramp) <= 0.0:
-            raise UsageError(
-                "EMA max_tau, window and ramp must be positive, "
-                f"got {self.max_tau}, {self.window}, {self.ramp}"
-            )
-
-    def for_steps(self, steps: int) -> tuple[float, float]:
-        """Return ``(decay, tau)`` for a run of ``steps`` optimizer steps."""
-        window = max(self.window * steps, 1.0)
-        return min(self.max_decay, 1.0 - 1.0 / window), min(self.max_tau, self.ramp * steps)
-
-
-@dataclass(frozen=True)
-class Correction:
-    """Quantization correction (QC): how long and how fast gamma and beta are learned."""
-
-    epochs: int
-    lr: float
-    images: int
-
-
-@dataclass(frozen=True)
-class Method:
-    """A stabilisation method: what happens beside and after the gradient steps."""
-
-    name: str
-    averaging: Averaging | None = None
-    correction: Correction | None = None
-
-    @property
-    def arm(self) -> Arm:
-        """Which weights of a training the method takes."""
-        return "raw" if self.averaging is None else "ema"
-
-
-@dataclass(frozen=True)
 class Profile:
     """How long a run trains, on how much of a dataset, at which size.
 
@@ -138,29 +84,64 @@ class Profile:
 
 @dataclass(frozen=True)
 class Quantization:
-    """Weight fake quantization: bits, grid and the layers that stay in float.
+    """Fake quantization: bits, grids and the layers that stay in float.
 
     Attributes:
-        mode: Name that the summary records, e.g. ``"w4a16"``.
-        weight_bit_width: Bits of a weight code.
-        narrow_range: Whether the most negative code is left out.
-        scale: Granularity of the learned scales.
+        weight_bit_width: Bits of a weight code, 2 to 8.
+        narrow_range: Whether the most negative weight code is left out.
+        scale: Granularity of the weight scales.
         scale_without_batchnorm: Granularity in layers that no BatchNorm follows.
         exempt: Pattern of a module's full name -> why it stays in float.
+        scaling: Where the weight scales come from.
+        activation_bit_width: Bits of the code of each layer's input, 2 to 8, or None to leave
+            activations in float. Their scales are per-tensor and learned.
+        boundary: Patterns of the full names of the first and the last layers.
+        boundary_bit_width: Bits of weights (and of activations, where they are quantized) in
+            those layers, or None for the same as everywhere.
     """
 
-    mode: str
     weight_bit_width: int
     narrow_range: bool
     scale: ScaleGranularity
     scale_without_batchnorm: ScaleGranularity
     exempt: Mapping[str, str]
+    scaling: Scaling = "learned"
+    activation_bit_width: int | None = None
+    boundary: tuple[str, ...] = ()
+    boundary_bit_width: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, bits in (
+            ("weight", self.weight_bit_width),
+            ("activation", self.activation_bit_width),
+            ("boundary", self.boundary_bit_width),
+        ):
+            if bits is not None and not 2 <= bits <= 8:
+                raise UsageError(f"{name} bits must lie in 2..8, got {bits}")
 
     @property
-    def code_range(self) -> tuple[int, int]:
-        """Smallest and largest integer code."""
-        half = 2 ** (self.weight_bit_width - 1)
-        return -half + int(self.narrow_range), half - 1
+    def mode(self) -> str:
+        """Name that the summary records, e.g. ``"w4a16"``."""
+        return f"w{self.weight_bit_width}a{self.activation_bit_width or 16}"
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether images are needed before the first step, for the scales of activations."""
+        return self.activation_bit_width is not None
+
+    def weight_bits(self, layer: str) -> int:
+        """Return the bits of the weight codes of the layer of this full name."""
+        return self._at_the_boundary(layer) or self.weight_bit_width
+
+    def activation_bits(self, layer: str) -> int | None:
+        """Return the bits of the codes of the layer's input, or None if it stays in float."""
+        if self.activation_bit_width is None:
+            return None
+        return self._at_the_boundary(layer) or self.activation_bit_width
+
+    def _at_the_boundary(self, layer: str) -> int | None:
+        at = any(fnmatchcase(layer, pattern) for pattern in self.boundary)
+        return self.boundary_bit_width if at else None
 
     def exemption(self, layer: str) -> str | None:
         """Return why the layer of this full name stays in float, or None if it does not."""
@@ -186,11 +167,6 @@ def variant_names() -> tuple[str, ...]:
     return tuple(_presets("variants"))
 
 
-def method_names() -> tuple[str, ...]:
-    """Return the names of all methods."""
-    return tuple(_presets("methods"))
-
-
 def profile_names() -> tuple[str, ...]:
     """Return the names of all profiles, shortest first."""
     return tuple(_presets("profiles")["coco2017"])
@@ -209,17 +185,6 @@ def variant(name: str) -> Variant:
     )
 
 
-def method(name: str) -> Method:
-    """Return a method by name; raise UsageError with the choices if there is none."""
-    preset = _choose("method", name, _presets("methods"))
-    averaging, correction = preset.get("averaging"), preset.get("correction")
-    return Method(
-        name=name,
-        averaging=Averaging(**averaging) if averaging else None,
-        correction=Correction(**correction) if correction else None,
-    )
-
-
 def profile(dataset: str, name: str) -> Profile:
     """Return a dataset's profile; raise UsageError with the choices if there is none."""
     table = _choose("dataset", dataset, _presets("profiles"))
@@ -232,9 +197,15 @@ def pretraining(dataset: str) -> Profile:
     return Profile(dataset=dataset, name="pretrain", **table)
 
 
+def quantization_names() -> tuple[str, ...]:
+    """Return the names of all quantization presets."""
+    return tuple(_presets("quantization"))
+
+
 def quantization(name: str) -> Quantization:
-    """Return a quantization by mode; raise UsageError with the choices if there is none."""
-    return Quantization(mode=name, **_choose("quantization", name, _presets("quantization")))
+    """Return a quantization preset; raise UsageError with the choices if there is none."""
+    preset = _choose("quantization", name, _presets("quantization"))
+    return Quantization(**{**preset, "boundary": tuple(preset.get("boundary", ()))})
 
 
 @dataclass(frozen=True)
