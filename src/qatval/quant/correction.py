@@ -3,7 +3,8 @@
 Gupta & Asthana, WACV 2024, section 3.2: with ``h = W_q a + b`` each output channel becomes
 ``gamma * h + beta`` before its BatchNorm. Gamma and beta start at the identity and are all that
 trains; the quantized weights, the BatchNorm parameters and its statistics stay as they are.
-Afterwards both fold away exactly, so nothing is added to inference.
+Afterwards both fold away exactly, so nothing is added to inference. Where inputs are quantized
+they stay so, with scales that do not train; gradients pass the rounding straight through.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch.nn.grad import conv2d_input
 
 from qatval.quant.integer import IntegerConv2d, integer_layers
 from qatval.quant.layers import batchnorm_after
+from qatval.quant.rounding import fake_quantize
 
 
 class CorrectedConv2d(nn.Module):
@@ -29,7 +31,7 @@ class CorrectedConv2d(nn.Module):
     ``BN(gamma * (W x + b) + beta)`` is the convolution with the weight ``gamma * r * W`` and the
     bias ``r * (gamma * b + beta - mu) + c``, where ``r = w / sigma``. Gamma and beta are composed
     into them on the channel vectors in each step, so the activations are passed over only by the
-    convolution.
+    convolution, and by the quantization of its input if there is one.
     """
 
     weight: Tensor
@@ -37,6 +39,7 @@ class CorrectedConv2d(nn.Module):
     ratio: Tensor
     mean: Tensor
     offset: Tensor
+    input_scale: Tensor | None
 
     def __init__(self, layer: IntegerConv2d, bn: nn.BatchNorm2d | None) -> None:
         """Take over a frozen convolution and the trained BatchNorm that follows it, if one does."""
@@ -55,12 +58,16 @@ class CorrectedConv2d(nn.Module):
         self.register_buffer("ratio", ratio)
         self.register_buffer("mean", mean)
         self.register_buffer("offset", offset)
+        self.register_buffer("input_scale", layer.input_scale)
+        self.input_range = () if layer.input_range is None else layer.input_range.tolist()
         self.gamma = nn.Parameter(none + 1.0)
         self.beta = nn.Parameter(none.clone())
         self.geometry: Any = (layer.stride, layer.padding, layer.dilation, layer.groups)
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve, correct and normalise, with ``x`` of shape ``(batch, in, height, width)``."""
+        if self.input_scale is not None:
+            x = fake_quantize(x, self.input_scale, *self.input_range)
         y: Tensor = _Corrected.apply(x, self.gamma, self.beta, self)
         return y
 

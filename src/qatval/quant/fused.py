@@ -3,88 +3,210 @@
 Brevitas quantizes layer by layer, some twenty small operations each with autograd's bookkeeping
 around them: 40 % of a training step of yolo10n. Here one autograd node quantizes every layer, in
 five operations forward and a dozen backward, and for the length of one forward each layer is a
-plain convolution with the weight it was given. Brevitas stays the definition: parameters,
-``state_dict``, evaluation, export and reload are those of its modules, and a quantizer whose
-weights differ from theirs by one bit is refused.
+plain convolution with the weight it was given. Quantized inputs take one node a layer in place of
+Brevitas' ten. Brevitas stays the definition: parameters, ``state_dict``, evaluation, export and
+reload are those of its modules, and a quantizer whose weights differ from theirs by one bit is
+refused.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from qatval.quant.layers import quantized_layers
+from qatval.quant.latent import LatentWeights
+from qatval.quant.layers import Grid, grid_of, input_quantizer, quantized_layers
+from qatval.quant.rounding import fake_quantize, gradients, round_to_codes
 
 
 class FusedQuantizer:
     """The weight quantizers of a model's layers, computed together.
 
-    With ``s = max(|value|, min) / threshold`` per scale, a weight becomes
-    ``clamp(round(w / s)) * s``. Gradients are Brevitas': rounding passes them straight through,
-    the clamp stops those to weights outside of it, and a scale gets
-    ``sum(g * code) - sum(g_inside * w / s)``. Values equal Brevitas' bit for bit, and on the CPU
-    so do the gradients; on a GPU the sums of the scales' gradients run in another order.
+    Gradients are Brevitas', as `qatval.quant.rounding` has them, through scales that are statistics
+    too. Values equal Brevitas' bit for bit, and on the CPU so do the gradients; on a GPU the sums
+    of the scales' gradients run in another order.
 
     On the CPU each layer is worked on while it is in the cache. On a GPU, where launches are what
-    costs, all layers are copied into one tensor first.
+    costs, all layers of one grid are copied into one tensor first.
+
+    Attributes:
+        codes: Integer codes of the latest `quantize`, int8, of all layers one after the other in
+            the order of `LatentWeights`; empty without ``capture``.
     """
 
-    def __init__(self, model: nn.Module, *, flat: bool | None = None) -> None:
-        """Read the grid and the scales that `qatval.quant.layers.insert_quantizers` made.
+    def __init__(
+        self, model: nn.Module, *, capture: bool = False, flat: bool | None = None
+    ) -> None:
+        """Read the grids and the scales that `qatval.quant.layers.insert_quantizers` made.
 
         Args:
             model: Fake-quantized model, on the device that it trains on.
-            flat: Whether to work on one tensor that holds all layers; None to ask the device.
+            capture: Whether to keep the codes.
+            flat: Whether to work on one tensor a grid; None to ask the device.
 
         Raises:
-            ValueError: If the model has no quantized layer, if its layers have different grids,
-                or if a weight differs from Brevitas'.
+            ValueError: If the model has no quantized layer, or if a weight differs from Brevitas'.
         """
-        self.layers: list[Any] = [layer for _, layer in quantized_layers(model)]
-        if not self.layers:
-            raise ValueError("the model has no quantized layer")
-        quantizers = [layer.weight_quant.tensor_quant for layer in self.layers]
-        self._scalings: list[Any] = [quantizer.scaling_impl for quantizer in quantizers]
-        grids = {_grid(quantizer) for quantizer in quantizers}
-        if len(grids) > 1:
-            raise ValueError(f"layers have different grids: {sorted(grids)}")
-        ((self.low, self.high, threshold, self.min_value),) = grids
-        weights, values = self.weights(), self.values()
-        self.counts = [value.numel() for value in values]
-        self.sizes = [weight.numel() for weight in weights]
-        device = weights[0].device
-        # A tensor: on a GPU, division by a Python number is a multiplication by its reciprocal.
-        self.threshold = torch.tensor(threshold, device=device)
-        self.flat = device.type == "cuda" if flat is None else flat
-        self.runs = torch.tensor(
-            [s // c for s, c in zip(self.sizes, self.counts, strict=True) for _ in range(c)],
-            device=device,
-        )
+        self.latent = LatentWeights(model)
+        device = self.latent.layers[0].weight.device
+        if device.type == "cuda" if flat is None else flat:
+            same: dict[Grid, list[int]] = {}
+            for number, grid in enumerate(self.latent.grids):
+                same.setdefault(grid, []).append(number)
+            self.parts: list[_Layer | _Joined] = [
+                _Joined(self.latent, numbers) for numbers in same.values()
+            ]
+        else:
+            self.parts = [_Layer(self.latent, number) for number in range(len(self.latent.layers))]
+        size = sum(self.latent.sizes) if capture else 0
+        self.codes = torch.zeros(size, dtype=torch.int8, device=device)
+        self._kept = torch.split(self.codes, self.latent.sizes) if capture else ()
         with torch.no_grad():
-            for layer, quantized in zip(self.layers, self.quantize(), strict=True):
+            for layer, quantized in zip(self.latent.layers, self.quantize(), strict=True):
                 if not torch.equal(quantized, layer.quant_weight().value):
                     raise ValueError("fused and Brevitas' own quantization differ in a weight")
 
-    def weights(self) -> list[Tensor]:
-        """Return the latent weights, ``(out, in / groups, height, width)`` each."""
-        return [layer.weight for layer in self.layers]
-
-    def values(self) -> list[Tensor]:
-        """Return the parameters behind the scales, ``()`` or ``(out, 1, 1, 1)`` each."""
-        return [scaling.value for scaling in self._scalings]
-
     def quantize(self) -> tuple[Tensor, ...]:
         """Return the fake-quantized weights of all layers, differentiable."""
-        quantized: tuple[Tensor, ...] = _FakeQuantize.apply(self, *self.weights(), *self.values())
+        weights, values = self.latent.weights(), self.latent.values()
+        quantized: tuple[Tensor, ...] = _FakeQuantizeAll.apply(self, *weights, *values)
         return quantized
 
+    def keep(self, layers: Sequence[int], codes: Sequence[Tensor]) -> None:
+        """Keep the codes of some layers, where codes are captured."""
+        if self._kept:
+            torch._foreach_copy_(
+                [self._kept[number] for number in layers], [part.reshape(-1) for part in codes]
+            )
 
-def fuse_quantization(model: nn.Module) -> None:
+
+class _Layer:
+    """One layer, quantized as it is."""
+
+    def __init__(self, latent: LatentWeights, number: int) -> None:
+        self.layers = (number,)
+        self.grid = latent.grids[number]
+
+    def join(self, tensors: Sequence[Tensor]) -> Tensor:
+        """Return the part's own of what there is one of for each layer."""
+        return tensors[self.layers[0]]
+
+    def spread(self, scales: Sequence[Tensor]) -> Tensor:
+        """Return the part's scales in a shape that broadcasts to what `join` returns."""
+        return scales[self.layers[0]].view(-1, 1, 1, 1)
+
+    def divide(self, joined: Tensor) -> Sequence[Tensor]:
+        """Return what `join` joined, one tensor a layer in the shape of its weight."""
+        return (joined,)
+
+    def to_scales(self, by_code: Tensor, by_ratio: Tensor, scale: Tensor) -> Sequence[Tensor]:
+        """Return the gradients to the scales, one flat tensor a layer."""
+        total = by_code.sum_to_size(scale.shape) - by_ratio.sum_to_size(scale.shape)
+        return (total.reshape(-1),)
+
+
+class _Joined:
+    """Layers of one grid, quantized as one flat tensor; methods as those of `_Layer`."""
+
+    def __init__(self, latent: LatentWeights, layers: Sequence[int]) -> None:
+        self.layers = tuple(layers)
+        self.grid = latent.grids[layers[0]]
+        weights = latent.weights()
+        self._shapes = [weights[number].shape for number in layers]
+        self._sizes = [latent.sizes[number] for number in layers]
+        self._counts = [latent.counts[number] for number in layers]
+        # How many weights share each of the scales.
+        runs = [s // c for s, c in zip(self._sizes, self._counts, strict=True) for _ in range(c)]
+        self._runs = torch.tensor(runs, device=weights[0].device)
+        self._size = sum(self._sizes)
+
+    def join(self, tensors: Sequence[Tensor]) -> Tensor:
+        return torch.cat([tensors[number].reshape(-1) for number in self.layers])
+
+    def spread(self, scales: Sequence[Tensor]) -> Tensor:
+        return self.join(scales).repeat_interleave(self._runs, output_size=self._size)
+
+    def divide(self, joined: Tensor) -> Sequence[Tensor]:
+        parts = torch.split(joined, self._sizes)
+        return [part.view(shape) for part, shape in zip(parts, self._shapes, strict=True)]
+
+    def to_scales(self, by_code: Tensor, by_ratio: Tensor, scale: Tensor) -> Sequence[Tensor]:
+        difference = by_code.sub_(by_ratio)
+        sums = torch.segment_reduce(difference, "sum", lengths=self._runs, unsafe=True)
+        return torch.split(sums, self._counts)
+
+
+class _FakeQuantizeAll(torch.autograd.Function):
+    """All layers of a `FusedQuantizer`: weights and scale values in, quantized weights out."""
+
+    @staticmethod
+    def forward(ctx: Any, quantizer: FusedQuantizer, *parameters: Tensor) -> tuple[Tensor, ...]:
+        latent = quantizer.latent
+        weights, values = parameters[: len(latent.layers)], parameters[len(latent.layers) :]
+        scales = latent.flat_scales(values)
+        ctx.quantizer = quantizer
+        ctx.save_for_backward(scales, *parameters)
+        each = torch.split(scales, latent.counts)
+        quantized: dict[int, Tensor] = {}
+        for part in quantizer.parts:
+            scale = part.spread(each)
+            codes = round_to_codes(part.join(weights), scale, part.grid.low, part.grid.high)
+            quantizer.keep(part.layers, part.divide(codes))
+            quantized.update(zip(part.layers, part.divide(codes.mul_(scale)), strict=True))
+        return tuple(quantized[number] for number in range(len(weights)))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        quantizer: FusedQuantizer = ctx.quantizer
+        latent = quantizer.latent
+        scales, *parameters = ctx.saved_tensors
+        weights, values = parameters[: len(latent.layers)], parameters[len(latent.layers) :]
+        each = torch.split(scales, latent.counts)
+        to_weights: dict[int, Tensor] = {}
+        to_scales: dict[int, Tensor] = {}
+        for part in quantizer.parts:
+            scale = part.spread(each)
+            joined, by_code, by_ratio = gradients(
+                part.join(grads), part.join(weights), scale, part.grid.low, part.grid.high
+            )
+            to_weights.update(zip(part.layers, part.divide(joined), strict=True))
+            sums = part.to_scales(by_code, by_ratio, scale)
+            to_scales.update(zip(part.layers, sums, strict=True))
+        numbers = range(len(weights))
+        flat = torch.cat([to_scales[number] for number in numbers])
+        return None, *(to_weights[n] for n in numbers), *latent.to_values(flat, values)
+
+
+class _Inputs:
+    """The input quantizers of a model's layers, their scales computed together."""
+
+    def __init__(self, layers: Sequence[Any]) -> None:
+        found = {i: q for i, q in enumerate(map(input_quantizer, layers)) if q is not None}
+        self._layers = tuple(found)
+        self._scalings: list[Any] = [quantizer.scaling_impl for quantizer in found.values()]
+        self._grids = [grid_of(quantizer) for quantizer in found.values()]
+        self._thresholds = torch.tensor(
+            [grid.threshold for grid in self._grids], device=layers[0].weight.device
+        )
+
+    def quantizers(self) -> dict[int, partial[Tensor]]:
+        """Return what quantizes the input of the layer of this number, differentiable."""
+        if not self._layers:
+            return {}
+        values = torch.stack([scaling.value for scaling in self._scalings])
+        scales = (self._scalings[0].restrict_clamp_scaling(values) / self._thresholds).unbind()
+        return {
+            number: partial(fake_quantize, scale=scale, low=grid.low, high=grid.high)
+            for number, scale, grid in zip(self._layers, scales, self._grids, strict=True)
+        }
+
+
+def fuse_quantization(model: nn.Module, *, capture: bool = False) -> FusedQuantizer:
     """Quantize all weights at once whenever the model runs forward in training mode.
 
     Only while such a forward lasts do the layers differ from Brevitas': afterwards, in evaluation
@@ -92,22 +214,29 @@ def fuse_quantization(model: nn.Module) -> None:
 
     Args:
         model: Fake-quantized model, on the device that it trains on.
+        capture: Whether the codes of each such forward are kept.
+
+    Returns:
+        What quantizes; its ``codes`` are those of the latest forward.
 
     Raises:
         ValueError: As `FusedQuantizer` does.
     """
-    quantizer = FusedQuantizer(model)
+    quantizer = FusedQuantizer(model, capture=capture)
+    layers = quantizer.latent.layers
+    inputs = _Inputs(layers)
 
     def before(module: nn.Module, _: Any) -> None:
         if module.training:
-            _hand_out(quantizer.layers, quantizer.quantize())
+            _hand_out(layers, quantizer.quantize(), inputs)
 
     def after(module: nn.Module, *_: Any) -> None:
         if module.training:
-            _take_back(quantizer.layers)
+            _take_back(layers)
 
     model.register_forward_pre_hook(before)
     model.register_forward_hook(after, always_call=True)
+    return quantizer
 
 
 @contextlib.contextmanager
@@ -118,107 +247,29 @@ def quantized_once(model: nn.Module) -> Iterator[None]:
     """
     layers = [layer for _, layer in quantized_layers(model)]
     with torch.no_grad():
-        _hand_out(layers, [layer.quant_weight().value for layer in layers])
+        weights = [layer.quant_weight().value for layer in layers]
+        _hand_out(layers, weights, _Inputs(layers))
     try:
         yield
     finally:
         _take_back(layers)
 
 
-def _hand_out(layers: Sequence[Any], weights: Sequence[Tensor]) -> None:
-    """Make each layer a plain convolution with the weight it is given."""
-    for layer, weight in zip(layers, weights, strict=True):
-        layer.forward = partial(
-            layer.inner_forward_impl, quant_weight=weight, quant_bias=layer.bias
-        )
+def _hand_out(layers: Sequence[Any], weights: Sequence[Tensor], inputs: _Inputs) -> None:
+    """Make each layer a plain convolution of its quantized input with the weight it is given."""
+    quantizers = inputs.quantizers()
+    for number, (layer, weight) in enumerate(zip(layers, weights, strict=True)):
+        convolve = partial(layer.inner_forward_impl, quant_weight=weight, quant_bias=layer.bias)
+        quantize = quantizers.get(number)
+        layer.forward = convolve if quantize is None else partial(_quantized, quantize, convolve)
+
+
+def _quantized(
+    quantize: Callable[[Tensor], Tensor], convolve: Callable[[Tensor], Tensor], x: Tensor
+) -> Tensor:
+    return convolve(quantize(x))
 
 
 def _take_back(layers: Sequence[Any]) -> None:
     for layer in layers:
         layer.__dict__.pop("forward", None)
-
-
-def _grid(quantizer: Any) -> tuple[float, float, float, float]:
-    """Return the least and the largest code, the scale's threshold and the value's minimum."""
-    bits = quantizer.msb_clamp_bit_width_impl()
-    grid, scaling = quantizer.int_quant, quantizer.scaling_impl
-    return (
-        float(grid.min_int(bits)),
-        float(grid.max_int(bits)),
-        float(quantizer.int_scaling_impl(bits)),
-        scaling.clamp_scaling.min_val or 0.0,
-    )
-
-
-class _FakeQuantize(torch.autograd.Function):
-    """All layers of a `FusedQuantizer`: weights and scale values in, quantized weights out."""
-
-    @staticmethod
-    def forward(ctx: Any, quantizer: FusedQuantizer, *parameters: Tensor) -> tuple[Tensor, ...]:
-        q, layers = quantizer, len(quantizer.layers)
-        weights = parameters[:layers]
-        values = _flattened(parameters[layers:])
-        scales = values.abs().clamp_(min=q.min_value).div_(q.threshold)
-        ctx.quantizer = q
-        ctx.save_for_backward(values, scales, *weights)
-        if q.flat:
-            spread = scales.repeat_interleave(q.runs, output_size=sum(q.sizes))
-            parts = torch.split(_quantized(_flattened(weights), spread, q.low, q.high), q.sizes)
-            return tuple(part.view_as(w) for part, w in zip(parts, weights, strict=True))
-        return tuple(
-            _quantized(w, s.view(-1, 1, 1, 1), q.low, q.high)
-            for w, s in zip(weights, torch.split(scales, q.counts), strict=True)
-        )
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        q = ctx.quantizer
-        values, scales, *weights = ctx.saved_tensors
-        to_weights: Sequence[Tensor]
-        if q.flat:
-            spread = scales.repeat_interleave(q.runs, output_size=sum(q.sizes))
-            joined, by_code, by_ratio = _gradients(
-                _flattened(grads), _flattened(weights), spread, q.low, q.high
-            )
-            to_scales = torch.segment_reduce(
-                by_code.sub_(by_ratio), "sum", lengths=q.runs, unsafe=True
-            )
-            parts = torch.split(joined, q.sizes)
-            to_weights = [part.view_as(w) for part, w in zip(parts, weights, strict=True)]
-        else:
-            to_weights, sums = [], []
-            for grad, w, s in zip(grads, weights, torch.split(scales, q.counts), strict=True):
-                scale = s.view(-1, 1, 1, 1)
-                to_weight, by_code, by_ratio = _gradients(grad, w, scale, q.low, q.high)
-                to_weights.append(to_weight)
-                sums.append(by_code.sum_to_size(scale.shape) - by_ratio.sum_to_size(scale.shape))
-            to_scales = _flattened(sums)
-        to_values = torch.split(to_scales.div_(q.threshold).mul_(values.sgn()), q.counts)
-        shaped = [g.view_as(v) for g, v in zip(to_values, q.values(), strict=True)]
-        return None, *to_weights, *shaped
-
-
-def _flattened(tensors: Sequence[Tensor]) -> Tensor:
-    return torch.cat([tensor.reshape(-1) for tensor in tensors])
-
-
-def _quantized(weight: Tensor, scale: Tensor, low: float, high: float) -> Tensor:
-    return (weight / scale).round_().clamp_(low, high).mul_(scale)
-
-
-def _gradients(
-    grad: Tensor, weight: Tensor, scale: Tensor, low: float, high: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradient to the weight, and what it takes to sum that to the scale.
-
-    The order of operations is that of Brevitas' graph, so that not even a last bit differs. The
-    ratio is computed again instead of being kept: that costs less than the memory it would take.
-    """
-    ratio = weight / scale
-    codes = ratio.round()
-    # hardtanh's backward passes what lies strictly inside its bounds, in one operation.
-    inside = grad * scale
-    torch.ops.aten.hardtanh_backward(inside, codes, low - 0.5, high + 0.5, grad_input=inside)
-    by_code = codes.clamp_(low, high).mul_(grad)
-    by_ratio = ratio.div_(scale).mul_(inside)
-    return inside.div_(scale), by_code, by_ratio

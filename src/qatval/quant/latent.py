@@ -3,27 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from qatval.quant.layers import quantized_layers
-
-
-@dataclass(frozen=True, order=True)
-class Grid:
-    """Integer codes and what stands between a scale and the value that it comes from.
-
-    A weight becomes ``clamp(round(w / s), low, high) * s`` with ``s = max(|value|, least) /
-    threshold``, where the value is a parameter or a statistic of the weights.
-    """
-
-    low: float
-    high: float
-    threshold: float
-    least: float
+from qatval.quant.layers import grid_of, quantized_layers
+from qatval.quant.rounding import round_to_codes
 
 
 class LatentWeights:
@@ -36,10 +22,14 @@ class LatentWeights:
         layers: The layers.
         grids: Grid of each layer.
         sizes: Number of weights of each layer.
+        counts: Number of scales of each layer.
     """
 
     def __init__(self, model: nn.Module) -> None:
         """Look at the quantizers that `qatval.quant.layers.insert_quantizers` made.
+
+        Args:
+            model: Fake-quantized model, on the device that it stays on.
 
         Raises:
             ValueError: If the model has no quantized layer.
@@ -49,9 +39,19 @@ class LatentWeights:
             raise ValueError("the model has no quantized layer")
         self.names = tuple(found)
         self.layers: Sequence[Any] = tuple(found.values())
-        self._quantizers = [layer.weight_quant.tensor_quant for layer in self.layers]
-        self.grids = tuple(_grid(quantizer) for quantizer in self._quantizers)
-        self.sizes = tuple(weight.numel() for weight in self.weights())
+        quantizers = [layer.weight_quant.tensor_quant for layer in self.layers]
+        self._scalings = [quantizer.scaling_impl for quantizer in quantizers]
+        self._learned = [hasattr(scaling, "value") for scaling in self._scalings]
+        self.grids = tuple(grid_of(quantizer) for quantizer in quantizers)
+        self.sizes = [weight.numel() for weight in self.weights()]
+        self.counts = [value.numel() for value in self.values()]
+        # Tensors: on a GPU, division by a Python number is a multiplication by its reciprocal.
+        self._thresholds = self._of_each_scale([grid.threshold for grid in self.grids])
+        self._least = self._of_each_scale([grid.least for grid in self.grids])
+
+    def _of_each_scale(self, numbers: Sequence[float]) -> Tensor:
+        spread = [n for n, count in zip(numbers, self.counts, strict=True) for _ in range(count)]
+        return torch.tensor(spread, device=self.layers[0].weight.device)
 
     def weights(self) -> list[Tensor]:
         """Return the latent weights, ``(out, in / groups, height, width)`` each."""
@@ -62,45 +62,43 @@ class LatentWeights:
 
         The learned parameters, or ``max|w|`` where scales are statistics of the weights.
         """
-        found = []
-        for layer, quantizer in zip(self.layers, self._quantizers, strict=True):
-            scaling = quantizer.scaling_impl
-            learned = hasattr(scaling, "value")
-            found.append(scaling.value if learned else scaling.parameter_list_stats(layer.weight))
-        return found
+        return [
+            scaling.value if learned else scaling.parameter_list_stats(layer.weight)
+            for layer, scaling, learned in zip(
+                self.layers, self._scalings, self._learned, strict=True
+            )
+        ]
+
+    def flat_scales(self, values: Sequence[Tensor]) -> Tensor:
+        """Return the scales that come from these values, one after the other, no gradients."""
+        flat = torch.cat([value.detach().reshape(-1) for value in values])
+        return torch.maximum(flat.abs(), self._least).div_(self._thresholds)
+
+    def to_values(self, to_scales: Tensor, values: Sequence[Tensor]) -> list[Tensor]:
+        """Return the gradients to the values, given those to the scales as `flat_scales` has them.
+
+        Values below the least scale get theirs as well, as Brevitas has it: they could never
+        leave otherwise.
+        """
+        signs = torch.cat([value.reshape(-1) for value in values]).sgn_()
+        parts = torch.split((to_scales / self._thresholds).mul_(signs), self.counts)
+        return [part.view_as(value) for part, value in zip(parts, values, strict=True)]
 
     @torch.no_grad()
     def scales(self) -> list[Tensor]:
         """Return the scales, ``()`` or ``(out, 1, 1, 1)`` each."""
-        return [
-            value.abs().clamp_(min=grid.least) / grid.threshold
-            for value, grid in zip(self.values(), self.grids, strict=True)
-        ]
+        values = self.values()
+        parts = torch.split(self.flat_scales(values), self.counts)
+        return [part.view_as(value) for part, value in zip(parts, values, strict=True)]
 
     @torch.no_grad()
     def codes(self) -> list[Tensor]:
         """Return the integer codes that the weights round to, float32 in the weights' shapes."""
         return [
-            (weight / scale).round_().clamp_(grid.low, grid.high)
+            round_to_codes(weight, scale, grid.low, grid.high)
             for weight, scale, grid in zip(self.weights(), self.scales(), self.grids, strict=True)
         ]
 
-
-def _grid(quantizer: Any) -> Grid:
-    bits = quantizer.msb_clamp_bit_width_impl()
-    grid, scaling = quantizer.int_quant, quantizer.scaling_impl
-    least = getattr(scaling, "clamp_scaling", None) or getattr(
-        scaling.stats_scaling_impl, "restrict_clamp_scaling", None
-    )
-    return Grid(
-        low=float(grid.min_int(bits)),
-        high=float(grid.max_int(bits)),
-        threshold=float(quantizer.int_scaling_impl(bits)),
-        least=_minimum(least),
-    )
-
-
-def _minimum(clamp: Any) -> float:
-    """Return the smallest scale value that one of Brevitas' clamping modules lets through."""
-    inner = getattr(clamp, "clamp_scaling", clamp)
-    return float(getattr(inner, "min_val", None) or 0.0)
+    def flat_codes(self) -> Tensor:
+        """Return the integer codes of all weights one after the other, int8."""
+        return torch.cat([codes.reshape(-1).to(torch.int8) for codes in self.codes()])

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from qatval.config import Averaging, quantization
+from qatval.config import quantization
 from qatval.errors import UsageError
+from qatval.methods import Averaging
 from qatval.quant.averaging import WeightAverage
 from qatval.quant.layers import insert_quantizers
 

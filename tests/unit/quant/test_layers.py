@@ -47,9 +47,14 @@ def small_model() -> nn.Sequential:
     )
 
 
+def code_range(bits: int, narrow: bool) -> tuple[int, int]:
+    """Signed two's complement, without the most negative code where the range is narrow."""
+    return -(2 ** (bits - 1)) + narrow, 2 ** (bits - 1) - 1
+
+
 def reference_codes(weight: Tensor, spec: Quantization, per_channel: bool) -> tuple[Tensor, Tensor]:
     """LSQ's grid in plain torch: scale max|w| / n, round half to even, clamp."""
-    low, high = spec.code_range
+    low, high = code_range(spec.weight_bit_width, spec.narrow_range)
     flat = weight.abs().flatten(1).amax(1) if per_channel else weight.abs().max()
     # Brevitas divides by the magnitude of the grid's far end: 7 where it is narrow, else 8.
     scale = flat / max(-low, high)
@@ -179,7 +184,7 @@ def test_weights_that_are_not_finite_have_no_codes() -> None:
     model = small_model()
     insert_quantizers(model, SPEC)
     model[0].conv.weight.data[0, 0, 0, 0] = float("nan")
-    with pytest.raises(ValueError, match=r"'0\.conv' has weights that are not finite"):
+    with pytest.raises(ValueError, match=r"'0\.conv' has weights or scales that are not finite"):
         to_integer(model)
 
 
