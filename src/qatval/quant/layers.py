@@ -74,7 +74,7 @@ class _LearnedInput(Int8ActPerTensorFloatMinMaxInit):  # type: ignore[misc]
     it, so that a model that was never calibrated answers nothing instead of something wrong.
     """
 
-    act_impl = _AtLeastFloat32
+    input_view_impl = _AtLeastFloat32
     scaling_init = math.nan
     scaling_min_val = 1e-10  # as Brevitas has it for weights
 
