@@ -48,6 +48,8 @@ def build_summary(
     variant: str = "yolo10n",
     dataset: str = "shapes",
     profile: str = "smoke",
+    mode: str = "w4a16",
+    scale: str = "per-tensor",
     error: str | None = None,
     resamples: int = 50,
     changes: Mapping[str, Any] | None = None,
@@ -55,20 +57,26 @@ def build_summary(
     """Build the summary of a run as qatval writes it.
 
     Args:
-        method: One of the contract's methods.
-        seed: Of the run; methods of equal seed share a training.
-        values: mAP 50-95 per epoch; for a method with QC the last one is that after QC.
+        method: Name made of parts, as ``qatval.methods`` spells it.
+        seed: Of the run; methods of equal seed and equal training parts share a training.
+        values: mAP 50-95 per epoch; for a method with QC or re-estimation the last one is that
+            afterwards, and for an untrained one all others are left out.
         variant, dataset, profile: What was trained on what.
+        mode, scale: Of the quantization, unless the method trains in float.
         error: Makes the run incomplete, for this reason.
         resamples: Of the validation images; 0 leaves them out.
         changes: Merged into the result; a None in it removes a key.
     """
-    with_qc = method == "ema+qc"
-    epochs = values[:-1] if with_qc else values
+    parts = method.split("+")
+    is_float, untrained = "fp32" in parts, "ptq" in parts
+    afterwards = bool({"qc", "bn"} & set(parts))
+    epochs = [] if untrained else values[:-1] if afterwards else values
+    if untrained:
+        values = values[-1:]
     collapsed = bool(values) and max(values) > 0 and values[-1] < 0.5 * max(values)
     status = "completed-failed" if collapsed or max(values, default=0) <= 0 else "completed-success"
     summary: Summary = {
-        "schema_version": "1.0",
+        "schema_version": "1.1",
         "run_id": f"{variant}-{method}-{profile}-seed{seed}",
         "created_at": "2026-03-01T12:00:00+00:00",
         "status": "incomplete" if error else status,
@@ -78,21 +86,8 @@ def build_summary(
             "dirty": False,
         },
         "model": {"variant": variant, "checkpoint": f"models/{variant}.safetensors", "imgsz": 128},
-        "quantization": {
-            "mode": "w4a16",
-            "library": "brevitas",
-            "weight_bit_width": 4,
-            "activation_bit_width": None,
-            "narrow_range": True,
-            "scale": "per-tensor",
-            "coverage": {
-                "quantized": len(_LAYERS) - 1,
-                "exempt": 1,
-                "max_levels_per_scale": 15,
-                "layers": [_layer(name) for name in _LAYERS],
-            },
-        },
-        "method": _method(method, with_qc),
+        "quantization": _FLOAT if is_float else _quantization(mode, scale),
+        "method": _method(parts),
         "dataset": {
             "coco_root": "datasets/shapes",
             "dataset_yaml": "dataset/dataset.yaml",
@@ -104,7 +99,7 @@ def build_summary(
         "training": {
             "framework": "ultralytics",
             "profile": profile,
-            "trajectory": f"{variant}-{profile}-{seed}",
+            "trajectory": None if untrained else _trajectory(parts, variant, profile, mode, seed),
             "epochs": 6,
             "batch": 16,
             "seed": seed,
@@ -112,7 +107,7 @@ def build_summary(
             "amp": False,
             "overrides": {"optimizer": "AdamW", "lr0": 0.001},
             "threads": 2,
-            "steps": 96,
+            "steps": 0 if untrained else 96,
         },
         "evaluation": {
             "imgsz": 128,
@@ -123,16 +118,17 @@ def build_summary(
         },
         "artifacts": {
             "run_root": "runs/somewhere",
-            "results_csv": "ultralytics/train/results.csv",
-            "tensorboard_log_dir": "ultralytics/train/tensorboard",
+            "results_csv": None if untrained else "ultralytics/train/results.csv",
+            "tensorboard_log_dir": None if untrained else "ultralytics/train/tensorboard",
         },
         "metrics": {
             "primary_name": "metrics/mAP50-95(B)",
             "best_value": max(values, default=None),
             "final_value": None if error else values[-1],
             "fp32_value": 0.682,
-            "ptq_value": 0.601,
-            "before_qc_value": values[-2] if with_qc and not error else None,
+            "ptq_value": None if is_float else 0.601,
+            "before_qc_value": values[-2] if "qc" in parts and not error else None,
+            "before_bn_value": values[-2] if "bn" in parts and not error else None,
         },
         "stability": {
             "collapse_threshold_ratio": 0.5,
@@ -160,6 +156,10 @@ def build_summary(
             "images": 128,
             "values": _resampled(values[-1], method, seed, resamples),
         }
+    if not error:
+        summary["batchnorm"] = _batchnorm()
+        if not (is_float or untrained):
+            summary["oscillation"] = _oscillation(len(epochs))
     return _merged(summary, changes or {})
 
 
@@ -186,11 +186,18 @@ def reduce_to_required(summary: Summary) -> Summary:
 def record_references(*waivers: Mapping[str, Any], **values: float) -> Thresholds:
     """Return thresholds with a reference of tolerance 0.02 per method of the builder's scenarios.
 
+    They hold under the conditions of the builder's default runs.
+
     Args:
         waivers: See the schema.
         values: By method, ``ema_qc`` standing for ``ema+qc``.
     """
-    scenario = {"dataset": "shapes", "variant": "yolo10n", "profile": "smoke"}
+    scenario = {"dataset": "shapes", "variant": "yolo10n", "profile": "smoke"} | {
+        "quantization": "w4a16 per-tensor learned",
+        "imgsz": 128,
+        "epochs": 6,
+        "batch": 16,
+    }
     references = [
         {**scenario, "method": name.replace("_", "+"), "value": value, "tolerance": 0.02}
         for name, value in values.items()
@@ -227,17 +234,66 @@ def write_run(tmp_path: Path) -> WriteRun:
     return write
 
 
-def _method(method: str, with_qc: bool) -> dict[str, Any]:
-    averaged = method != "baseline"
+_FLOAT = {
+    "mode": "fp32",
+    "library": None,
+    "weight_bit_width": None,
+    "activation_bit_width": None,
+}
+
+
+def _quantization(mode: str, scale: str) -> dict[str, Any]:
+    bits, activation_bits = (int(number) for number in mode[1:].split("a"))
     return {
-        "variant": method,
+        "mode": mode,
+        "library": "brevitas",
+        "weight_bit_width": bits,
+        "activation_bit_width": None if activation_bits == 16 else activation_bits,
+        "narrow_range": True,
+        "scale": scale,
+        "scale_without_batchnorm": "per-channel",
+        "scaling": "learned",
+        "boundary_bit_width": None,
+        "coverage": {
+            "quantized": len(_LAYERS) - 1,
+            "exempt": 1,
+            "max_levels_per_scale": 2**bits - 1,
+            "layers": [_layer(name, bits, scale) for name in _LAYERS],
+        },
+    }
+
+
+def _trajectory(parts: Sequence[str], variant: str, profile: str, mode: str, seed: int) -> str:
+    training = [part for part in parts if part in ("fp32", "dampen", "freeze")]
+    precision = "fp32" if "fp32" in parts else mode
+    return "-".join((variant, profile, precision, *training, str(seed)))
+
+
+_STABILIZERS = {
+    "dampen": ("qatval.quant.dampening:Dampening", {"weight": 0.01}, {"penalty": 1.25}),
+    "freeze": ("qatval.quant.freezing:Freezing", {"momentum": 0.01}, {"frozen": 0.043}),
+}
+
+
+def _method(parts: Sequence[str]) -> dict[str, Any]:
+    averaged, with_qc, fresh = (part in parts for part in ("ema", "qc", "bn"))
+    quantized = "fp32" not in parts
+    return {
+        "variant": "+".join(parts),
+        "training": "none" if "ptq" in parts else "quantized" if quantized else "float",
+        "stabilizers": [
+            {"implementation": implementation, "settings": settings, "report": report}
+            for part, (implementation, settings, report) in _STABILIZERS.items()
+            if part in parts
+        ],
         "ema": {
             "enabled": averaged,
             "decay": 0.948 if averaged else None,
             "tau": 9.6 if averaged else None,
             "effective_decay": 0.9479 if averaged else None,
-            "codes_differing_from_raw": 0.031 if averaged else None,
+            "codes_differing_from_raw": 0.031 if averaged and quantized else None,
         },
+        "bn": {"enabled": fresh, "images": 256 if fresh else None},
         "qc": {
             "enabled": with_qc,
             "epochs": 1 if with_qc else None,
@@ -263,10 +319,59 @@ def _method(method: str, with_qc: bool) -> dict[str, Any]:
     }
 
 
-def _layer(name: str) -> dict[str, Any]:
+def _oscillation(epochs: int) -> dict[str, Any]:
+    layers = [
+        {
+            "name": name,
+            "weights": 432 * 4**number,
+            "oscillating": 0.012 + 0.017 * number,
+            "flips": 0.41 + 0.2 * number,
+            "reversals": 0.11 + 0.1 * number,
+            "near_threshold": 0.105 + 0.02 * number,
+            "threshold_distance": 0.246 - 0.01 * number,
+            "scale_drift": 0.02 + 0.03 * number,
+        }
+        for number, name in enumerate(_LAYERS[:-1])
+    ]
+    return {
+        "momentum": 0.01,
+        "threshold": 0.005,
+        "steps": 16 * epochs,
+        "oscillating": 0.008 + 0.006 * epochs,
+        "epochs": [
+            {
+                "epoch": epoch,
+                "oscillating": 0.008 + 0.006 * epoch,
+                "change_rate": 0.0042 / epoch**0.5,
+                "reversal_rate": 0.0011 / epoch**0.3,
+                "near_threshold": 0.101 + 0.004 * epoch,
+                "threshold_distance": 0.25 - 0.002 * epoch,
+                "scale_drift": 0.011 * epoch,
+            }
+            for epoch in range(1, epochs + 1)
+        ],
+        "layers": layers,
+    }
+
+
+def _batchnorm() -> dict[str, Any]:
+    layers = [
+        {"name": name.replace("conv", "bn"), "kl_mean": 0.004 + 0.003 * number, "kl_max": 0.08}
+        for number, name in enumerate(_LAYERS[:2])
+    ]
+    return {
+        "images": 256,
+        "kl_mean": 0.0055,
+        "kl_max": 0.08,
+        "worst_layer": "model.1.bn",
+        "layers": layers,
+    }
+
+
+def _layer(name: str, bits: int, scale: str) -> dict[str, Any]:
     if "dfl" in name:
         return {"name": name, "bits": None, "scale": None, "reason": _DFL}
-    return {"name": name, "bits": 4, "scale": "per-tensor", "reason": None}
+    return {"name": name, "bits": bits, "scale": scale, "reason": None}
 
 
 def _identity(dataset: str, seed: int) -> dict[str, Any]:

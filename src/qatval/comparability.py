@@ -9,15 +9,19 @@ experiment, although each draws its own training images. What is not recorded eq
 not recorded either: a summary of an older tool, without a dataset identity, is compared with its
 like on the image counts it does record, never with a run whose data are known. An incomplete run,
 which may have stopped before it knew, is listed with the first runs it does not contradict.
+
+A float control has no quantization. It stands beside every set of quantized runs that it agrees
+with on all else, so one FP32 training serves every precision.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from qatval.precision import brief, precision
 from qatval.record import Summary
 from qatval.runs import LoadedRun
 
@@ -41,14 +45,15 @@ class Difference:
 
     def __str__(self) -> str:
         """Return field and values on one line; digests are told apart by their beginnings."""
-        return f"{self.field} ({str(self.value)[:16]} / {str(self.other)[:16]})"
+        return f"{self.field} ({_short(self.value)} / {_short(self.other)})"
 
 
 def conditions(summary: Summary) -> Conditions:
     """Return what must be equal in comparable runs, nested as in the summary."""
     model, dataset, training = summary["model"], summary["dataset"], summary["training"]
-    quantization = dict(summary["quantization"])
+    quantization = {k: v for k, v in summary["quantization"].items() if v is not None}
     coverage = quantization.pop("coverage", None)
+    quantization.setdefault("boundary_bit_width", "as everywhere")
     identity = dataset.get("identity")
     return {
         "model": {"variant": model["variant"], "imgsz": model["imgsz"]},
@@ -79,42 +84,96 @@ def comparable_identity(identity: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def differences(one: Conditions, other: Conditions) -> list[Difference]:
-    """Return the conditions in which two differ, in order of the field."""
-    return list(_differences(one, other, ""))
+    """Return the conditions in which two differ, in order of the field.
+
+    Quantizations that are called differently are one difference, however many layers it reaches.
+    """
+    ours, theirs = dict(one), dict(other)
+    quantizations = ours.pop("quantization"), theirs.pop("quantization")
+    found = [*_differences(ours, theirs, ""), *_of_quantizations(*quantizations)]
+    return sorted(found, key=lambda difference: difference.field)
 
 
-def groups(runs: Iterable[LoadedRun]) -> list[tuple[Conditions, list[LoadedRun]]]:
-    """Divide runs into sets of comparable ones, the largest first (ties: as they came)."""
-    found: dict[str, tuple[Conditions, list[LoadedRun]]] = {}
+def _of_quantizations(one: Conditions, other: Conditions) -> Iterator[Difference]:
+    differing = list(_differences(one, other, "quantization."))
+    layers = [d for d in differing if d.field.startswith("quantization.layers.")]
+    settings = [d for d in differing if d not in layers]
+    known = [d for d in settings if NOT_RECORDED not in (d.value, d.other)]
+    if known and precision(one) != precision(other):
+        yield Difference("quantization", precision(one), precision(other))
+        return
+    yield from settings
+    if layers:
+        first, more = layers[0], len(layers) - 1
+        name = first.field.removeprefix("quantization.layers.")
+        also = f" and {more} more" if more else ""
+        yield Difference("quantization.layers", f"{first.value} ({name}{also})", first.other)
+
+
+Group = tuple[Conditions, list[LoadedRun]]
+"""Comparable runs and what they agree on; with quantized ones among them, those of the latter."""
+
+
+def groups(runs: Iterable[LoadedRun]) -> list[Group]:
+    """Divide runs into sets of comparable ones, the largest first (ties: W4A16, then as they came).
+
+    A float control is in every set of quantized runs that it is comparable with, and sets of
+    nothing but float controls come last.
+    """
+    runs = list(runs)
+    quantized = _divided([run for run in runs if run.quantized])
+    found = [(wanted, list(members)) for wanted, members in quantized]
+    alone: list[LoadedRun] = []
+    for run in (run for run in runs if not run.quantized):
+        own = conditions(run.summary)
+        beside = [group for group in found if _agrees(run, own, group[0], but="quantization")]
+        for _, members in beside:
+            members.append(run)
+        if not beside:
+            alone.append(run)
+    return _largest_first(found) + _largest_first(_divided(alone))
+
+
+def _divided(runs: Sequence[LoadedRun]) -> list[Group]:
+    found: dict[str, Group] = {}
     for run in sorted(runs, key=lambda run: not run.completed):
         wanted = conditions(run.summary)
-        group = None if run.completed else _compatible(found.values(), wanted)
+        group = None
+        if not run.completed:
+            group = next((g for g in found.values() if _agrees(run, wanted, g[0])), None)
         if group is None:
             group = found.setdefault(json.dumps(wanted, sort_keys=True), (wanted, []))
         group[1].append(run)
-    return sorted(found.values(), key=lambda group: -len(group[1]))
+    return list(found.values())
 
 
-def _compatible(
-    candidates: Iterable[tuple[Conditions, list[LoadedRun]]], recorded: Conditions
-) -> tuple[Conditions, list[LoadedRun]] | None:
-    return next(
-        (
-            group
-            for group in candidates
-            if all(d.value == NOT_RECORDED for d in differences(recorded, group[0]))
-        ),
-        None,
+def _agrees(run: LoadedRun, own: Conditions, wanted: Conditions, but: str | None = None) -> bool:
+    """Whether a run satisfies conditions; an incomplete one need only not contradict them."""
+    return all(
+        d.field == but or (not run.completed and d.value == NOT_RECORDED)
+        for d in differences(own, wanted)
     )
+
+
+def _largest_first(found: Sequence[Group]) -> list[Group]:
+    def rank(group: Group) -> tuple[int, bool]:
+        return -len(group[1]), brief(precision(group[0]["quantization"])) != ""
+
+    return sorted(found, key=rank)
 
 
 def _bits(coverage: Mapping[str, Any] | None) -> dict[str, str] | None:
     if coverage is None:
         return None
-    return {
-        layer["name"]: f"{layer['bits']} bit {layer.get('scale')}" if layer["bits"] else "float"
-        for layer in coverage["layers"]
-    }
+    return {layer["name"]: _of_layer(layer) for layer in coverage["layers"]}
+
+
+def _of_layer(layer: Mapping[str, Any]) -> str:
+    if not layer["bits"]:
+        return "float"
+    activations = layer.get("activation_bits")
+    of_input = f", input {activations} bit" if activations else ""
+    return f"{layer['bits']} bit {layer.get('scale')}{of_input}"
 
 
 def _differences(one: Conditions, other: Conditions, path: str) -> Iterator[Difference]:
@@ -130,3 +189,9 @@ def _shown(value: Any) -> Any:
     if value is None:
         return NOT_RECORDED
     return "recorded" if isinstance(value, Mapping) else value
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    is_digest = len(text) >= 32 and " " not in text
+    return text[:16] if is_digest else text

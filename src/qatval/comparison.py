@@ -6,20 +6,18 @@ is a rendering of it.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import combinations
 from typing import Any
 
-from qatval import gate, numbers, statistics, thresholds
-from qatval.comparability import Conditions, differences, groups
-from qatval.config import PRIMARY_METRIC, method_names
+from qatval import effects, gate, numbers, statistics, thresholds
+from qatval.comparability import Group, differences, groups
+from qatval.config import PRIMARY_METRIC
+from qatval.effects import method_order
+from qatval.precision import brief, precision
 from qatval.runs import LoadedRun, Unreadable
-from qatval.statistics import ImageResamples, MeanDifference, Pair
 from qatval.thresholds import Check, Thresholds
 
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION = "1.1"
 
 Comparison = dict[str, Any]
 
@@ -67,13 +65,16 @@ def compare(
         f"{run.run_id}: {contradiction}" for run in unique if (contradiction := run.contradiction)
     ]
     grouped = _groups(unique)
-    group_of = {run.run_id: name for name, (_, members) in grouped.items() for run in members}
+    groups_of: dict[str, list[str]] = {}
+    for name, (_, members) in grouped.items():
+        for run in members:
+            groups_of.setdefault(run.run_id, []).append(name)
     judged = {run.run_id: thresholds.reference(run.summary, recorded) for run in unique}
     decision = gate.decide(unique, count_incomplete=count_incomplete)
     return {
         "schema_version": SCHEMA_VERSION,
         "primary_name": PRIMARY_METRIC,
-        "runs": [_run(run, group_of[run.run_id], judged[run.run_id]) for run in unique],
+        "runs": [_run(run, groups_of[run.run_id], judged[run.run_id]) for run in unique],
         "groups": _group_documents(grouped, judged),
         "gate": {
             gate.GATE: decision.open,
@@ -86,33 +87,6 @@ def compare(
         "unreadable": [{"path": str(item.path), "reason": item.reason} for item in unreadable],
         "warnings": warnings,
     }
-
-
-def method_order(names: Iterable[str]) -> list[str]:
-    """Sort method names: the contract's in its order, then any others by name."""
-    known = method_names()
-    return sorted(set(names), key=lambda n: (known.index(n) if n in known else len(known), n))
-
-
-def sentence(method: str, reference: str, difference: MeanDifference) -> str:
-    """Say in words what the paired difference of two methods tells."""
-    n, mean = difference.seeds, numbers.signed(difference.mean)
-    seeds = "1 seed" if n == 1 else f"{n} seeds"
-    if n == 1:
-        return f"{seeds} cannot tell {method} from {reference}: {mean}"
-    if difference.interval is None:
-        return (
-            f"{seeds} cannot tell {method} from {reference}: {mean} on average, "
-            f"higher on {difference.positive} of {n}"
-        )
-    interval = f"{mean} {numbers.interval(difference.interval)}"
-    if not difference.tells:
-        return f"{seeds} do not tell {method} from {reference}: {interval}"
-    if difference.mean > 0:
-        return (
-            f"{method} is better than {reference} on {difference.positive} of {seeds}, {interval}"
-        )
-    return f"{method} is worse than {reference} on {difference.negative} of {seeds}, {interval}"
 
 
 def standings(judged: Iterable[tuple[LoadedRun, Check | None]]) -> list[dict[str, str]]:
@@ -134,35 +108,6 @@ def standings(judged: Iterable[tuple[LoadedRun, Check | None]]) -> list[dict[str
     return said
 
 
-def pairs(runs: Sequence[LoadedRun], method: str, reference: str) -> list[Pair]:
-    """Pair two methods' completed runs by seed.
-
-    Runs that were scored on one training are paired with each other; where a seed has no such
-    runs, each run of the one method is paired with each of the other. A seed counts once however
-    many pairs it has.
-    """
-    ours, theirs = _by_seed(runs, method), _by_seed(runs, reference)
-    found: list[Pair] = []
-    for seed in sorted(ours.keys() & theirs.keys()):
-        every = [_Match(*one, *other) for one in ours[seed] for other in theirs[seed]]
-        shared = [match for match in every if match.shares_training]
-        found.append(_pair(seed, shared or every, bool(shared)))
-    return found
-
-
-@dataclass(frozen=True)
-class _Match:
-    run: LoadedRun
-    value: float
-    reference: LoadedRun
-    reference_value: float
-
-    @property
-    def shares_training(self) -> bool:
-        trajectory = self.run.trajectory
-        return trajectory is not None and trajectory == self.reference.trajectory
-
-
 def _unique(runs: Iterable[LoadedRun]) -> tuple[list[LoadedRun], list[str]]:
     kept: dict[str, LoadedRun] = {}
     warnings = []
@@ -176,16 +121,17 @@ def _unique(runs: Iterable[LoadedRun]) -> tuple[list[LoadedRun], list[str]]:
     ), warnings
 
 
-_Groups = Mapping[str, tuple[Conditions, list[LoadedRun]]]
+_Groups = Mapping[str, Group]
 
 
 def _groups(runs: Sequence[LoadedRun]) -> _Groups:
-    named: dict[str, tuple[Conditions, list[LoadedRun]]] = {}
+    named: dict[str, Group] = {}
     for variant in sorted({run.variant for run in runs}):
         for wanted, members in groups(run for run in runs if run.variant == variant):
             profile = next((run.profile for run in members if run.profile), None)
             dataset = members[0].dataset or "unknown dataset"
             name = "/".join(filter(None, (variant, dataset, profile)))
+            name = " ".join(filter(None, (name, brief(precision(wanted["quantization"])))))
             same = sum(other == name or other.startswith(f"{name} (") for other in named)
             named[f"{name} ({same + 1})" if same else name] = (wanted, members)
     return named
@@ -203,6 +149,7 @@ def _group_documents(grouped: _Groups, judged: Mapping[str, Check | None]) -> li
                 "variant": members[0].variant,
                 "dataset": members[0].dataset,
                 "profile": next((run.profile for run in members if run.profile), None),
+                "precision": precision(wanted["quantization"]),
                 "conditions": dict(wanted),
                 "not_comparable_with": None if compared_with == name else compared_with,
                 "differs_in": [
@@ -214,25 +161,26 @@ def _group_documents(grouped: _Groups, judged: Mapping[str, Check | None]) -> li
                 "ptq_value": _spread(_values(members, "ptq_value")),
                 "references": standings((run, judged[run.run_id]) for run in members),
                 "methods": [_method(members, method) for method in order],
-                "differences": [
-                    document
-                    for reference, method in combinations(order, 2)
-                    if (document := _difference(members, method, reference)) is not None
-                ],
+                "net_effects": effects.net_effects(members, wanted["quantization"]["mode"]),
+                "not_net": effects.not_net(members),
+                "differences": effects.differences(members),
             }
         )
     return documents
 
 
-def _run(run: LoadedRun, group: str, reference: Check | None) -> dict[str, Any]:
+def _run(run: LoadedRun, groups: Sequence[str], reference: Check | None) -> dict[str, Any]:
     error = run.summary.get("error", {})
     stage = f" (in {error['stage']})" if error.get("stage") else ""
     return {
         "run_id": run.run_id,
         "root": str(run.root),
-        "group": group,
+        "group": groups[0],
+        "groups": list(groups),
         "variant": run.variant,
         "method": run.method,
+        "role": effects.role(run.method),
+        "mode": run.mode,
         "seed": run.seed,
         "profile": run.profile,
         "trajectory": run.trajectory,
@@ -247,6 +195,7 @@ def _run(run: LoadedRun, group: str, reference: Check | None) -> dict[str, Any]:
         "fp32_value": run.metric("fp32_value"),
         "ptq_value": run.metric("ptq_value"),
         "before_qc_value": run.metric("before_qc_value"),
+        "before_bn_value": run.metric("before_bn_value"),
         "reference": reference and {"result": reference.result, "detail": reference.detail},
         "error": f"{error['message']}{stage}" if error else None,
     }
@@ -257,6 +206,7 @@ def _method(members: Sequence[LoadedRun], method: str) -> dict[str, Any]:
     outcomes = [run.outcome for run in runs if run.completed]
     return {
         "method": method,
+        "role": effects.role(method),
         "runs": len(runs),
         "completed": len(outcomes),
         "collapsed": outcomes.count("collapsed"),
@@ -266,71 +216,6 @@ def _method(members: Sequence[LoadedRun], method: str) -> dict[str, Any]:
         "seeds": sorted({run.seed for run in runs if run.completed}),
         "final_value": _spread([v for r in runs if r.completed and (v := r.final) is not None]),
     }
-
-
-def _difference(members: Sequence[LoadedRun], method: str, reference: str) -> dict[str, Any] | None:
-    paired = pairs(members, method, reference)
-    difference = statistics.mean_difference(paired)
-    if difference is None:
-        return None
-    return {
-        "method": method,
-        "reference": reference,
-        "mean": difference.mean,
-        "interval": difference.interval and list(difference.interval),
-        "level": statistics.LEVEL,
-        "seeds": difference.seeds,
-        "positive": difference.positive,
-        "negative": difference.negative,
-        "tells": difference.tells,
-        "shared_training": all(pair.shared_training for pair in paired),
-        "images_resampled": difference.images_resampled,
-        "pairs": [
-            {
-                "seed": pair.seed,
-                "difference": pair.difference,
-                "shared_training": pair.shared_training,
-                "image_error": pair.image_error,
-            }
-            for pair in paired
-        ],
-        "sentence": sentence(method, reference, difference),
-    }
-
-
-def _by_seed(runs: Iterable[LoadedRun], method: str) -> dict[int, list[tuple[LoadedRun, float]]]:
-    found: dict[int, list[tuple[LoadedRun, float]]] = defaultdict(list)
-    for run in runs:
-        if run.method == method and run.completed and run.final is not None:
-            found[run.seed].append((run, run.final))
-    return found
-
-
-def _pair(seed: int, matches: Sequence[_Match], shared: bool) -> Pair:
-    difference = sum(match.value - match.reference_value for match in matches) / len(matches)
-    ours = [_resamples(match.run) for match in matches]
-    theirs = [_resamples(match.reference) for match in matches]
-    known = [resamples for resamples in (*ours, *theirs) if resamples is not None]
-    if len(known) < 2 * len(matches) or len({resamples.key for resamples in known}) > 1:
-        return Pair(seed, difference, shared)
-    half = len(matches)
-    resampled = tuple(
-        (sum(column[:half]) - sum(column[half:])) / half
-        for column in zip(*(resamples.values for resamples in known), strict=True)
-    )
-    return Pair(seed, difference, shared, resampled, known[0].images)
-
-
-def _resamples(run: LoadedRun) -> ImageResamples | None:
-    recorded = run.section("metrics").get("bootstrap")
-    # without an identity nobody knows that two runs resampled the same images
-    if not isinstance(recorded, Mapping) or "identity" not in run.section("dataset"):
-        return None
-    values = tuple(recorded.get("values") or ())
-    if len(values) < 2 or not all(isinstance(value, float | int) for value in values):
-        return None
-    images = int(recorded["images"])
-    return ImageResamples((recorded["seed"], images, len(values)), images, values)
 
 
 def _varying(members: Sequence[LoadedRun]) -> list[dict[str, Any]]:

@@ -2,7 +2,8 @@
 
 It opens when, for yolo10n and for yolo10s, the method under test has held: at least two ``ema+qc``
 runs of different seeds, comparable with each other, every completed one without collapse, in a
-comparison that covers all three methods. A completed run that never learned anything (best value
+comparison that covers all three methods. Only W4A16 counts: other precisions and float controls are
+other experiments. A completed run that never learned anything (best value
 0 or not finite) has not held either. Incomplete runs count neither for nor against the gate unless
 asked to; then each one closes it.
 """
@@ -13,12 +14,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from qatval.comparability import conditions, differences, groups
-from qatval.config import method_names
+from qatval.methods import method_names
 from qatval.runs import LoadedRun
 
 GATE = "yolo10m_allowed"
 REQUIRED_VARIANTS = ("yolo10n", "yolo10s")
 METHOD = "ema+qc"
+MODE = "w4a16"
 REQUIRED_SEEDS = 2
 
 
@@ -68,10 +70,11 @@ def decide(runs: Iterable[LoadedRun], *, count_incomplete: bool = False) -> Gate
     """Decide whether yolo10m may be trained.
 
     Args:
-        runs: Runs of any variant and method; what the gate does not ask about is ignored.
+        runs: Runs of any variant, method and precision; what the gate does not ask about is
+            ignored.
         count_incomplete: Whether an incomplete ``ema+qc`` run closes the gate.
     """
-    counted = [run for run in runs if run.completed or count_incomplete]
+    counted = [run for run in runs if run.mode == MODE and (run.completed or count_incomplete)]
     unmet: list[Unmet] = []
     evidence: list[str] = []
     for variant in REQUIRED_VARIANTS:

@@ -16,7 +16,7 @@ import jsonschema
 
 from qatval.errors import QatvalError
 
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION = "1.1"
 SUMMARY_NAME = "run_summary.json"
 
 Summary = dict[str, Any]

@@ -16,7 +16,11 @@ from typing import Any, Literal
 
 from qatval.errors import QatvalError
 from qatval.record import SUMMARY_NAME, Summary, load_summary
+from qatval.statistics import ImageResamples
 from qatval.verdicts import stability
+
+FP32 = "fp32"
+"""The quantization mode of a float control."""
 
 Outcome = Literal["stable", "collapsed", "degenerate", "incomplete"]
 
@@ -80,6 +84,16 @@ class LoadedRun:
         return dataset
 
     @property
+    def mode(self) -> str:
+        """Name of the quantization, e.g. ``"w4a16"``; ``"fp32"`` for a float control."""
+        return str(self.summary["quantization"]["mode"])
+
+    @property
+    def quantized(self) -> bool:
+        """Whether weights are quantized at all."""
+        return self.mode != FP32
+
+    @property
     def completed(self) -> bool:
         """Whether the run came to its end, well or badly."""
         return bool(self.summary["status"] != "incomplete")
@@ -102,6 +116,19 @@ class LoadedRun:
     def metric(self, name: str) -> float | None:
         """Return a recorded metric, None if it is missing or not a finite number."""
         return _number(self.summary["metrics"].get(name))
+
+    @cached_property
+    def resamples(self) -> ImageResamples | None:
+        """The final value on resampled validation images, None where nothing is known of it."""
+        recorded = self.section("metrics").get("bootstrap")
+        # without an identity nobody knows that two runs resampled the same images
+        if not isinstance(recorded, Mapping) or "identity" not in self.section("dataset"):
+            return None
+        values = tuple(recorded.get("values") or ())
+        if len(values) < 2 or not all(isinstance(value, float | int) for value in values):
+            return None
+        images = int(recorded["images"])
+        return ImageResamples((recorded["seed"], images, len(values)), images, values)
 
     @cached_property
     def outcome(self) -> Outcome:

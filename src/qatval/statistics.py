@@ -5,8 +5,11 @@ seed would have trained other weights, and other validation images would have sc
 weights differently. Every seed is scored on the same images, so the two are crossed, not nested:
 more seeds do not average the images away.
 
-The interval therefore adds both variances of the mean difference. With ``d_s`` the difference on
-seed ``s`` and ``d_s[k]`` the same difference on the k-th resample of the images (a bootstrap that
+What is compared is a contrast: a signed sum of runs on one seed. A difference of two methods has
+two of them, a gain net of its control four. The mathematics is the same for both.
+
+The interval therefore adds both variances of the mean contrast. With ``d_s`` the contrast on
+seed ``s`` and ``d_s[k]`` the same contrast on the k-th resample of the images (a bootstrap that
 all runs share)::
 
     seeds   A = var_s(d_s) / n            n - 1 degrees of freedom
@@ -24,9 +27,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 LEVEL = 0.95
 SEEDS_TO_TELL = 3
+# Equal gains do not subtract to an exact 0, and on no spread the least remainder would tell.
+_DECIMALS = 12
 
 
 @dataclass(frozen=True)
@@ -60,37 +66,68 @@ class ImageResamples:
 
 
 @dataclass(frozen=True)
-class Pair:
-    """What one method scored above another on one seed.
+class Term:
+    """A run's part in a contrast.
 
     Attributes:
-        seed: The runs' seed.
-        difference: Mean over the seed's pairs of runs, in units of the metric.
-        shared_training: Whether both methods were scored on one and the same training.
-        resampled: The difference on each resample of the images, None where a run has none.
-        images: How many images were resampled, 0 without resamples.
+        weight: With its sign; the weights of a contrast add up to 0.
+        value: The run's value of the metric.
+        resamples: The same on resampled validation images, None where the run has none.
     """
 
-    seed: int
-    difference: float
-    shared_training: bool
-    resampled: tuple[float, ...] | None = None
-    images: int = 0
-
-    @property
-    def image_error(self) -> float | None:
-        """Standard error of the difference over validation images, None without resamples."""
-        return None if self.resampled is None else math.sqrt(_variance(self.resampled))
+    weight: float
+    value: float
+    resamples: ImageResamples | None = None
 
 
 @dataclass(frozen=True)
-class MeanDifference:
-    """A difference over seeds with its interval.
+class Contrast:
+    """What some runs of one seed scored above others.
+
+    Attributes:
+        seed: The runs' seed.
+        terms: Each run once; their order does not matter.
+        shared_training: Whether whatever is subtracted from each other directly was scored on
+            one and the same training.
+    """
+
+    seed: int
+    terms: tuple[Term, ...]
+    shared_training: bool = False
+
+    @cached_property
+    def value(self) -> float:
+        """Sum of the runs' values with their weights, in units of the metric."""
+        total = math.fsum(term.weight * term.value for term in self.terms)
+        return round(total, _DECIMALS)
+
+    @cached_property
+    def resampled(self) -> ImageResamples | None:
+        """The contrast on each resample, None unless all runs resampled the same images."""
+        known = [t.resamples for t in self.terms if t.resamples is not None]
+        if not known or len(known) < len(self.terms) or len({r.key for r in known}) > 1:
+            return None
+        weights = [term.weight for term in self.terms]
+        values = tuple(
+            math.fsum(weight * value for weight, value in zip(weights, column, strict=True))
+            for column in zip(*(resamples.values for resamples in known), strict=True)
+        )
+        return ImageResamples(known[0].key, known[0].images, values)
+
+    @property
+    def image_error(self) -> float | None:
+        """Standard error of the contrast over validation images, None without resamples."""
+        return None if self.resampled is None else math.sqrt(_variance(self.resampled.values))
+
+
+@dataclass(frozen=True)
+class MeanContrast:
+    """A contrast over seeds with its interval.
 
     Attributes:
         mean: Mean over seeds.
         interval: Bounds at `LEVEL`, None below `SEEDS_TO_TELL` seeds.
-        positive: On how many seeds the difference is above 0.
+        positive: On how many seeds the contrast is above 0.
         negative: On how many seeds it is below 0.
         images_resampled: Whether the interval includes the chance of the validation images.
     """
@@ -117,24 +154,25 @@ def spread(values: Sequence[float]) -> Spread | None:
     return Spread(len(values), mean, deviation, min(values), max(values))
 
 
-def mean_difference(pairs: Sequence[Pair]) -> MeanDifference | None:
-    """Combine one pair per seed; None if there are none. The module says how."""
-    if not pairs:
+def mean_contrast(contrasts: Sequence[Contrast]) -> MeanContrast | None:
+    """Combine one contrast per seed; None if there are none. The module says how."""
+    if not contrasts:
         return None
-    values = [pair.difference for pair in pairs]
+    values = [contrast.value for contrast in contrasts]
     n = len(values)
     mean = math.fsum(values) / n
-    resamples = [pair.resampled for pair in pairs if pair.resampled is not None]
-    images_resampled = len(resamples) == n
+    resamples = [c.resampled for c in contrasts if c.resampled is not None]
+    images_resampled = len(resamples) == n and len({r.key for r in resamples}) == 1
     interval = None
     if n >= SEEDS_TO_TELL:
         terms = [(_variance(values) / n, n - 1)]
         if images_resampled:
-            of_mean = [math.fsum(column) / n for column in zip(*resamples, strict=True)]
-            terms.append((_variance(of_mean), max(pairs[0].images - 1, 1)))
+            columns = zip(*(r.values for r in resamples), strict=True)
+            of_mean = [math.fsum(column) / n for column in columns]
+            terms.append((_variance(of_mean), max(resamples[0].images - 1, 1)))
         half = _half_width(terms)
         interval = (mean - half, mean + half)
-    return MeanDifference(
+    return MeanContrast(
         seeds=n,
         mean=mean,
         interval=interval,

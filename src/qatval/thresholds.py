@@ -1,14 +1,16 @@
 """What a validation scenario must reach: rules that need no history, and recorded references.
 
 The rules hold for any run: it learned, it did not collapse, training did not leave it worse than
-the untrained W4 model, QC did not cost what it started from. None ranks the methods: whether
-averaging or QC helps is a finding.
+the untrained quantized model, QC did not cost what it started from. None ranks the methods: whether
+averaging or QC helps is a finding. A rule that compares with what a control does not have (an FP32
+training has no quantized model, ``ptq`` no training) does not apply to it.
 
-A reference holds the values that were measured for a scenario, in ``presets/thresholds.json``. It
-is two-sided: an unexplained improvement fails as well, so that references stay fresh. Its tolerance
-is Student's 99 % prediction interval for one more run, computed from the spread of the measured
-values over seeds and machines; with fewer than three there is none, and the scenario is judged by
-the rules alone, which its checks and every comparison say.
+A reference holds the values that were measured for a scenario under one quantization, image size,
+number of epochs and batch size, in ``presets/thresholds.json``. It is two-sided: an unexplained
+improvement fails as well, so that references stay fresh. Its tolerance is Student's 99 % prediction
+interval for one more run, computed from the spread of the measured values over seeds and machines;
+with fewer than three there is none, and the scenario is judged by the rules alone, which its checks
+and every comparison say.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from qatval.errors import QatvalError
+from qatval.precision import precision
 from qatval.record import Summary, atomic_write, to_json, violations
+from qatval.runs import FP32
 from qatval.statistics import prediction_half_width
 from qatval.verdicts import stability
 
@@ -33,6 +37,8 @@ MEASUREMENTS_FOR_TOLERANCE = 3
 PREDICTION_LEVEL = 0.99
 LIBRARIES = ("torch", "ultralytics", "brevitas")
 REFERENCE = "reference"
+SCENARIO = ("dataset", "variant", "method", "profile", "quantization")
+"""What names a scenario; image size, epochs and batch size are conditions of its reference."""
 
 Result = Literal["passed", "failed", "waived", "not judged"]
 Entry = Mapping[str, Any]
@@ -68,7 +74,7 @@ class Thresholds:
 
     Attributes:
         path: Where it was read from.
-        untrained_tolerance: How far below the untrained W4 model a run may end, in mAP.
+        untrained_tolerance: How far below the untrained quantized model a run may end, in mAP.
         qc_tolerance: How far below its value before QC a run may end, in mAP.
         references: Recorded references, see the schema.
         waivers: Known failures, see the schema.
@@ -118,11 +124,9 @@ def check(summary: Summary, thresholds: Thresholds, today: date | None = None) -
         return [
             Check("complete", "failed", f"the run is incomplete: {summary['error']['message']}")
         ]
-    checks = [
-        _learned(summary),
-        _final_over_best(summary),
-        _untrained(summary, thresholds.untrained_tolerance),
-    ]
+    checks = [_learned(summary), _final_over_best(summary)]
+    if _trains_quantized(summary):
+        checks.append(_untrained(summary, thresholds.untrained_tolerance))
     if summary["method"]["qc"]["enabled"]:
         checks.append(_qc(summary, thresholds.qc_tolerance))
     checks.append(_reference(summary, thresholds))
@@ -199,6 +203,11 @@ def _final_over_best(summary: Summary) -> Check:
     return Check(name, _result(good), f"final mAP {final:.4f}, must be at least half of {best:.4f}")
 
 
+def _trains_quantized(summary: Summary) -> bool:
+    quantized = summary["quantization"]["mode"] != FP32
+    return quantized and summary["method"].get("training") != "none"
+
+
 def _untrained(summary: Summary, tolerance: float) -> Check:
     name = "untrained-w4"
     final, untrained = _metric(summary, "final_value"), _metric(summary, "ptq_value")
@@ -207,8 +216,8 @@ def _untrained(summary: Summary, tolerance: float) -> Check:
     return Check(
         name,
         _result(final >= untrained - tolerance),
-        f"final mAP {final:.4f}, must be at least the untrained W4 model's {untrained:.4f} "
-        f"- {tolerance:g}",
+        f"final mAP {final:.4f}, must be at least the untrained "
+        f"{summary['quantization']['mode']} model's {untrained:.4f} - {tolerance:g}",
     )
 
 
@@ -276,15 +285,20 @@ def _with_waivers(
 
 def _is_about(waiver: Entry, summary: Summary) -> bool:
     scenario = _scenario_key(summary) | {"seed": summary["training"]["seed"]}
-    return all(waiver[name] == value for name, value in scenario.items())
+    return all(waiver[name] == scenario[name] for name in (*SCENARIO, "seed"))
 
 
 def _scenario_key(summary: Summary) -> dict[str, Any]:
+    training = summary["training"]
     return {
         "dataset": summary["dataset"].get("name"),
         "variant": summary["model"]["variant"],
         "method": summary["method"]["variant"],
-        "profile": summary["training"].get("profile"),
+        "profile": training.get("profile"),
+        "quantization": precision(summary["quantization"]),
+        "imgsz": summary["model"]["imgsz"],
+        "epochs": training["epochs"],
+        "batch": training["batch"],
     }
 
 
@@ -374,5 +388,7 @@ def _minor(version: str) -> str:
 
 def _scenario(summary: Summary) -> str:
     key = _key(summary)
-    versions = [f"{name} {version}" for name, version in key.pop("versions").items()]
-    return " ".join([*(str(value) for value in key.values()), *versions])
+    versions = [f"{name} {version}" for name, version in key["versions"].items()]
+    named = [str(key[name]) for name in SCENARIO]
+    conditions = f"{key['imgsz']} px {key['epochs']} epochs batch {key['batch']} {key['device']}"
+    return " ".join([*named, conditions, *versions])

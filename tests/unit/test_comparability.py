@@ -17,8 +17,12 @@ def run(tmp_path, make_summary):
 DIFFERING = [
     ("model.variant", {"model": {"variant": "yolo10s"}}),
     ("model.imgsz", {"model": {"imgsz": 160}}),
-    ("quantization.scale", {"quantization": {"scale": "per-channel"}}),
-    ("quantization.layers.model.0.conv", {"quantization": {"coverage": {"layers": []}}}),
+    ("quantization", {"quantization": {"scale": "per-channel"}}),
+    ("quantization", {"quantization": {"scaling": "statistics"}}),
+    ("quantization", {"quantization": {"boundary_bit_width": 8}}),
+    ("quantization", {"quantization": {"narrow_range": False}}),
+    ("quantization.scaling", {"quantization": {"scaling": None}}),
+    ("quantization.layers", {"quantization": {"coverage": {"layers": []}}}),
     ("quantization.layers", {"quantization": {"coverage": None}}),
     ("evaluation.max_det", {"evaluation": {"max_det": 100}}),
     ("evaluation", {"evaluation": None}),
@@ -34,7 +38,7 @@ DIFFERING = [
 ]
 
 
-@pytest.mark.parametrize(("field", "changes"), DIFFERING, ids=[field for field, _ in DIFFERING])
+@pytest.mark.parametrize(("field", "changes"), DIFFERING, ids=str)
 def test_a_condition_that_differs_is_named(make_summary, field, changes):
     found = differences(conditions(make_summary()), conditions(make_summary(changes=changes)))
     assert field in [difference.field for difference in found]
@@ -87,3 +91,63 @@ def test_an_incomplete_run_joins_the_runs_it_does_not_contradict(run):
         [finished, stopped],
         [other_size],
     ]
+
+
+def test_precisions_differ_in_one_line_however_many_layers_they_reach(make_summary):
+    (found,) = differences(conditions(make_summary()), conditions(make_summary(mode="w3a8")))
+    assert str(found) == ("quantization (w4a16 per-tensor learned / w3a8 per-tensor learned)")
+
+
+def test_layers_that_differ_alone_are_one_line_too(make_summary):
+    changes = {"quantization": {"coverage": {"layers": []}}}
+    (found,) = differences(conditions(make_summary()), conditions(make_summary(changes=changes)))
+    assert str(found) == (
+        "quantization.layers (4 bit per-tensor (model.0.conv and 3 more) / not recorded)"
+    )
+
+
+def test_a_setting_that_is_off_is_as_good_as_one_that_is_not_recorded(run):
+    older = run(seed=0, changes={"run_id": "older"})
+    del older.summary["quantization"]["boundary_bit_width"]
+    newer = run(seed=1)
+    assert [members for _, members in groups([older, newer])] == [[older, newer]]
+
+
+def named(found):
+    return [[f"{r.mode} {r.method}" for r in members] for _, members in found]
+
+
+def test_a_float_control_joins_every_precision_it_agrees_with_on_all_else(run):
+    runs = [
+        run("ema"),
+        run("ema", mode="w3a16"),
+        run("ema", mode="w3a16", scale="per-channel"),
+        run("ema", changes={"model": {"imgsz": 160}}),
+        run("fp32+ema"),
+    ]
+    assert named(groups(runs)) == [
+        ["w4a16 ema", "fp32 fp32+ema"],
+        ["w3a16 ema", "fp32 fp32+ema"],
+        ["w3a16 ema", "fp32 fp32+ema"],
+        ["w4a16 ema"],
+    ]
+
+
+def test_float_controls_without_a_partner_are_a_group_of_their_own_and_the_last(run):
+    larger = {"model": {"imgsz": 160}}
+    runs = [run("fp32", seed, changes=larger) for seed in (0, 1)]
+    assert named(groups([*runs, run("ema")])) == [["w4a16 ema"], ["fp32 fp32", "fp32 fp32"]]
+
+
+def test_an_incomplete_float_control_joins_what_it_does_not_contradict(run):
+    early = {"dataset": {"identity": None, "train_images": None}, "evaluation": None}
+    stopped = run("fp32", seed=1, error="interrupted", changes=early)
+    elsewhere = run("fp32", seed=2, error="interrupted", changes={**early, "model": {"imgsz": 160}})
+    assert named(groups([run("ema"), stopped, elsewhere])) == [
+        ["w4a16 ema", "fp32 fp32"],
+        ["fp32 fp32"],
+    ]
+
+
+def test_the_untrained_model_is_comparable_with_what_is_trained_from_it(run):
+    assert len(groups([run("ema"), run("ptq")])) == 1

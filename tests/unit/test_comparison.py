@@ -1,14 +1,15 @@
-"""Repetitions, pairing and what the differences tell."""
+"""Repetitions, groups and what the differences tell; net effects have a file of their own."""
 
 from pathlib import Path
 
 import pytest
 
 from qatval import thresholds
-from qatval.comparison import compare, pairs
+from qatval.comparison import compare
+from qatval.pairing import pairs
 from qatval.record import violations
 from qatval.runs import LoadedRun, Unreadable
-from qatval.statistics import MeanDifference
+from qatval.statistics import MeanContrast
 
 
 @pytest.fixture
@@ -114,6 +115,7 @@ WAIVER = {
     "variant": "yolo10n",
     "method": "baseline",
     "profile": "smoke",
+    "quantization": "w4a16 per-tensor learned",
     "seed": 0,
     "check": "reference",
     "reason": "a slower machine",
@@ -184,6 +186,100 @@ def test_methods_are_in_the_contracts_order(run):
     assert methods == ["baseline", "ema", "ema+qc", "dampening"]
 
 
+def test_controls_come_last_and_are_called_controls(run):
+    names = ["ptq", "ema+bn", "bn", "fp32+ema", "fp32", "of another tool", "qc", "freeze+ema"]
+    names += ["dampen+ema+qc", "dampen", "ema+qc", "ema", "baseline"]
+    document = compare([run(name) for name in names])
+    assert violations(document, "comparison") == []
+    (group,) = document["groups"]
+    roles = [(method["method"], method["role"]) for method in group["methods"]]
+    controls = ["fp32", "fp32+ema", "ema+bn", "bn", "ptq"]
+    tested = ["baseline", "ema", "ema+qc", "dampen", "dampen+ema+qc", "freeze+ema", "qc"]
+    assert roles == [
+        *((name, "method") for name in [*tested, "of another tool"]),
+        *((name, "control") for name in controls),
+    ]
+    assert [r["role"] for r in document["runs"]] == [role for _, role in roles]
+
+
+def compared(document):
+    (group,) = document["groups"]
+    return [(d["method"], d["reference"]) for d in group["differences"]]
+
+
+def test_a_method_is_compared_with_the_baseline_and_with_what_it_extends(run):
+    names = ["baseline", "ema", "ema+qc", "dampen", "dampen+ema", "dampen+ema+qc", "qc"]
+    assert compared(compare([run(name) for name in names])) == [
+        ("ema", "baseline"),
+        ("ema+qc", "baseline"),
+        ("dampen", "baseline"),
+        ("dampen+ema", "baseline"),
+        ("dampen+ema+qc", "baseline"),
+        ("qc", "baseline"),
+        ("ema+qc", "ema"),
+        ("dampen+ema", "ema"),
+        ("dampen+ema+qc", "ema+qc"),
+        ("dampen+ema", "dampen"),
+        ("dampen+ema+qc", "dampen+ema"),
+        ("ema+qc", "qc"),
+    ]
+
+
+def test_controls_are_compared_with_what_they_extend_and_never_across_fp32(run):
+    names = ["baseline", "ema", "fp32", "fp32+ema", "bn", "ema+bn", "ptq"]
+    assert compared(compare([run(name) for name in names])) == [
+        ("ema", "baseline"),
+        ("bn", "baseline"),
+        ("ptq", "baseline"),
+        ("ema+bn", "ema"),
+        ("fp32+ema", "fp32"),
+        ("ema+bn", "bn"),
+    ]
+
+
+def test_a_method_of_another_tool_is_compared_with_the_baseline(run):
+    runs = [run("baseline"), run("ema"), run("their own")]
+    assert compared(compare(runs)) == [("ema", "baseline"), ("their own", "baseline")]
+
+
+def test_precisions_are_told_apart_and_never_averaged(run):
+    precisions = [("w4a16", "per-tensor"), ("w3a16", "per-channel"), ("w4a4", "per-tensor")]
+    runs = [
+        run("ema", 0, mode=mode, scale=scale, changes={"run_id": f"{mode} {scale}"})
+        for mode, scale in precisions
+    ]
+    document = compare(runs)
+    assert [(g["name"], g["precision"], g["methods"][0]["runs"]) for g in document["groups"]] == [
+        ("yolo10n/shapes/smoke", "w4a16 per-tensor learned", 1),
+        ("yolo10n/shapes/smoke w3a16 per-channel", "w3a16 per-channel learned", 1),
+        ("yolo10n/shapes/smoke w4a4", "w4a4 per-tensor learned", 1),
+    ]
+    assert document["groups"][1]["differs_in"] == [
+        {
+            "field": "quantization",
+            "value": "w3a16 per-channel learned",
+            "other": "w4a16 per-tensor learned",
+        }
+    ]
+
+
+def test_one_float_control_is_in_the_group_of_every_precision(run):
+    runs = [run("ema"), run("ema", mode="w3a16", changes={"run_id": "w3"}), run("fp32+ema")]
+    document = compare(runs)
+    names = ["yolo10n/shapes/smoke", "yolo10n/shapes/smoke w3a16"]
+    assert [g["name"] for g in document["groups"]] == names
+    control = next(r for r in document["runs"] if r["method"] == "fp32+ema")
+    assert (control["group"], control["groups"], control["mode"]) == (names[0], names, "fp32")
+    for group in document["groups"]:
+        assert [m["method"] for m in group["methods"]] == ["ema", "fp32+ema"]
+
+
+def test_float_controls_without_a_partner_are_named_for_what_they_are(run):
+    (group,) = compare([run("fp32"), run("fp32+ema")])["groups"]
+    assert group["name"] == "yolo10n/shapes/smoke fp32"
+    assert (group["net_effects"], group["not_net"]) == ([], None)
+
+
 def test_five_seeds_tell(seeds):
     difference = only(compare(seeds), "differences")
     low, high = difference["interval"]
@@ -229,7 +325,7 @@ def test_runs_of_one_training_are_paired_with_each_other(run):
     runs = [of("baseline", "a", 0.60), of("baseline", "b", 0.70), of("ema", "a", 0.61)]
     (pair,) = pairs(runs, "ema", "baseline")
     assert pair.shared_training
-    assert pair.difference == pytest.approx(0.01)
+    assert pair.value == pytest.approx(0.01)
 
 
 def test_without_a_shared_training_runs_are_paired_by_seed(run):
@@ -281,5 +377,5 @@ def test_a_difference_without_seeds_in_common_is_none(run):
 
 
 def test_zero_inside_the_interval_does_not_tell():
-    assert not MeanDifference(3, 0.01, (-0.01, 0.03), 3, 0, True).tells
-    assert MeanDifference(3, 0.01, (0.005, 0.03), 3, 0, True).tells
+    assert not MeanContrast(3, 0.01, (-0.01, 0.03), 3, 0, True).tells
+    assert MeanContrast(3, 0.01, (0.005, 0.03), 3, 0, True).tells

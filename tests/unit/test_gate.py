@@ -116,6 +116,33 @@ def test_a_method_under_other_conditions_does_not_cover(held, run):
     assert not decide([*kept, run("yolo10s", "ema", 0, changes={"model": {"imgsz": 640}})]).open
 
 
+@pytest.mark.parametrize("method", ["fp32", "fp32+ema", "ptq", "ema+bn", "dampen+ema+qc"])
+def test_a_collapse_of_a_control_or_of_another_method_does_not_matter(held, run, method):
+    assert decide([*held, run("yolo10n", method, 2, values=COLLAPSED)]).open
+
+
+def test_another_precision_counts_neither_way(held, run):
+    lower = [
+        run(
+            "yolo10n", "ema+qc", seed, mode="w3a16", values=values, changes={"run_id": f"w3 {seed}"}
+        )
+        for seed, values in enumerate([COLLAPSED, (0.4, 0.5, 0.6)])
+    ]
+    assert decide([*held, *lower]).open
+    lacking = without(held, variant="yolo10n", method="ema+qc", seed=1)
+    assert decide([*lacking, *lower]).reasons == (
+        "yolo10n: needs 2 completed ema+qc runs of different seeds, "
+        "has only yolo10n-ema+qc-smoke-seed0 of seed 0",
+    )
+
+
+def test_other_methods_and_controls_do_not_cover_the_three(held, run):
+    controls = [
+        run("yolo10s", method, seed) for method in ("fp32", "fp32+ema", "qc") for seed in (0, 1)
+    ]
+    assert not decide([*without(held, variant="yolo10s", method="ema"), *controls]).open
+
+
 def test_an_incomplete_run_counts_neither_way(held, run):
     stopped = run("yolo10n", "ema+qc", 2, error="out of memory")
     assert decide([*held, stopped]).open

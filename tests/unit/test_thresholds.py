@@ -62,6 +62,31 @@ def test_a_bad_run_fails_the_rules_it_breaks(make_summary, shipped, values, chan
     assert failed(make_summary(values=values, changes=changes), shipped) == fails
 
 
+@pytest.mark.parametrize("method", ["fp32", "fp32+ema", "ptq"])
+def test_a_control_is_not_held_to_what_it_does_not_have(make_summary, shipped, method):
+    summary = make_summary(method, values=(0.4, 0.45, 0.5))
+    assert "untrained-w4" not in check(summary, shipped)
+    assert failed(summary, shipped) == []
+
+
+@pytest.mark.parametrize("method", ["qc", "ema+bn", "dampen+ema+qc"])
+def test_whatever_trains_quantized_is_held_to_the_untrained_model(make_summary, shipped, method):
+    summary = make_summary(method, mode="w3a16", values=(0.4, 0.45, 0.5))
+    assert failed(summary, shipped) == ["untrained-w4"]
+    assert "untrained w3a16 model's" in check(summary, shipped)["untrained-w4"].detail
+
+
+def test_a_float_control_has_a_reference_of_its_own(file, make_summary):
+    (reference,) = recorded(file, make_summary, (0.63, 0.64, 0.65), method="fp32").references
+    assert reference["quantization"] == "fp32"
+
+
+def test_the_shipped_references_hold_under_the_conditions_they_were_measured_under():
+    shipped = thresholds.load().references
+    found = {(r["quantization"], r["imgsz"], r["epochs"], r["batch"]) for r in shipped}
+    assert found == {("w4a16 per-tensor learned", 128, 6, 16)}
+
+
 @pytest.mark.parametrize(
     ("metric", "fails"),
     [
@@ -93,8 +118,8 @@ def test_without_a_reference_the_rules_alone_judge_and_it_says_so(make_summary, 
     reference = check(make_summary(), shipped)["reference"]
     assert reference.result == "not judged"
     assert (
-        "shapes yolo10n ema+qc smoke cpu torch 2.15 ultralytics 8.4 brevitas 0.13"
-        in reference.detail
+        "shapes yolo10n ema+qc smoke w4a16 per-tensor learned 128 px 6 epochs batch 16 cpu "
+        "torch 2.15 ultralytics 8.4 brevitas 0.13" in reference.detail
     )
     assert "judged by the rules alone" in reference.detail
 
@@ -132,8 +157,15 @@ def test_two_measurements_are_no_tolerance(file, make_summary):
         {"dataset": {"name": "coco2017"}},
         {"training": {"profile": "short"}},
         {"method": {"variant": "ema"}},
+        {"quantization": {"mode": "w3a16", "weight_bit_width": 3}},
+        {"quantization": {"scale": "per-channel"}},
+        {"quantization": {"scaling": "statistics"}},
+        {"quantization": {"boundary_bit_width": 8}},
+        {"model": {"imgsz": 160}},
+        {"training": {"epochs": 7}},
+        {"training": {"batch": 8}},
     ],
-    ids=["device", "versions", "dataset", "profile", "method"],
+    ids=str,
 )
 def test_a_reference_holds_for_its_key_only(file, make_summary, changes):
     against = recorded(file, make_summary, (0.63, 0.64, 0.65))
@@ -159,6 +191,7 @@ WAIVER = {
     "variant": "yolo10n",
     "method": "ema+qc",
     "profile": "smoke",
+    "quantization": "w4a16 per-tensor learned",
     "seed": 0,
     "check": "qc-keeps",
     "reason": "QC overshoots with this seed",
@@ -188,6 +221,7 @@ def test_a_waiver_that_is_no_longer_needed_fails(make_summary, shipped):
 def test_a_waiver_is_about_one_scenario(make_summary, shipped):
     waived = replace(shipped, waivers=(WAIVER,))
     assert failed(make_summary(seed=1, values=QC_LOSES), waived) == ["qc-keeps"]
+    assert failed(make_summary(mode="w3a16", values=QC_LOSES), waived) == ["qc-keeps"]
 
 
 def test_an_update_shows_its_diff_and_keeps_the_rest(file, make_summary):

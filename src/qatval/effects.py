@@ -1,0 +1,293 @@
+"""What methods gain: against each other, and net of their controls.
+
+Averaging removes the noise of the learning rate from any training, and fresh BatchNorm statistics
+do some of what QC learns. A gain is the method's own only as far as it exceeds its control's::
+
+    net = (M - R) - (C - CR)
+
+    averaging    M = X+ema  R = X    C = fp32+ema  CR = fp32
+    correction   M = X+qc   R = X    C = X+bn      CR = X
+
+paired by seed, with the interval of `qatval.statistics`. Controls are there to be subtracted: a
+comparison across FP32 and quantized runs is made in no other way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import permutations
+from typing import Any, Literal
+
+from qatval import numbers, statistics
+from qatval.errors import UsageError
+from qatval.methods import BASELINE, method, method_names, part_names, parts, reestimated, without
+from qatval.pairing import net, pairs
+from qatval.runs import LoadedRun
+from qatval.statistics import Contrast, MeanContrast
+
+Role = Literal["method", "control"]
+Kind = Literal["averaging", "correction"]
+
+
+def role(name: str) -> Role:
+    """Return whether a method is under test or there to be compared with; unknown ones are tested.
+
+    Controls train without quantization, train nothing, or re-estimate statistics in QC's place.
+    """
+    try:
+        meant = method(name)
+    except UsageError:
+        return "method"
+    tested = meant.quantized and meant.recipe is not None and not meant.reestimation
+    return "method" if tested else "control"
+
+
+def method_order(names: Iterable[str]) -> list[str]:
+    """Sort method names: the contract's in its order, others by their parts, controls last."""
+    compared, known = method_names(), part_names()
+
+    def rank(name: str) -> tuple[Any, ...]:
+        if name in compared:
+            return (0, compared.index(name))
+        found = _parts(name)
+        control = role(name) == "control"
+        if found is None:
+            return (1, control, 1, name)
+        # training comes first in a name, so ptq would precede the controls that train
+        untrained = method(name).recipe is None if control else False
+        return (1, control, 0, untrained, tuple(known.index(part) for part in found))
+
+    return sorted(set(names), key=rank)
+
+
+def differences(runs: Sequence[LoadedRun]) -> list[dict[str, Any]]:
+    """Return the paired differences worth a sentence, of the comparable runs of a group.
+
+    The contract's methods among each other, each method against the baseline, and each method or
+    control against what it extends by one part.
+    """
+    quantized = {run.method: run.quantized for run in runs}
+    found = []
+    for reference, name in permutations(method_order(quantized), 2):
+        if quantized[reference] == quantized[name] and _worth_comparing(name, reference):
+            paired = pairs(runs, name, reference)
+            if (mean := statistics.mean_contrast(paired)) is not None:
+                found.append(
+                    {
+                        "method": name,
+                        "reference": reference,
+                        **_document(paired, mean),
+                        "sentence": difference_sentence(name, reference, mean),
+                    }
+                )
+    return found
+
+
+@dataclass(frozen=True)
+class Effect:
+    """A gain and what it has to exceed, each as a method and its reference."""
+
+    kind: Kind
+    gain: tuple[str, str]
+    control: tuple[str, str]
+
+
+def effect(name: str) -> Effect | None:
+    """Return what a method's gain has to exceed, None for one whose last part has no control."""
+    found = _parts(name)
+    if not found or role(name) == "control":
+        return None
+    if found[-1] == "ema":
+        return Effect("averaging", (name, without(name, "ema")), ("fp32+ema", "fp32"))
+    if found[-1] == "qc":
+        reference = without(name, "qc")
+        return Effect("correction", (name, reference), (reestimated(name), reference))
+    return None
+
+
+def net_effects(runs: Sequence[LoadedRun], mode: str) -> list[dict[str, Any]]:
+    """Return what methods gain net of their controls, of the comparable runs of a group.
+
+    Args:
+        runs: Of one quantization, with the float controls beside it.
+        mode: Name of the quantization.
+    """
+    found = []
+    for meant in _effects(runs):
+        measured = net(runs, meant.gain, meant.control)
+        mean = statistics.mean_contrast(measured.nets)
+        gain = statistics.mean_contrast(measured.gains)
+        control_gain = statistics.mean_contrast(measured.control_gains)
+        if mean is None or gain is None or control_gain is None:
+            continue
+        document = _document(measured.nets, mean)
+        each = zip(document["pairs"], measured.gains, measured.control_gains, strict=True)
+        found.append(
+            {
+                "kind": meant.kind,
+                "method": meant.gain[0],
+                "reference": meant.gain[1],
+                "control": meant.control[0],
+                "control_reference": meant.control[1],
+                "gain": gain.mean,
+                "control_gain": control_gain.mean,
+                **document,
+                "pairs": [
+                    {**pair, "gain": one.value, "control_gain": other.value}
+                    for pair, one, other in each
+                ],
+                "sentence": net_sentence(meant, mode, gain.mean, control_gain.mean, mean),
+            }
+        )
+    return found
+
+
+def not_net(runs: Sequence[LoadedRun]) -> dict[str, Any] | None:
+    """Say which gains of a group lack a control to be net of; None where none does."""
+    gains, lacking = [], set()
+    for meant in _effects(runs):
+        seeds = {pair.seed for pair in pairs(runs, *meant.gain)}
+        if not seeds or net(runs, meant.gain, meant.control).nets:
+            continue
+        gains.append(f"{meant.gain[0]} over {meant.gain[1]}")
+        lacking |= {
+            name
+            for name in meant.control
+            if not any(r.method == name and r.completed and r.seed in seeds for r in runs)
+        } or {*meant.control}
+    if not gains:
+        return None
+    missing = method_order(lacking)
+    gain = "gain" if len(gains) == 1 else "gains"
+    return {
+        "missing": missing,
+        "sentence": f"the {gain} of {_listed(gains)} {_are(gains)} not net of a control: "
+        f"{_listed(missing)} {_are(missing)} missing (run with --with-controls)",
+    }
+
+
+def difference_sentence(name: str, reference: str, difference: MeanContrast) -> str:
+    """Say in words what the paired difference of two methods tells."""
+    n, mean = difference.seeds, numbers.signed(difference.mean)
+    seeds = numbers.count(n, "seed")
+    if n == 1:
+        return f"{seeds} cannot tell {name} from {reference}: {mean}"
+    if difference.interval is None:
+        return (
+            f"{seeds} cannot tell {name} from {reference}: {mean} on average, "
+            f"higher on {difference.positive} of {n}"
+        )
+    interval = f"{mean} {numbers.interval(difference.interval)}"
+    if not difference.tells:
+        return f"{seeds} do not tell {name} from {reference}: {interval}"
+    if difference.mean > 0:
+        return f"{name} is better than {reference} on {difference.positive} of {seeds}, {interval}"
+    return f"{name} is worse than {reference} on {difference.negative} of {seeds}, {interval}"
+
+
+def net_sentence(
+    meant: Effect, mode: str, gain: float, control_gain: float, net: MeanContrast
+) -> str:
+    """Say in one sentence what a gain is worth beside its control's, and no more than it tells.
+
+    Args:
+        meant: What was compared with what.
+        mode: Name of the quantization.
+        gain, control_gain: Means over the seeds of the net effect.
+        net: The net effect.
+    """
+    name, reference = meant.gain
+    if meant.kind == "averaging":
+        control = f"in FP32 under the same schedule averaging {_moves(control_gain)}"
+    else:
+        control = (
+            f"fresh BatchNorm statistics in place of QC {_moves(control_gain, 'gain', 'lose')}"
+        )
+    against = "over" if gain >= 0 else "against"
+    measured = f"At {mode} {name} {_moves(gain)} {against} {reference}; {control}: net "
+    seeds = numbers.count(net.seeds, "seed")
+    mean = numbers.signed(net.mean)
+    if net.interval is None:
+        average = f"{mean} on {seeds}" if net.seeds == 1 else f"{mean} on average on {seeds}"
+        least = statistics.SEEDS_TO_TELL
+        return f"{measured}{average}, which cannot tell (it takes {least} seeds)"
+    return (
+        f"{measured}{mean} {numbers.interval(net.interval)} on {seeds}, {_told(meant, gain, net)}"
+    )
+
+
+def _told(meant: Effect, gain: float, net: MeanContrast) -> str:
+    averaging = meant.kind == "averaging"
+    if not net.tells:
+        what = "averaging by itself" if averaging else "fresh statistics"
+        return f"which does not tell the two apart: no gain beyond that of {what} is shown"
+    if net.mean > 0:
+        nothing = "" if gain > 0 else ", although it gains nothing here"
+        if averaging:
+            return f"so averaging does more for the quantized training than for FP32{nothing}"
+        return f"so QC does more than fresh statistics{nothing}"
+    if averaging:
+        cure = ", and what it gains here is not a cure of quantization" if gain > 0 else ""
+        return f"so averaging does less for the quantized training than for FP32{cure}"
+    return "so QC does less than fresh statistics, which learn nothing"
+
+
+def _moves(value: float, up: str = "gains", down: str = "loses") -> str:
+    return f"{up} {numbers.signed(value)}" if value >= 0 else f"{down} {numbers.signed(-value)[1:]}"
+
+
+def _effects(runs: Iterable[LoadedRun]) -> list[Effect]:
+    names = method_order({run.method for run in runs if run.quantized})
+    return [meant for name in names if (meant := effect(name)) is not None]
+
+
+def _worth_comparing(name: str, reference: str) -> bool:
+    compared = method_names()
+    if name in compared and reference in compared:
+        return compared.index(name) > compared.index(reference)
+    if reference == BASELINE and role(name) == "method":
+        return True
+    ours, theirs = _parts(name), _parts(reference)
+    if ours is None or theirs is None:
+        return False
+    return len(ours) == len(theirs) + 1 and set(theirs) < set(ours)
+
+
+def _parts(name: str) -> tuple[str, ...] | None:
+    """Return the parts of a method, None for one that is not known here."""
+    try:
+        return parts(name)
+    except UsageError:
+        return None
+
+
+def _document(contrasts: Sequence[Contrast], mean: MeanContrast) -> dict[str, Any]:
+    return {
+        "mean": mean.mean,
+        "interval": mean.interval and list(mean.interval),
+        "level": statistics.LEVEL,
+        "seeds": mean.seeds,
+        "positive": mean.positive,
+        "negative": mean.negative,
+        "tells": mean.tells,
+        "shared_training": all(contrast.shared_training for contrast in contrasts),
+        "images_resampled": mean.images_resampled,
+        "pairs": [
+            {
+                "seed": contrast.seed,
+                "difference": contrast.value,
+                "shared_training": contrast.shared_training,
+                "image_error": contrast.image_error,
+            }
+            for contrast in contrasts
+        ],
+    }
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _are(names: Sequence[str]) -> str:
+    return "is" if len(names) == 1 else "are"

@@ -1,0 +1,43 @@
+"""Quantizations as one readable string, which names groups and is a condition of references."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from qatval.runs import FP32
+
+_USUAL = ("per-tensor", "learned")
+
+
+def precision(quantization: Mapping[str, Any]) -> str:
+    """Write a summary's quantization, e.g. ``"w4a16 per-tensor learned"`` or ``"fp32"``.
+
+    What an older tool did not record is not written, and neither is what no preset changes.
+    """
+    mode = str(quantization["mode"])
+    if mode == FP32:
+        return mode
+    said = [mode, quantization.get("scale"), quantization.get("scaling")]
+    if quantization.get("narrow_range") is False:
+        said.append("full range")
+    if (without := quantization.get("scale_without_batchnorm")) not in (None, "per-channel"):
+        said.append(f"{without} head")
+    if isinstance(bits := quantization.get("boundary_bit_width"), int):
+        said.append(f"boundary {bits} bit")
+    return " ".join(str(part) for part in said if part is not None)
+
+
+def brief(precise: str) -> str:
+    """Leave out of such a string what is usual: nothing is left of the contract's own."""
+    left = " ".join(part for part in precise.split() if part not in _USUAL)
+    return "" if left == "w4a16" else left
+
+
+def in_words(quantization: Mapping[str, Any]) -> str:
+    """Say in words what is quantized, e.g. ``"4-bit weights, activations in float"``."""
+    if quantization["mode"] == FP32:
+        return "weights and activations in float"
+    activations = quantization["activation_bit_width"]
+    also = "activations in float" if activations is None else f"{activations}-bit activations"
+    return f"{quantization['weight_bit_width']}-bit weights, {also}"

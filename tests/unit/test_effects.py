@@ -1,0 +1,191 @@
+"""What methods gain net of their controls, and the sentences that say it."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qatval.effects import effect, net_effects, net_sentence, not_net
+from qatval.pairing import net
+from qatval.runs import LoadedRun
+from qatval.statistics import MeanContrast
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, make_summary):
+    root = tmp_path_factory.mktemp("runs")
+
+    def make(method, seed, final, **more):
+        return LoadedRun(root, make_summary(method, seed, (0.3, 0.5, final), **more))
+
+    return make
+
+
+AVERAGING = ("ema", "baseline", "fp32+ema", "fp32")
+finals = st.floats(0.1, 0.9).map(lambda value: round(value, 6))
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "gain", "control"),
+    [
+        ("ema", "averaging", ("ema", "baseline"), ("fp32+ema", "fp32")),
+        ("dampen+ema", "averaging", ("dampen+ema", "dampen"), ("fp32+ema", "fp32")),
+        ("qc", "correction", ("qc", "baseline"), ("bn", "baseline")),
+        ("ema+qc", "correction", ("ema+qc", "ema"), ("ema+bn", "ema")),
+        (
+            "dampen+ema+qc",
+            "correction",
+            ("dampen+ema+qc", "dampen+ema"),
+            ("dampen+ema+bn", "dampen+ema"),
+        ),
+    ],
+)
+def test_what_a_gain_has_to_exceed(name, kind, gain, control):
+    found = effect(name)
+    assert (found.kind, found.gain, found.control) == (kind, gain, control)
+
+
+@pytest.mark.parametrize(
+    "name", ["baseline", "dampen", "fp32", "fp32+ema", "ema+bn", "ptq", "of another tool", "ema+x"]
+)
+def test_what_has_no_control(name):
+    assert effect(name) is None
+
+
+@given(st.lists(st.tuples(finals, finals, finals, finals), min_size=1, max_size=5))
+def test_a_net_effect_is_the_plain_formula_on_every_seed(run, seeds):
+    runs = [
+        run(method, seed, final)
+        for seed, four in enumerate(seeds)
+        for method, final in zip(AVERAGING, four, strict=True)
+    ]
+    (found,) = net_effects(runs, "w4a16")
+    plain = [(m - r) - (c - cr) for m, r, c, cr in seeds]
+    assert [pair["difference"] for pair in found["pairs"]] == pytest.approx(plain, abs=1e-9)
+    assert found["mean"] == pytest.approx(sum(plain) / len(plain), abs=1e-9)
+    assert found["mean"] == pytest.approx(found["gain"] - found["control_gain"], abs=1e-9)
+    assert found["shared_training"]
+    assert found["images_resampled"]
+
+
+@given(st.lists(st.tuples(finals, finals, finals), min_size=3, max_size=5))
+def test_equal_gains_leave_nothing_and_do_not_tell(run, seeds):
+    runs = [
+        run(method, seed, final, resamples=0)
+        for seed, (r, cr, m) in enumerate(seeds)
+        for method, final in zip(AVERAGING, (m, r, cr + m - r, cr), strict=True)
+    ]
+    (found,) = net_effects(runs, "w4a16")
+    assert found["mean"] == pytest.approx(0, abs=1e-12)
+    assert not found["tells"]
+    assert "no gain beyond that of averaging by itself is shown" in found["sentence"]
+
+
+@given(finals, finals, finals)
+def test_the_reference_that_gain_and_control_share_cancels(run, corrected, fresh, before):
+    runs = [run("ema+qc", 0, corrected), run("ema+bn", 0, fresh), run("ema", 0, before)]
+    measured = net(runs, ("ema+qc", "ema"), ("ema+bn", "ema"))
+    (contrast,) = measured.nets
+    assert contrast.value == pytest.approx(corrected - fresh, abs=1e-9)
+    assert sorted(term.weight for term in contrast.terms) == [-1, 1]
+    assert contrast.image_error is not None
+
+
+def test_only_seeds_that_have_all_four_count(run):
+    runs = [
+        run(method, seed, 0.6)
+        for seed in (0, 1, 2)
+        for method in AVERAGING
+        if (method, seed) not in [("fp32", 1), ("ema", 2)]
+    ]
+    (found,) = net_effects(runs, "w4a16")
+    assert [pair["seed"] for pair in found["pairs"]] == [0]
+
+
+def test_incomplete_controls_are_no_controls(run):
+    runs = [run(method, 0, 0.6) for method in AVERAGING[:3]]
+    assert net_effects([*runs, run("fp32", 0, 0.6, error="interrupted")], "w4a16") == []
+    assert not_net([*runs, run("fp32", 0, 0.6, error="interrupted")])["missing"] == ["fp32"]
+
+
+def test_gains_stay_within_their_own_training(run):
+    """Two quantized trainings of one seed: each gain is taken within its own."""
+
+    def of(method, trajectory, final):
+        changes = {"run_id": f"{method} {trajectory}", "training": {"trajectory": trajectory}}
+        return run(method, 0, final, changes=changes)
+
+    runs = [
+        of("baseline", "a", 0.60),
+        of("ema", "a", 0.61),
+        of("baseline", "b", 0.40),
+        of("ema", "b", 0.43),
+        of("fp32", "c", 0.65),
+        of("fp32+ema", "c", 0.66),
+    ]
+    (found,) = net_effects(runs, "w4a16")
+    assert found["mean"] == pytest.approx((0.01 + 0.03) / 2 - 0.01)
+    assert found["seeds"] == 1
+
+
+def test_a_group_says_once_which_gains_are_not_net(run):
+    runs = [run(method, 0, 0.6) for method in ("baseline", "ema", "ema+qc")]
+    assert not_net(runs) == {
+        "missing": ["fp32", "fp32+ema", "ema+bn"],
+        "sentence": "the gains of ema over baseline and ema+qc over ema are not net of a control: "
+        "fp32, fp32+ema and ema+bn are missing (run with --with-controls)",
+    }
+    averaging = [*runs, run("fp32", 0, 0.6), run("fp32+ema", 0, 0.6)]
+    assert not_net(averaging)["sentence"] == (
+        "the gain of ema+qc over ema is not net of a control: ema+bn is missing "
+        "(run with --with-controls)"
+    )
+    assert not_net([*averaging, run("ema+bn", 0, 0.6)]) is None
+
+
+def test_controls_of_other_seeds_are_missing_too(run):
+    runs = [run("baseline", 0, 0.6), run("ema", 0, 0.6), run("fp32", 0, 0.6)]
+    apart = [*runs, run("fp32+ema", 1, 0.6)]
+    assert net_effects(apart, "w4a16") == []
+    assert not_net(apart)["missing"] == ["fp32+ema"]
+
+
+def test_where_no_gain_is_reported_none_lacks_a_control(run):
+    assert not_net([run("ema", 0, 0.6), run("baseline", 1, 0.6)]) is None
+    assert not_net([run("fp32", 0, 0.6), run("fp32+ema", 0, 0.6)]) is None
+
+
+SENTENCES = {
+    "less than in FP32": ("ema", 0.002, 0.020, (-0.030, -0.006), 5),
+    "less than in FP32, and a loss": ("ema", -0.002, 0.020, (-0.034, -0.010), 5),
+    "more than in FP32": ("ema", 0.020, 0.002, (0.006, 0.030), 5),
+    "more than in FP32, but no gain": ("ema", -0.002, -0.020, (0.006, 0.030), 5),
+    "undecided": ("ema", 0.004, 0.002, (-0.005, 0.009), 5),
+    "two seeds": ("ema", 0.020, 0.002, None, 2),
+    "one seed": ("dampen+ema", 0.020, 0.002, None, 1),
+    "QC, less": ("ema+qc", 0.004, 0.009, (-0.008, -0.002), 5),
+    "QC, more": ("ema+qc", 0.009, 0.004, (0.002, 0.008), 5),
+    "QC, more, but no gain": ("qc", -0.001, -0.004, (0.001, 0.005), 5),
+    "QC, undecided": ("dampen+ema+qc", 0.004, -0.003, (-0.001, 0.015), 3),
+    "QC, two seeds": ("ema+qc", 0.004, 0.009, None, 2),
+}
+
+
+@pytest.mark.parametrize("case", SENTENCES)
+def test_the_sentence(snapshot, case):
+    name, gain, control_gain, interval, seeds = SENTENCES[case]
+    mean = gain - control_gain
+    measured = MeanContrast(seeds, mean, interval, seeds, 0, True)
+    assert net_sentence(effect(name), "w4a16", gain, control_gain, measured) == snapshot
+
+
+@given(finals, finals, st.floats(0, 0.2), st.integers(1, 9))
+def test_no_sentence_claims_more_than_the_numbers_say(gain, control_gain, half, seeds):
+    mean = gain - control_gain
+    interval = (mean - half, mean + half) if seeds >= 3 else None
+    measured = MeanContrast(seeds, mean, interval, 0, 0, True)
+    for name in ("ema", "ema+qc"):
+        text = net_sentence(effect(name), "w4a16", gain, control_gain, measured)
+        assert ("cannot tell" in text) == (seeds < 3)
+        assert (", so " in text) == measured.tells
+        assert ("does more" in text) == (measured.tells and mean > 0)
+        assert ("does less" in text) == (measured.tells and mean < 0)
