@@ -1,5 +1,7 @@
 """What a QAT step costs beside FP32, Brevitas and ModelOpt: yolo10n, 160 px, batch 16.
 
+Weights to 4 bits, and weights and activations to 4 bits as Gupta & Asthana train them.
+
     python benchmarks/step.py [--rounds 15]
 
 Each peer is timed twice over: forward and backward alone, and the whole step as its trainer takes
@@ -30,7 +32,11 @@ from measure import publish, ratio, spread, table  # noqa: E402
 from qatval.config import quantization  # noqa: E402
 from qatval.quant.averaging import WeightAverage  # noqa: E402
 from qatval.quant.fused import fuse_quantization  # noqa: E402
-from qatval.quant.layers import insert_quantizers, quantized_layers  # noqa: E402
+from qatval.quant.layers import (  # noqa: E402
+    calibrate_activations,
+    insert_quantizers,
+    quantized_layers,
+)
 from qatval.train.models import build_model  # noqa: E402
 
 BATCH, CLASSES = 16, 80
@@ -39,6 +45,8 @@ PEERS = {
     "qatval": "qatval, W4 learned scale",
     "brevitas": "Brevitas, W4 learned scale",
     "statistics": "Brevitas, W4 scale from statistics",
+    "qatval a4": "qatval, W4A4, first and last layers at 8 bits",
+    "brevitas a4": "Brevitas, the same",
     "modelopt": "ModelOpt INT8 (Ultralytics `quantize=8`)",
 }
 
@@ -62,15 +70,16 @@ def a_model(peer: str, batch: dict[str, Tensor]) -> nn.Module:
     torch.manual_seed(0)
     model: Any = build_model("yolov10n.yaml", [str(n) for n in range(CLASSES)])
     model.args = get_cfg(DEFAULT_CFG)
-    if peer in ("qatval", "brevitas"):
-        insert_quantizers(model, quantization("w4a16"))
+    if peer.startswith(("qatval", "brevitas")):
+        insert_quantizers(model, quantization("paper" if peer.endswith("a4") else "w4a16"))
+        calibrate_activations(model, [batch["img"]])
     elif peer == "statistics":
         with_statistics(model)
     elif peer == "modelopt":
         from ultralytics.utils.torch_utils import prepare_qat
 
         model = prepare_qat(model, [batch], lambda same: same, batches=1)
-    if peer == "qatval":
+    if peer.startswith("qatval"):
         fuse_quantization(model)
     return model.train()  # type: ignore[no-any-return]
 
@@ -106,7 +115,7 @@ class Stepper:
         self.model = a_model(peer, self.batch)
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_("dfl" not in name)
-        own = peer == "qatval"
+        own = peer.startswith("qatval")
         trained = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, lr=1e-5, foreach=True if own else None)
         self.average: Any = WeightAverage(self.model, 0.9999, 2000.0) if own else None

@@ -190,9 +190,8 @@ class _Inputs:
         self._layers = tuple(found)
         self._scalings: list[Any] = [quantizer.scaling_impl for quantizer in found.values()]
         self._grids = [grid_of(quantizer) for quantizer in found.values()]
-        self._thresholds = torch.tensor(
-            [grid.threshold for grid in self._grids], device=layers[0].weight.device
-        )
+        device = self._scalings[0].value.device if found else None
+        self._thresholds = torch.tensor([grid.threshold for grid in self._grids], device=device)
 
     def quantizers(self) -> dict[int, partial[Tensor]]:
         """Return what quantizes the input of the layer of this number, differentiable."""

@@ -7,8 +7,11 @@ passes them straight through, the clamp stops those to what lies outside of it, 
 
 LSQ also multiplies the scale's gradient by ``1 / sqrt(n * high)`` for ``n`` quantized numbers.
 Brevitas does not, and hence neither does qatval. Optimizers that divide a gradient by its own
-magnitude, as Adam and AdamW do, take the same steps either way; what the factor would change is
-the scales' part in the norm that gradients are clipped by, and the steps of plain SGD.
+magnitude, as Adam and AdamW do, take the same steps either way. What the factor would change is the
+scales' part in the norm that gradients are clipped by (a few per cent in yolo10n), and plain SGD.
+
+Brevitas clips after rounding, as Gupta & Asthana write it, and LSQ before: what lies beyond the
+last code by less than half a step counts as inside here and as outside there.
 """
 
 from __future__ import annotations

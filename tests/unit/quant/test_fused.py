@@ -145,6 +145,28 @@ def test_weights_can_be_quantized_once_for_several_forwards() -> None:
     assert "forward" not in layer.__dict__
 
 
+def test_a_float_model_has_nothing_to_quantize_once() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 2, 1))
+    expected = model(images())
+    with quantized_once(model):
+        assert torch.equal(model(images()), expected)
+
+
+def test_codes_are_kept_only_if_asked_for() -> None:
+    model = quantized_model()
+    assert fuse_quantization(copy.deepcopy(model)).codes.numel() == 0
+    quantizer = fuse_quantization(model, capture=True)
+    with torch.no_grad():
+        for _, layer in quantized_layers(model):
+            layer.weight.neg_()
+    before = quantizer.codes.clone()
+    model.eval()(images())
+    assert torch.equal(quantizer.codes, before)
+    model.train()(images())
+    assert quantizer.codes.any()
+    assert torch.equal(quantizer.codes, -before)
+
+
 def test_a_copy_quantizes_its_own_weights() -> None:
     model = quantized_model()
     fuse_quantization(model)
