@@ -1,0 +1,244 @@
+"""Oscillation of quantized weights: how often their codes turn back.
+
+A latent weight that the loss wants between two codes is pushed to and fro over the rounding
+threshold between them, and its code with it (Nagel et al., *Overcoming Oscillations in
+Quantization-Aware Training*, ICML 2022). Definitions here are theirs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from qatval.quant.latent import LatentWeights
+
+NEAR = 0.05
+"""Distance from a rounding threshold, in steps, within which a weight counts as near it."""
+
+
+@dataclass(frozen=True)
+class EpochOscillation:
+    """All weights in one epoch. Means are over weights.
+
+    Attributes:
+        epoch: Counted from 1.
+        oscillating: Share whose oscillation frequency exceeds the threshold at the epoch's end.
+        change_rate: Share whose code changes in a step, the mean of the epoch's steps.
+        reversal_rate: Share whose code turns back in a step, the mean of the epoch's steps.
+        near_threshold: Share within 0.05 steps of a rounding threshold at the epoch's end; 0.1 of
+            weights that lie anywhere alike.
+        threshold_distance: Mean distance from the nearest rounding threshold at the epoch's end,
+            in steps, at most 0.5 each; 0.25 of weights that lie anywhere alike.
+        scale_drift: Mean of ``|log2(scale / scale at the start)|``.
+    """
+
+    epoch: int
+    oscillating: float
+    change_rate: float
+    reversal_rate: float
+    near_threshold: float
+    threshold_distance: float
+    scale_drift: float
+
+
+@dataclass(frozen=True)
+class LayerOscillation:
+    """One layer at the end of the training. Shares and means are over its weights.
+
+    Attributes:
+        name: Full name.
+        weights: How many it has.
+        oscillating: Share whose oscillation frequency exceeds the threshold.
+        flips: Changes of code per weight over the training.
+        reversals: Changes of code back per weight over the training.
+        near_threshold, threshold_distance, scale_drift: As in `EpochOscillation`.
+    """
+
+    name: str
+    weights: int
+    oscillating: float
+    flips: float
+    reversals: float
+    near_threshold: float
+    threshold_distance: float
+    scale_drift: float
+
+
+@dataclass(frozen=True)
+class Oscillation:
+    """How the weights of a training oscillated.
+
+    Attributes:
+        momentum: Of the oscillation frequency.
+        threshold: Frequency above which a weight is called oscillating.
+        steps: Optimizer steps observed.
+        oscillating: Share of oscillating weights at the end.
+        epochs: All weights, epoch by epoch.
+        layers: Every layer, at the end.
+    """
+
+    momentum: float
+    threshold: float
+    steps: int
+    oscillating: float
+    epochs: tuple[EpochOscillation, ...]
+    layers: tuple[LayerOscillation, ...]
+
+
+class OscillationTracker:
+    """Follows the integer codes of all weights through a training.
+
+    A weight oscillates at step t, ``o_t = 1``, when its code changes in the direction opposite to
+    its previous change. Its frequency is ``f_t = m * o_t + (1 - m) * f_(t-1)`` from ``f_0 = 0``
+    (Nagel et al.). How far the code moves makes no difference.
+
+    With ``m = 0.01`` and a threshold of 0.005, one reversal marks a weight as oscillating for
+    about 69 steps (``ln 2 / m``). Only in a run much longer than that does the share mean what it
+    means in the paper; in a run of 100 steps it says "reversed lately".
+
+    Everything happens in a dozen operations over all weights at once: no loop over layers, and
+    nothing that a GPU would have to be waited for. Masks are kept as int8, which a CPU adds and
+    multiplies several times sooner than it does booleans.
+
+    Attributes:
+        frequency: Oscillation frequency of each weight, flat in the order of ``weights``, float32.
+        steps: Steps observed so far.
+    """
+
+    def __init__(
+        self, weights: LatentWeights, momentum: float = 0.01, threshold: float = 0.005
+    ) -> None:
+        """Start at the weights' present codes and scales: those that the first forward will use.
+
+        Args:
+            weights: What to follow, on the device that it stays on.
+            momentum: ``m`` above; 0.01 is the official code's.
+            threshold: Frequency above which a weight is called oscillating.
+        """
+        self.momentum = momentum
+        self.threshold = threshold
+        self.steps = 0
+        self._weights = weights
+        self._first_scales = weights.scales()
+        self._codes = weights.flat_codes()
+        self._direction = torch.zeros_like(self._codes)
+        self.frequency = torch.zeros_like(self._codes, dtype=torch.float32)
+        self._flips = torch.zeros_like(self._codes, dtype=torch.int32)
+        self._reversals = torch.zeros_like(self._flips)
+        self._epochs: list[EpochOscillation] = []
+        self._counted = 0, 0, 0
+
+    @torch.no_grad()
+    def observe(self, codes: Tensor) -> None:
+        """Take in one optimizer step.
+
+        Args:
+            codes: The codes that the step's forward used, all layers one after the other in the
+                order of ``weights``, int8. Copied.
+        """
+        before = self._codes
+        # Not the sign of a difference: that of two 8-bit codes does not fit into 8 bits.
+        change = codes.gt(before).view(torch.int8) - codes.lt(before).view(torch.int8)
+        moved = change.abs()
+        turned = change.mul(self._direction).clamp_(max=0).neg_()
+        self._direction.mul_(1 - moved).add_(change)
+        self._flips.add_(moved)
+        self._reversals.add_(turned)
+        self.frequency.mul_(1.0 - self.momentum).add_(turned, alpha=self.momentum)
+        before.copy_(codes)
+        self.steps += 1
+
+    def end_epoch(self, epoch: int) -> EpochOscillation:
+        """Close an epoch and return what it was like.
+
+        Args:
+            epoch: Its number, counted from 1.
+        """
+        now = self.steps, int(self._flips.sum()), int(self._reversals.sum())
+        steps, flips, reversals = (a - b for a, b in zip(now, self._counted, strict=True))
+        self._counted = now
+        chances = max(steps, 1) * self._codes.numel()
+        layers = self._layers()
+        record = EpochOscillation(
+            epoch=epoch,
+            oscillating=_over_all([layer.oscillating for layer in layers], layers),
+            change_rate=flips / chances,
+            reversal_rate=reversals / chances,
+            near_threshold=_over_all([layer.near_threshold for layer in layers], layers),
+            threshold_distance=_over_all([layer.threshold_distance for layer in layers], layers),
+            scale_drift=_over_all([layer.scale_drift for layer in layers], layers),
+        )
+        self._epochs.append(record)
+        return record
+
+    def result(self) -> Oscillation:
+        """Return everything there is to say so far."""
+        layers = self._layers()
+        return Oscillation(
+            momentum=self.momentum,
+            threshold=self.threshold,
+            steps=self.steps,
+            oscillating=_over_all([layer.oscillating for layer in layers], layers),
+            epochs=tuple(self._epochs),
+            layers=tuple(layers),
+        )
+
+    @torch.no_grad()
+    def _layers(self) -> list[LayerOscillation]:
+        weights = self._weights
+        found = []
+        for name, size, distance, drift, frequency, flips, reversals in zip(
+            weights.names,
+            weights.sizes,
+            threshold_distances(weights),
+            self._scale_drifts(),
+            torch.split(self.frequency, weights.sizes),
+            torch.split(self._flips, weights.sizes),
+            torch.split(self._reversals, weights.sizes),
+            strict=True,
+        ):
+            found.append(
+                LayerOscillation(
+                    name=name,
+                    weights=size,
+                    oscillating=int((frequency > self.threshold).sum()) / size,
+                    flips=int(flips.sum()) / size,
+                    reversals=int(reversals.sum()) / size,
+                    near_threshold=int((distance < NEAR).sum()) / size,
+                    threshold_distance=_mean(distance),
+                    scale_drift=_mean(drift),
+                )
+            )
+        return found
+
+    def _scale_drifts(self) -> Iterator[Tensor]:
+        for scale, first in zip(self._weights.scales(), self._first_scales, strict=True):
+            yield (scale / first).log2().abs()
+
+
+@torch.no_grad()
+def threshold_distances(weights: LatentWeights) -> Iterator[Tensor]:
+    """Yield, per layer, each weight's distance from the nearest rounding threshold, in steps.
+
+    The thresholds are those between two codes, ``low + 0.5 .. high - 0.5``: a weight beyond the
+    largest code is far from any and not near the next one. No distance exceeds 0.5.
+    """
+    for weight, scale, grid in zip(weights.weights(), weights.scales(), weights.grids, strict=True):
+        ratio = weight / scale
+        nearest = ratio.floor().clamp_(grid.low, grid.high - 1.0).add_(0.5)
+        yield ratio.sub_(nearest).abs_().clamp_(max=0.5)
+
+
+def _mean(values: Tensor) -> float:
+    """Return the mean of what is finite, or 0: a diverged training still has a record."""
+    finite = values[values.isfinite()]
+    return float(finite.mean()) if finite.numel() else 0.0
+
+
+def _over_all(values: Sequence[float], layers: Sequence[LayerOscillation]) -> float:
+    """Return the mean over weights of what is a mean over each layer's weights."""
+    counts = [layer.weights for layer in layers]
+    return sum(v * n for v, n in zip(values, counts, strict=True)) / sum(counts)
