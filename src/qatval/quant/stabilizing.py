@@ -55,13 +55,16 @@ def make_stabilizer(chosen: methods.Stabilizer, weights: LatentWeights) -> Stabi
     module, _, name = chosen.implementation.partition(":")
     try:
         found: Any = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError) as error:
         raise UsageError(
             f"cannot import the method '{chosen.implementation}': {error}; a preset names a class "
             "as 'module:Class'"
         ) from error
+    if not (isinstance(found, type) and issubclass(found, Stabilizer)):
+        raise UsageError(f"the method '{chosen.implementation}' is no subclass of Stabilizer")
     try:
-        made: Stabilizer = found(weights, **chosen.settings)
+        return found(weights, **chosen.settings)
     except TypeError as error:
-        raise UsageError(f"method '{chosen.implementation}' does not take its settings: {error}") from error
-    return made
+        raise UsageError(
+            f"the method '{chosen.implementation}' does not take its settings: {error}"
+        ) from error
