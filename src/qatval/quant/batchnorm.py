@@ -1,0 +1,123 @@
+"""BatchNorm statistics: fresh ones, and how far the running ones had drifted from them.
+
+The running statistics lag behind weights that jump from one code to another at every step (Nagel
+et al., *Overcoming Oscillations in Quantization-Aware Training*, ICML 2022, who re-estimate them
+after training). Fresh statistics are therefore the control of whatever is said to correct a
+quantized model afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+_BatchNorm: TypeAlias = nn.modules.batchnorm._BatchNorm
+
+
+@dataclass(frozen=True)
+class BatchNormDrift:
+    """How far one layer's running statistics are from fresh ones, in nats.
+
+    Attributes:
+        name: Full name of the layer.
+        kl_mean, kl_max: Mean and maximum over channels of the Kullback-Leibler divergence.
+    """
+
+    name: str
+    kl_mean: float
+    kl_max: float
+
+
+def reestimate(model: nn.Module, batches: Iterable[Tensor]) -> nn.Module:
+    """Return a copy of a model with BatchNorm statistics from these batches alone.
+
+    The mean over the batches of the batch means, and of the batch variances (unbiased, as torch
+    keeps them); batches count alike, whatever their sizes. All other modules run in evaluation
+    mode. The model, its modes and the random state stay as they are, and so does everything else
+    in the copy. A layer that no batch reaches keeps the statistics that it has.
+
+    Args:
+        model: Any model; quantized weights are quantized as in evaluation.
+        batches: What the model takes, one batch after the other, on its device.
+
+    Raises:
+        ValueError: If there is no batch.
+    """
+    copy = deepcopy(model)
+    modes = [(module, module.training) for module in copy.modules()]
+    copy.eval()
+    layers = dict(_tracking(copy))
+    momenta = {name: layer.momentum for name, layer in layers.items()}
+    for layer in layers.values():
+        layer.reset_running_stats()
+        layer.momentum = None  # torch's cumulative average
+        layer.train()
+    seen = 0
+    with torch.no_grad():
+        for batch in batches:
+            copy(batch)
+            seen += 1
+    if not seen:
+        raise ValueError("there is no batch to estimate BatchNorm statistics from")
+    originals = dict(_tracking(model))
+    for name, layer in layers.items():
+        layer.momentum = momenta[name]
+        if not layer.num_batches_tracked:
+            layer.load_state_dict(originals[name].state_dict())
+    for module, training in modes:
+        module.training = training
+    return copy
+
+
+@torch.no_grad()
+def drift(model: nn.Module, reestimated: nn.Module) -> list[BatchNormDrift]:
+    """Compare a model's running statistics with fresh ones, layer by layer.
+
+    Per channel, with the normal distributions that have the statistics' means and variances::
+
+        KL(fresh || running) = (log(vr / vf) + (vf + (mf - mr)^2) / vr - 1) / 2
+
+    that is, what it costs to take activations for distributed as the running statistics say. The
+    variances include BatchNorm's own eps, as the normalisation does: a dead channel, whose
+    variance is 0 in both, has not drifted.
+
+    Args:
+        model: The model with its running statistics.
+        reestimated: What `reestimate` made of it.
+
+    Raises:
+        ValueError: If the two do not have the same BatchNorm layers.
+    """
+    running, fresh = dict(_tracking(model)), dict(_tracking(reestimated))
+    if running.keys() != fresh.keys():
+        raise ValueError(
+            "the models have different BatchNorm layers: "
+            f"{sorted(running.keys() ^ fresh.keys())[:3]} ..."
+        )
+    found = []
+    for name, layer in running.items():
+        mr, vr = _normal(layer)
+        mf, vf = _normal(fresh[name])
+        kl = ((vr / vf).log() + (vf + (mf - mr).square()) / vr - 1.0) / 2.0
+        kl.clamp_(min=0.0)  # rounding can leave it a little below
+        found.append(BatchNormDrift(name, float(kl.mean()), float(kl.max())))
+    return found
+
+
+def _tracking(model: nn.Module) -> Iterator[tuple[str, _BatchNorm]]:
+    """Yield the BatchNorm layers that keep statistics, by full name."""
+    for name, module in model.named_modules():
+        if isinstance(module, _BatchNorm) and module.running_mean is not None:
+            yield name, module
+
+
+def _normal(layer: _BatchNorm) -> tuple[Tensor, Tensor]:
+    """Return means and variances, in float64: the divergence is a difference of near-equals."""
+    assert layer.running_mean is not None
+    assert layer.running_var is not None
+    return layer.running_mean.double(), layer.running_var.double() + layer.eps
