@@ -137,7 +137,8 @@ def net_effects(runs: Sequence[LoadedRun], mode: str) -> list[dict[str, Any]]:
                     {**pair, "gain": one.value, "control_gain": other.value}
                     for pair, one, other in each
                 ],
-                "sentence": net_sentence(meant, mode, gain.mean, control_gain.mean, mean),
+                "sentence": net_sentence(meant, mode, gain.mean, control_gain.mean, mean)
+                + _collapses(runs, meant, {contrast.seed for contrast in measured.nets}),
             }
         )
     return found
@@ -231,6 +232,16 @@ def _told(meant: Effect, gain: float, net: MeanContrast) -> str:
         cure = ", and what it gains here is not a cure of quantization" if gain > 0 else ""
         return f"so averaging does less for the quantized training than for FP32{cure}"
     return "so QC does less than fresh statistics, which learn nothing"
+
+
+def _collapses(runs: Iterable[LoadedRun], meant: Effect, seeds: set[int]) -> str:
+    """Name the collapses behind a mean, which says little of a method that collapses at times."""
+    said = []
+    for name in dict.fromkeys((*meant.gain, *meant.control)):
+        counted = [r for r in runs if r.method == name and r.completed and r.seed in seeds]
+        if collapsed := sum(run.outcome == "collapsed" for run in counted):
+            said.append(f"{name} on {collapsed} of {len(counted)}")
+    return f" (collapsed: {', '.join(said)})" if said else ""
 
 
 def _moves(value: float, up: str = "gains", down: str = "loses") -> str:

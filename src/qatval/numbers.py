@@ -25,8 +25,10 @@ def interval(bounds: Sequence[float] | None) -> str:
 
 
 def percent(share: float | None) -> str:
-    """Write a share in [0, 1]."""
-    return MISSING if share is None else f"{100 * share:.1f} %"
+    """Write a share in [0, 1]; a small one never reads as none."""
+    if share is None:
+        return MISSING
+    return f"{100 * share:.2g} %" if 0 < share < 0.01 else f"{100 * share:.1f} %"
 
 
 def duration(seconds: float) -> str:

@@ -38,6 +38,8 @@ def in_words(quantization: Mapping[str, Any]) -> str:
     """Say in words what is quantized, e.g. ``"4-bit weights, activations in float"``."""
     if quantization["mode"] == FP32:
         return "weights and activations in float"
-    activations = quantization["activation_bit_width"]
+    activations = quantization.get("activation_bit_width")
     also = "activations in float" if activations is None else f"{activations}-bit activations"
-    return f"{quantization['weight_bit_width']}-bit weights, {also}"
+    boundary = quantization.get("boundary_bit_width")
+    ends = f", first and last layers at {boundary} bit" if isinstance(boundary, int) else ""
+    return f"{quantization['weight_bit_width']}-bit weights, {also}{ends}"

@@ -31,8 +31,8 @@ from functools import cached_property
 
 LEVEL = 0.95
 SEEDS_TO_TELL = 3
-# Equal gains do not subtract to an exact 0, and on no spread the least remainder would tell.
-_DECIMALS = 12
+# Equal gains do not subtract to an exact 0, and without a spread the least remainder would tell.
+_REMAINDER = 1e-12
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class Contrast:
     def value(self) -> float:
         """Sum of the runs' values with their weights, in units of the metric."""
         total = math.fsum(term.weight * term.value for term in self.terms)
-        return round(total, _DECIMALS)
+        return 0.0 if abs(total) < _REMAINDER else total
 
     @cached_property
     def resampled(self) -> ImageResamples | None:

@@ -204,8 +204,8 @@ def _final_over_best(summary: Summary) -> Check:
 
 
 def _trains_quantized(summary: Summary) -> bool:
-    quantized = summary["quantization"]["mode"] != FP32
-    return quantized and summary["method"].get("training") != "none"
+    training = summary["method"].get("training", "quantized")
+    return summary["quantization"]["mode"] != FP32 and bool(training != "none")
 
 
 def _untrained(summary: Summary, tolerance: float) -> Check:

@@ -127,6 +127,15 @@ def test_gains_stay_within_their_own_training(run):
     assert found["seeds"] == 1
 
 
+def test_a_collapse_behind_the_means_is_named(run):
+    runs = [run(method, seed, 0.6) for method in AVERAGING for seed in (0, 1, 2)]
+    collapsed = [r for r in runs if (r.method, r.seed) != ("baseline", 1)]
+    collapsed.append(run("baseline", 1, 0.1))
+    assert "collapsed" not in net_effects(runs, "w4a16")[0]["sentence"]
+    (found,) = net_effects(collapsed, "w4a16")
+    assert found["sentence"].endswith("(collapsed: baseline on 1 of 3)")
+
+
 def test_a_group_says_once_which_gains_are_not_net(run):
     runs = [run(method, 0, 0.6) for method in ("baseline", "ema", "ema+qc")]
     assert not_net(runs) == {

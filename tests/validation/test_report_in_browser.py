@@ -32,7 +32,15 @@ FINALS = {
     "baseline": (0.641, 0.652, 0.633, 0.160),
     "ema": (0.655, 0.661, 0.652, 0.648),
     "ema+qc": (0.659, 0.664, 0.655, 0.657),
+    "dampen": (0.646, 0.655, 0.640, 0.651),
+    "dampen+ema": (0.656, 0.662, 0.655, 0.656),
+    "dampen+ema+qc": (0.660, 0.665, 0.658, 0.660),
+    "fp32": (0.671, 0.668, 0.664, 0.669),
+    "fp32+ema": (0.688, 0.690, 0.681, 0.688),
+    "ema+bn": (0.660, 0.667, 0.659, 0.656),
+    "ptq": (0.601, 0.601, 0.601, 0.601),
 }
+LOWER = {"baseline": (0.540, 0.552, 0.533), "ema": (0.585, 0.591, 0.582)}
 # What a page can say about itself, once everything in it has been given the chance to load.
 PROBE = """
 <script>
@@ -75,7 +83,7 @@ addEventListener("message", event => {{
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory, make_summary, recorded) -> Written:
-    """A comparison as `make demo` leaves it behind, with a collapse and an incomplete run."""
+    """Methods with their controls at two precisions, with a collapse and an incomplete run."""
     references = recorded(baseline=0.645, ema=0.655)
     return write_report(tmp_path_factory.mktemp("report"), make_summary, references)
 
@@ -86,8 +94,9 @@ def write_report(folder: Path, make_summary, references: Thresholds) -> Written:
     for method, finals in FINALS.items():
         for seed, final in enumerate(finals):
             curve = [0.3, 0.48, 0.55, 0.60, 0.62, 0.63]
-            curve[-1] = final if method != "ema+qc" else final - 0.004
-            values = [*curve, final] if method == "ema+qc" else curve
+            afterwards = method.endswith(("+qc", "+bn"))
+            curve[-1] = final - 0.004 if afterwards else final
+            values = [*curve, final] if afterwards else curve
             root = folder / "runs" / f"seed{seed}" / method
             artifacts = {
                 "run_root": str(root),
@@ -98,6 +107,11 @@ def write_report(folder: Path, make_summary, references: Thresholds) -> Written:
             summary = make_summary(method, seed, values, changes={"artifacts": artifacts})
             _write(root, summary)
             (root / "predictions.json").write_text(json.dumps(_detections(coco, method, seed)))
+    for method, finals in LOWER.items():
+        for seed, final in enumerate(finals):
+            more = {"mode": "w3a16", "changes": {"run_id": f"w3a16 {method} {seed}"}}
+            summary = make_summary(method, seed, (0.3, 0.5, final), **more)
+            _write(folder / "runs" / "w3a16" / f"{method}-{seed}", summary)
     _write(folder / "runs" / "stopped", make_summary("ema", 4, (0.3,), error="CUDA out of memory"))
     larger = {"model": {"imgsz": 160}, "run_id": "larger images"}
     _write(folder / "runs" / "larger", make_summary("ema", 0, changes=larger))
@@ -213,7 +227,8 @@ def test_there_is_no_console_message(report, tmp_path):
 @needs_chromium
 def test_every_image_loads_and_every_reference_has_its_target(report, tmp_path):
     found = probe(report, tmp_path)
-    assert len(found["sizes"]) == 6
+    # six in the group with most runs, six in that of the other precision, of the controls it shares
+    assert len(found["sizes"]) == 12
     assert min(found["sizes"]) > 0
     assert found["repeated"] == []
     assert found["dangling"] == []
@@ -233,9 +248,9 @@ def test_the_tables_numbers_are_the_documents(report, tmp_path):
     document = json.loads(report.json.read_text())
 
     expected = []
-    finals = {(r["group"], r["method"], r["seed"]): r for r in document["runs"]}
+    finals = {(g, r["method"], r["seed"]): r for r in document["runs"] for g in r["groups"]}
     for group in document["groups"]:
-        seeds = sorted({r["seed"] for r in document["runs"] if r["group"] == group["name"]})
+        seeds = sorted({r["seed"] for r in document["runs"] if group["name"] in r["groups"]})
         for method in group["methods"]:
             runs = [finals.get((group["name"], method["method"], seed)) for seed in seeds]
             values = [r["final_value"] for r in runs if r and r["outcome"] != "incomplete"]

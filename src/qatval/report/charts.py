@@ -1,89 +1,19 @@
 """Charts as geometry: where ticks, points and labels go; ``charts.svg.jinja`` draws them.
 
-Every chart carries its numbers as a table too, for readers who do not see the drawing. Lengths are
-in the units of the drawing, whose width is `WIDTH`; a style number stands for a colour together
-with a marker shape and a dash pattern, so that colour is never the only difference.
+Every chart carries its numbers as a table too, for readers who do not see the drawing.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-WIDTH = 400.0
+from qatval.report.drawing import WIDTH, Chart, Curve, Mark, Segment, Tick
+
 _LETTER = 6.6  # average width of a digit at the drawings' font size
-_BOLD = 7.6  # and of a letter of a name
-
-
-@dataclass(frozen=True)
-class Tick:
-    """A labelled position on an axis."""
-
-    at: float
-    label: str
-
-
-@dataclass(frozen=True)
-class Mark:
-    """A measured point.
-
-    Attributes:
-        style: Selects colour and shape; None for a mark that is crossed out.
-        title: What hovering and screen readers say.
-    """
-
-    x: float
-    y: float
-    style: int | None
-    title: str
-
-
-@dataclass(frozen=True)
-class Segment:
-    """A straight line, e.g. a level or an interval, with an optional label."""
-
-    x1: float
-    y1: float
-    x2: float
-    y2: float
-    kind: str
-    label: str = ""
-    label_x: float = 0.0
-    label_y: float = 0.0
-    anchor: str = "start"
-
-
-@dataclass(frozen=True)
-class Curve:
-    """A line through points; its legend entry is its label."""
-
-    label: str
-    style: int
-    path: str
-
-
-@dataclass(frozen=True)
-class Chart:
-    """A drawing with its axes, and the same numbers as a table."""
-
-    title: str
-    description: str
-    height: float
-    left: float
-    right: float
-    top: float
-    bottom: float
-    x_ticks: Sequence[Tick]
-    y_ticks: Sequence[Tick]
-    x_label: str
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    rules: bool = True
-    curves: Sequence[Curve] = ()
-    segments: Sequence[Segment] = ()
-    marks: Sequence[Mark] = ()
-    width: float = field(default=WIDTH)
+_BOLD = 8.4  # and of a letter of a name
+_LABEL = 20  # letters of a name on a line
 
 
 @dataclass(frozen=True)
@@ -213,10 +143,11 @@ def dot_chart(
         join: Whether dots of equal key in neighbouring rows are joined.
         header, table: The numbers.
     """
-    pitch, top = 44.0, 30.0 if levels else 12.0
+    pitch, top = 44.0, 14.0 + 16.0 * len(levels)
     bottom = top + pitch * len(rows)
-    longest = max(len(row.label) for row in rows)
-    left, right = 12 + _BOLD * min(longest, 22), WIDTH - 14.0
+    names = [_lines(row.label) for row in rows]
+    longest = max(len(line) for lines in names for line in lines)
+    left, right = 12 + _BOLD * longest, WIDTH - 14.0
     values = [level.value for level in levels]
     for row in rows:
         values += [dot[0] for dot in row.dots]
@@ -246,7 +177,7 @@ def dot_chart(
         top=top,
         bottom=bottom,
         x_ticks=[Tick(x_at(value), f"{value:g}") for value in _nice(low, high, 4)],
-        y_ticks=[Tick(y, _short(row.label)) for row, y in zip(rows, y_of, strict=True)],
+        y_ticks=[Tick(y, *lines) for lines, y in zip(names, y_of, strict=True)],
         x_label=x_label,
         header=header,
         rows=table,
@@ -264,8 +195,18 @@ def range_chart(
     unchanged: float,
     header: Sequence[str],
     show: Callable[[float], str],
+    table: Sequence[Sequence[str]] | None = None,
 ) -> Chart:
-    """Draw a vertical bar per layer, in the order of the network, about what changes nothing."""
+    """Draw a vertical bar per layer, in the order of the network, about what changes nothing.
+
+    Args:
+        title, description: Of the chart, for every reader.
+        ranges: Name of each layer and both ends of its bar.
+        unchanged: Where a bar says that nothing happened.
+        header: Of the table.
+        show: How an end is written.
+        table: The numbers, by default the ends of the bars.
+    """
     low, high = _span([unchanged, *(v for _, a, b in ranges for v in (a, b))])
     labels = [Tick(value, f"{value:g}") for value in _nice(low, high)]
     left = 12 + _LETTER * max(len(tick.label) for tick in labels)
@@ -284,7 +225,7 @@ def range_chart(
         y_ticks=[Tick(y_at(tick.at), tick.label) for tick in labels],
         x_label=f"{len(ranges)} layers, input to output",
         header=header,
-        rows=[[name, show(a), show(b)] for name, a, b in ranges],
+        rows=table or [[name, show(a), show(b)] for name, a, b in ranges],
         segments=[
             *_levels([Level("", unchanged, "zero")], y_at, left, right),
             *(
@@ -330,10 +271,10 @@ def _posts(
     bottom: float,
     middle: float,
 ) -> Iterable[Segment]:
-    for level in levels:
-        x = x_at(level.value)
+    for above, level in enumerate(levels):
+        x, label_y = x_at(level.value), top - 8 - 16 * above
         anchor = "start" if x < middle else "end"
-        yield Segment(x, top, x, bottom, level.kind, level.label, x, top - 8, anchor)
+        yield Segment(x, label_y + 4, x, bottom, level.kind, level.label, x, label_y, anchor)
 
 
 def _joins(
@@ -374,5 +315,8 @@ def _nice(low: float, high: float, wanted: int = 5) -> list[float]:
     return [round((first + index) * step, 12) for index in range(count)]
 
 
-def _short(label: str) -> str:
-    return label if len(label) <= 22 else f"{label[:21]}…"
+def _lines(label: str) -> list[str]:
+    """Break a long difference before its minus, and cut what is still too long."""
+    first, minus, second = label.partition(" − ")
+    lines = [first, f"− {second}"] if minus and len(label) > _LABEL else [label]
+    return [line if len(line) <= _LABEL else f"{line[: _LABEL - 1]}…" for line in lines]

@@ -8,7 +8,7 @@ from typing import Any
 from qatval import numbers
 from qatval.comparison import Comparison
 from qatval.report.run_markdown import escape, table
-from qatval.report.terminal import outcome
+from qatval.report.terminal import orientation, outcome
 
 
 def render_comparison(document: Comparison) -> str:
@@ -48,6 +48,13 @@ def _group(group: Mapping[str, Any]) -> Iterator[str]:
         right=("runs", "mAP 50-95", "spread"),
     )
     yield ""
+    if group["net_effects"]:
+        yield "Net of their controls:"
+        yield ""
+        yield from (f"- **{escape(effect['sentence'])}**" for effect in group["net_effects"])
+        yield ""
+    if group["not_net"]:
+        yield f"- {escape(group['not_net']['sentence'])}"
     for difference in group["differences"]:
         pairing = "" if difference["shared_training"] else " (paired by seed, trained apart)"
         yield f"- {escape(difference['sentence'])}{pairing}"
@@ -64,8 +71,9 @@ def _group(group: Mapping[str, Any]) -> Iterator[str]:
 def _method(method: Mapping[str, Any]) -> list[str]:
     final = method["final_value"]
     agree = {True: "yes", False: "no", None: numbers.MISSING}[method["outcomes_agree"]]
+    control = " (control)" if method["role"] == "control" else ""
     return [
-        method["method"],
+        method["method"] + control,
         str(method["runs"]),
         ", ".join(str(seed) for seed in method["seeds"]) or numbers.MISSING,
         numbers.value(final and final["mean"]),
@@ -76,9 +84,8 @@ def _method(method: Mapping[str, Any]) -> list[str]:
 
 
 def _orientation(group: Mapping[str, Any]) -> Iterator[list[str]]:
-    for label, name in (("FP32 checkpoint", "fp32_value"), ("untrained W4 model", "ptq_value")):
-        measured = group[name]
-        mean = numbers.value(measured and measured["mean"])
+    for _, label, measured in orientation(group):
+        mean = numbers.value(None if measured is None else measured["mean"])
         yield [label, "", "", mean, "", "" if measured else "not measured", ""]
 
 

@@ -7,6 +7,7 @@ from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from qatval import numbers
+from qatval.precision import in_words, precision
 from qatval.record import Summary
 
 _METRIC = "mAP 50-95"
@@ -19,6 +20,8 @@ def render_run(summary: Summary) -> str:
         _metrics(summary),
         _method(summary),
         _history(summary),
+        _oscillation(summary),
+        _batchnorm(summary),
         _setup(summary),
         _coverage(summary),
     )
@@ -65,6 +68,8 @@ def _verdict(summary: Summary) -> Iterator[str]:
         )
     elif summary["status"] == "completed-failed":
         yield "**The run never learned anything**: its best mAP 50-95 is 0 or not a number."
+    elif _untrained(summary):
+        yield f"**Nothing was trained**: mAP 50-95 of the quantized checkpoint is {final}."
     else:
         share = "" if ratio is None else f" ({numbers.percent(ratio)})"
         yield (
@@ -72,6 +77,10 @@ def _verdict(summary: Summary) -> Iterator[str]:
             f"{limit:g} of its best it would count as collapsed."
         )
     yield ""
+
+
+def _untrained(summary: Summary) -> bool:
+    return bool(summary["method"].get("training") == "none")
 
 
 def _headline(summary: Summary) -> str:
@@ -87,9 +96,13 @@ def _metrics(summary: Summary) -> Iterator[str]:
     coco = metrics.get("coco") or {}
     rows = [
         ("FP32 checkpoint, same images", metrics.get("fp32_value")),
-        ("untrained W4 model", metrics.get("ptq_value")),
-        ("best epoch" + _epoch(metrics.get("best_epoch")), metrics["best_value"]),
+        (f"untrained {summary['quantization']['mode']}", metrics.get("ptq_value")),
+        (
+            "best epoch" + _epoch(metrics.get("best_epoch")),
+            None if _untrained(summary) else metrics["best_value"],
+        ),
         ("before QC", metrics.get("before_qc_value")),
+        ("before re-estimation", metrics.get("before_bn_value")),
         ("**final**", metrics["final_value"]),
         ("final, pycocotools' protocol", coco.get("map")),
     ]
@@ -112,7 +125,11 @@ def _method(summary: Summary) -> Iterator[str]:
     ema, qc = summary["method"]["ema"], summary["method"]["qc"]
     yield "## Method"
     yield ""
-    yield f"- **{summary['method']['variant']}**"
+    training = summary["method"].get("training")
+    scored = {"none": ": the quantized checkpoint, not trained", "float": ": trained in float"}
+    yield f"- **{summary['method']['variant']}**{scored.get(training, '')}"
+    for stabilizer in summary["method"].get("stabilizers") or []:
+        yield f"- {_stabilizer(stabilizer)}"
     if ema["enabled"]:
         asked = f"decay {_setting(ema['decay'])}, tau {_setting(ema['tau'])}"
         effective = ema.get("effective_decay")
@@ -120,8 +137,12 @@ def _method(summary: Summary) -> Iterator[str]:
         yield f"- EMA: {asked}{reached}"
         if (differing := ema.get("codes_differing_from_raw")) is not None:
             yield f"- {_codes(differing)}"
-    else:
+    elif training != "none":
         yield "- EMA off: the raw weights were validated, saved and reported"
+    bn = summary["method"].get("bn") or {}
+    if bn.get("enabled"):
+        images = f" on {bn['images']} training images" if bn.get("images") else ""
+        yield f"- BatchNorm statistics re-estimated{images}, nothing learned"
     if qc["enabled"]:
         images = f" on {qc['images']} training images" if qc.get("images") else ""
         yield f"- QC: {_setting(qc['epochs'])} epoch(s) of Adam at {_setting(qc['lr'])}{images}"
@@ -130,6 +151,20 @@ def _method(summary: Summary) -> Iterator[str]:
                 "(mean of a layer), beta by up to " + _largest(changes, "beta_max_abs")
             )
     yield ""
+
+
+def _stabilizer(stabilizer: Mapping[str, Any]) -> str:
+    def listed(values: Mapping[str, Any]) -> str:
+        return ", ".join(
+            f"{name} {value:g}" if isinstance(value, int | float) else f"{name} {value}"
+            for name, value in values.items()
+        )
+
+    name = stabilizer["implementation"].rpartition(":")[2]
+    settings, report = listed(stabilizer["settings"]), listed(stabilizer["report"])
+    return escape(
+        f"{name}: {settings or 'no settings'}" + (f"; at the end {report}" if report else "")
+    )
 
 
 def _setting(value: float | None) -> str:
@@ -149,9 +184,55 @@ def _history(summary: Summary) -> Iterator[str]:
     yield "## Epochs"
     yield ""
     rows = [(str(entry["epoch"]), numbers.value(entry["value"])) for entry in history]
-    if summary["method"]["qc"]["enabled"] and summary["status"] != "incomplete":
-        rows.append(("after QC", numbers.value(summary["metrics"]["final_value"])))
+    bn = summary["method"].get("bn") or {}
+    after = "QC" if summary["method"]["qc"]["enabled"] else "re-estimation"
+    if (after == "QC" or bn.get("enabled")) and summary["status"] != "incomplete":
+        rows.append((f"after {after}", numbers.value(summary["metrics"]["final_value"])))
     yield from table(("epoch", _METRIC), rows, right=("epoch", _METRIC))
+    yield ""
+
+
+def _oscillation(summary: Summary) -> Iterator[str]:
+    found = summary.get("oscillation")
+    if not found or not found["epochs"]:
+        return
+    last, layers = found["epochs"][-1], found["layers"]
+    most = max(layers, key=lambda layer: layer["oscillating"], default=None)
+    where = (
+        ""
+        if most is None
+        else (f", most in `{most['name']}` ({numbers.percent(most['oscillating'])})")
+    )
+    yield "## Oscillation of the raw weights"
+    yield ""
+    yield (
+        f"- {numbers.percent(found['oscillating'])} of the weights oscillate at the end "
+        f"(frequency above {found['threshold']:g}, momentum {found['momentum']:g}){where}; in a "
+        f"step of the last epoch {numbers.percent(last['change_rate'])} change their code, "
+        f"{numbers.percent(last['reversal_rate'])} against their last direction"
+    )
+    yield (
+        f"- they lie {last['threshold_distance']:.3f} steps from a rounding threshold (0.250 if "
+        f"spread evenly), {numbers.percent(last['near_threshold'])} within 0.05 (10.0 %); scales "
+        f"moved by a factor of {2 ** last['scale_drift']:.3f}"
+    )
+    yield ""
+
+
+def _batchnorm(summary: Summary) -> Iterator[str]:
+    found = summary.get("batchnorm")
+    if not found:
+        return
+    worst = sorted(found["layers"], key=lambda layer: -layer["kl_mean"])[:3]
+    yield "## BatchNorm drift"
+    yield ""
+    yield (
+        "- running statistics against those of "
+        f"{numbers.count(found['images'], 'training image')}: KL divergence "
+        f"{found['kl_mean']:.3g} nats on average, at most {found['kl_max']:.3g} in a channel of "
+        f"`{found['worst_layer']}`"
+    )
+    yield "- most drift: " + ", ".join(f"`{w['name']}` {w['kl_mean']:.3g}" for w in worst)
     yield ""
 
 
@@ -165,6 +246,10 @@ def _setup(summary: Summary) -> Iterator[str]:
     rows = [
         ("variant", f"{model['variant']}, {model['imgsz']} px, from `{model['checkpoint']}`"),
         ("dataset", f"{name or dataset['dataset_yaml']}: {_images(dataset)}"),
+        (
+            "quantization",
+            f"{precision(summary['quantization'])}: {in_words(summary['quantization'])}",
+        ),
         (
             "training",
             f"{f'profile {profile}, ' if profile else ''}"

@@ -8,6 +8,7 @@ from typing import Any
 
 from qatval import numbers
 from qatval.comparison import Comparison
+from qatval.runs import FP32
 
 WIDTH = 100
 _SEED_COLUMNS = 5
@@ -16,7 +17,7 @@ _SEED_COLUMNS = 5
 def terminal_table(document: Comparison) -> str:
     """Return the comparison as plain text: a table per group, what it tells, and the gate."""
     blocks = [
-        "\n".join(_group(group, [r for r in document["runs"] if r["group"] == group["name"]]))
+        "\n".join(_group(group, [r for r in document["runs"] if group["name"] in r["groups"]]))
         for group in document["groups"]
     ]
     return "\n\n".join([*blocks, "\n".join(_gate(document["gate"]))]) + "\n"
@@ -31,7 +32,11 @@ def _group(group: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> Itera
     per_seed = seeds if len(seeds) <= _SEED_COLUMNS else []
     header = ["method", *(f"seed {seed}" for seed in per_seed), "mean", "spread", "outcome"]
     rows = [header]
+    controls = False
     for method in group["methods"]:
+        if method["role"] == "control" and not controls:
+            rows.append(["controls", *[""] * (len(header) - 1)])
+            controls = True
         final = method["final_value"]
         cells = [
             _of_seed([r for r in runs if r["method"] == method["method"] and r["seed"] == seed])
@@ -46,22 +51,34 @@ def _group(group: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> Itera
                 outcome(method),
             ]
         )
-    for label, metric in (("FP32 checkpoint", "fp32_value"), ("untrained W4", "ptq_value")):
-        orientation = group[metric]
+    for _, label, measured in orientation(group):
         rows.append(
             [
                 label,
                 *[""] * len(per_seed),
-                numbers.value(orientation and orientation["mean"]),
+                numbers.value(None if measured is None else measured["mean"]),
                 "",
-                "" if orientation else "not measured",
+                "" if measured else "not measured",
             ]
         )
     yield from _aligned(rows)
+    for effect in group["net_effects"]:
+        yield from _wrapped(effect["sentence"])
+    if group["not_net"]:
+        yield from _wrapped(group["not_net"]["sentence"])
     for difference in group["differences"]:
         yield _cut(f"  {difference['sentence']}")
     for reference in group["references"]:
-        yield from wrap(reference["sentence"], WIDTH, initial_indent="  ", subsequent_indent="    ")
+        yield from _wrapped(reference["sentence"])
+
+
+def orientation(group: Mapping[str, Any]) -> Sequence[tuple[str, str, Mapping[str, Any] | None]]:
+    """Return what was measured beside the methods: its key, its name, and its spread."""
+    mode = group["conditions"]["quantization"]["mode"]
+    measured = [("fp32_value", "FP32 checkpoint", group["fp32_value"])]
+    if mode != FP32:
+        measured.append(("ptq_value", f"untrained {mode}", group["ptq_value"]))
+    return measured
 
 
 def outcome(method: Mapping[str, Any]) -> str:
@@ -108,6 +125,10 @@ def _aligned(rows: Sequence[Sequence[str]]) -> Iterable[str]:
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
         yield _cut("  " + "  ".join(cells).rstrip())
+
+
+def _wrapped(sentence: str) -> Iterable[str]:
+    return wrap(sentence, WIDTH, initial_indent="  ", subsequent_indent="    ")
 
 
 def _cut(line: str) -> str:

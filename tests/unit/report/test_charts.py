@@ -5,7 +5,8 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qatval.report.charts import WIDTH, Level, Row, Series, dot_chart, line_chart, range_chart
+from qatval.report.charts import Level, Row, Series, dot_chart, line_chart, range_chart
+from qatval.report.drawing import WIDTH
 
 values = st.floats(0, 1) | st.floats(-1e-6, 1e-6)
 
@@ -54,3 +55,31 @@ def test_a_range_chart_has_a_bar_per_layer():
 def test_ticks_are_round_numbers():
     chart = line_chart("t", "d", [Series("s", 0, [(1, 0.613), (2, 0.668)])], show=str)
     assert [tick.label for tick in chart.y_ticks] == ["0.62", "0.64", "0.66"]
+
+
+def test_a_long_difference_has_two_lines_and_the_names_their_room():
+    labels = ("dampen+ema+qc − dampen+ema", "ema − baseline", "a name of more than twenty letters")
+    rows = [Row(label, 0, [(0.1, "", False, 0)], None) for label in labels]
+    chart = dot_chart("t", "d", rows, x_label="x", header=[], table=[])
+    assert [(tick.label, tick.second) for tick in chart.y_ticks] == [
+        ("dampen+ema+qc", "− dampen+ema"),
+        ("ema − baseline", ""),
+        ("a name of more than…", ""),
+    ]
+
+
+def test_levels_of_a_dot_chart_have_labels_at_different_heights():
+    rows = [Row("one", 0, [(0.6, "", False, 0)], None)]
+    levels = [Level("FP32 checkpoint", 0.68, "fp32"), Level("untrained", 0.67, "untrained")]
+    chart = dot_chart("t", "d", rows, x_label="x", levels=levels, header=[], table=[])
+    heights = [segment.label_y for segment in chart.segments if segment.label]
+    assert len(set(heights)) == 2
+    assert min(heights) > 8
+
+
+def test_a_range_chart_can_have_a_table_of_its_own():
+    more = [["layer", "432", "1.2 %"]]
+    chart = range_chart(
+        "t", "d", [("layer", 0.0, 0.012)], unchanged=0.0, header=[], show=str, table=more
+    )
+    assert chart.rows == more

@@ -36,6 +36,41 @@ def test_markdown(document, snapshot):
     assert render_comparison(document) == snapshot
 
 
+CONTROLS = {"fp32": (0.66, 0.67, 0.65), "fp32+ema": (0.68, 0.69, 0.68), "ptq": (0.6, 0.6, 0.6)}
+LOWER = {"baseline": (0.55, 0.56, 0.54), "ema": (0.6, 0.61, 0.6), "freeze": (0.56, 0.57, 0.55)}
+
+
+@pytest.fixture
+def controlled(make_summary, recorded):
+    """Methods and controls on three seeds, at two precisions that share the float controls."""
+    more = {"baseline": (0.64, 0.65, 0.63), "ema": (0.65, 0.66, 0.65), **CONTROLS}
+    tried = [(method, finals, "w4a16") for method, finals in more.items()]
+    tried += [(method, finals, "w3a16") for method, finals in LOWER.items()]
+    runs = [
+        LoadedRun(
+            Path(f"runs/{mode}-{method}-{seed}"),
+            make_summary(
+                method,
+                seed,
+                (0.5, 0.6, final),
+                mode=mode,
+                changes={"run_id": f"{mode} {method} {seed}"},
+            ),
+        )
+        for method, finals, mode in tried
+        for seed, final in enumerate(finals)
+    ]
+    return compare(runs, recorded=recorded())
+
+
+def test_controls_and_net_effects_in_the_terminal(controlled, snapshot):
+    assert terminal_table(controlled) == snapshot
+
+
+def test_controls_and_net_effects_as_markdown(controlled, snapshot):
+    assert render_comparison(controlled).split("## Runs")[0] == snapshot
+
+
 def test_the_table_fits_a_terminal_of_100_columns(make_summary, recorded):
     runs = [
         LoadedRun(Path(), make_summary(method, seed, (0.5, 0.6, final)))
@@ -47,6 +82,7 @@ def test_the_table_fits_a_terminal_of_100_columns(make_summary, recorded):
         document = compare(some, recorded=recorded(baseline=0.6, ema=0.5, ema_qc=0.5))
         table = terminal_table(document).split("\n\n")[0]
         assert "9 more" in table
+        assert "not net of a control" in table
         assert max(len(line) for line in table.splitlines()) <= WIDTH
 
 

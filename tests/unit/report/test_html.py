@@ -43,14 +43,78 @@ def test_a_run_has_its_charts(render):
         "What QC changed: beta",
     ):
         assert f"<h5>{title}</h5>" in page
+
+
+def test_oscillation_and_batchnorm_drift_are_shown_where_they_were_recorded(render):
+    page = render({"method": "baseline"})
+    titles = [f"Oscillation: {what}" for what in ("weights", "steps", "layers")]
+    for title in (*titles, "BatchNorm drift"):
+        assert f"<h5>{title}</h5>" in page
+    assert "oscillating, epoch 3: 2.6 %" in page
+    assert "turn back, epoch 1: 0.11 %" in page
+    assert '<th scope="row">model.1.conv</th><td>1,728</td><td>2.9 %</td>' in page
+    older = render({"method": "baseline", "changes": {"oscillation": None, "batchnorm": None}})
+    assert "Oscillation" not in older
+    assert "BatchNorm drift" not in older
+
+
+def test_float_controls_have_no_oscillation_and_no_untrained_model(render):
+    page = render({"method": "fp32"})
     assert "Oscillation" not in page
+    assert "ntrained fp32" not in page
+    assert "ptq_value" not in page
+    assert "weights and activations in float" in page
 
 
-def test_oscillation_is_shown_where_it_was_recorded(render):
-    history = [{"epoch": 1, "value": 0.5, "metrics": {"quant/oscillating": 0.02}}]
-    page = render({"method": "baseline", "changes": {"history": history}})
-    assert "<h5>Oscillation</h5>" in page
-    assert "oscillating, epoch 1: 2.0 %" in page
+def test_the_untrained_model_is_a_run_without_a_history(render):
+    page = render({"method": "ptq", "values": (0.6,)})
+    assert "mAP 50-95 per epoch" not in page
+    assert "ptq, seed 0" in page
+
+
+def test_labels_follow_the_precision(render):
+    changes = {"quantization": {"boundary_bit_width": 8}}
+    page = render({"method": "ema", "mode": "w3a8", "changes": changes})
+    assert "Untrained w3a8" in page
+    assert "3-bit weights, 8-bit activations, first and last layers at 8 bit" in page
+    assert "3 convolutions at 3 bit" in page
+    assert "4-bit" not in page
+
+
+def test_layers_of_other_bits_are_counted_apart(render):
+    layers = [
+        {"name": "first", "bits": 8, "reason": None},
+        {"name": "second", "bits": 3, "reason": None},
+        {"name": "third", "bits": 3, "reason": None},
+    ]
+    changes = {"quantization": {"coverage": {"layers": layers}}}
+    page = render({"method": "ema", "mode": "w3a16", "changes": changes})
+    assert "2 convolutions at 3 bit, 1 at 8 bit" in page
+
+
+CONTROLLED = ("baseline", "ema", "fp32", "fp32+ema")
+
+
+def test_net_effects_come_first_with_their_sentence_and_chart(render):
+    page = render(*({"method": m, "seed": s} for m in CONTROLLED for s in range(3)))
+    assert page.index("At w4a16 ema gains") < page.index('class="methods"')
+    assert "<h4>Net effects</h4>" in page
+    assert "ema − baseline, seed 2: +0.000" in page
+    assert "not net of a control" not in page
+
+
+def test_missing_controls_are_said_once(render):
+    page = render({"method": "baseline"}, {"method": "ema"})
+    assert page.count("is not net of a control: fp32 and fp32+ema are missing") == 1
+    assert "<h4>Net effects</h4>" not in page
+
+
+def test_controls_are_set_apart_and_a_shared_one_is_detailed_once(render):
+    lower = {"mode": "w3a16", "changes": {"run_id": "w3"}}
+    page = render({"method": "ema"}, {"method": "ema", **lower}, {"method": "fp32+ema"})
+    assert page.count(">Controls</th>") == 2
+    assert page.count('<tr data-method="fp32+ema">') == 2
+    assert page.count("<article") == 3
 
 
 def test_a_value_that_is_not_a_number_is_a_gap(render):

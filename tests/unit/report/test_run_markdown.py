@@ -10,6 +10,10 @@ CASES = {
     "collapsed": {"method": "ema", "values": (0.2, 0.41, 0.012)},
     "degenerate": {"method": "baseline", "values": (0.0, 0.0)},
     "incomplete": {"error": "CUDA out of memory", "values": (0.2,)},
+    "float control": {"method": "fp32+ema"},
+    "re-estimated": {"method": "ema+bn"},
+    "untrained": {"method": "ptq", "values": (0.6,)},
+    "dampened at 3 bits": {"method": "dampen+ema+qc", "mode": "w3a8", "scale": "per-channel"},
 }
 
 
