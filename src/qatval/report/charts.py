@@ -271,7 +271,9 @@ def _posts(
     bottom: float,
     middle: float,
 ) -> Iterable[Segment]:
-    for above, level in enumerate(levels):
+    # the innermost lowest: no post then runs through the label of another
+    inwards = sorted(levels, key=lambda level: abs(x_at(level.value) - middle))
+    for above, level in enumerate(inwards):
         x, label_y = x_at(level.value), top - 8 - 16 * above
         anchor = "start" if x < middle else "end"
         yield Segment(x, label_y + 4, x, bottom, level.kind, level.label, x, label_y, anchor)
