@@ -207,7 +207,8 @@ def _oscillation(summary: Summary) -> Iterator[str]:
     yield ""
     yield (
         f"- {numbers.percent(found['oscillating'])} of the weights oscillate at the end "
-        f"(frequency above {found['threshold']:g}, momentum {found['momentum']:g}){where}; in a "
+        f"(frequency above {found['threshold']:g}, momentum {found['momentum']:g}"
+        f"{_memory(found)}){where}; in a "
         f"step of the last epoch {numbers.percent(last['change_rate'])} change their code, "
         f"{numbers.percent(last['reversal_rate'])} against their last direction"
     )
@@ -217,6 +218,15 @@ def _oscillation(summary: Summary) -> Iterator[str]:
         f"moved by a factor of {2 ** last['scale_drift']:.3f}"
     )
     yield ""
+
+
+def _memory(found: Mapping[str, Any]) -> str:
+    """Say how long one reversal counts: in a short run oscillating means "reversed lately"."""
+    threshold, momentum = found["threshold"], found["momentum"]
+    if not 0 < threshold < momentum < 1:
+        return ""
+    steps = math.log(threshold / momentum) / math.log(1 - momentum)
+    return f": one reversal counts for {steps:.0f} of {found['steps']} steps"
 
 
 def _batchnorm(summary: Summary) -> Iterator[str]:
