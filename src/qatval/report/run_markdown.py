@@ -226,7 +226,7 @@ def _memory(found: Mapping[str, Any]) -> str:
     if not 0 < threshold < momentum < 1:
         return ""
     steps = math.log(threshold / momentum) / math.log(1 - momentum)
-    return f": one reversal counts for {steps:.0f} of {found['steps']} steps"
+    return f": one reversal counts for {steps:.0f} steps, the training had {found['steps']}"
 
 
 def _batchnorm(summary: Summary) -> Iterator[str]:
