@@ -136,6 +136,29 @@ def test_a_frozen_code_is_kept_exactly_whatever_becomes_of_its_scale(
             assert torch.equal(layer.quant_weight().int().flatten().to(torch.int8), part)
 
 
+def test_frozen_codes_are_kept_where_scales_are_statistics() -> None:
+    """The optimizer moves the largest weight, and with it the scale of all others."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 4, 1))
+    spec = dataclasses.replace(quantization("w4a16"), scaling="statistics")
+    insert_quantizers(model, spec)
+    weights = LatentWeights(model)
+    freezing = Freezing(weights, 0.3, 0.1, 0.1, 0.0)
+    for turn in range(4):
+        move(weights, [7, 3 + turn % 2, 7, -3, 2 + turn % 2, 7, -7, 1], within=0.0)
+        freezing.after_step(0.5)
+    assert freezing.report() == {"frozen": 2 / SIZE}
+    kept = weights.flat_codes()[[1, 4]]
+    (weight,) = weights.weights()
+    scales = weights.scales()[0].clone()
+    for _ in range(20):
+        with torch.no_grad():
+            weight.mul_(1.0 + 0.03 * torch.rand_like(weight))
+        freezing.after_step(0.5)
+        assert torch.equal(weights.flat_codes()[[1, 4]], kept)
+    assert torch.all(weights.scales()[0] > 1.2 * scales)
+
+
 def test_the_threshold_is_off_and_then_follows_a_cosine() -> None:
     freezing = Freezing(latent_weights(), 0.01, 0.04, 0.01, start=0.25)
     assert freezing.threshold(0.0) == freezing.threshold(0.2499) == math.inf
