@@ -27,6 +27,7 @@ ScaleGranularity = Literal["per-tensor", "per-channel"]
 Scaling = Literal["learned", "statistics"]
 """Where a weight scale comes from: a parameter (LSQ), or ``max|w|`` in every forward."""
 
+
 @dataclass(frozen=True)
 class Variant:
     """A YOLOv10 size.
@@ -210,10 +211,10 @@ def quantization(name: str) -> Quantization:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """One training and the methods that are scored on it.
+    """What is run together: methods on one subset, with one precision and one seed.
 
     Attributes:
-        methods: Methods that share the training; each gets a run root.
+        methods: Each gets a run root; those with equal recipes share a training.
         run_root: The run's folder; with several methods, the folder of their run roots.
         coco_root: Dataset in COCO 2017's layout.
         checkpoint: Pretrained FP32 checkpoint (``.pt`` or ``.safetensors``).
@@ -227,6 +228,7 @@ class RunConfig:
         overwrite: Whether a finished run in the run root is replaced.
         fused: Whether training fake-quantizes all weights at once, which gives the same results
             sooner, or layer by layer through Brevitas.
+        track: Whether the oscillation of the weights is measured, which changes no result.
     """
 
     variant: Variant
@@ -245,6 +247,7 @@ class RunConfig:
     gate_root: Path | None = None
     overwrite: bool = False
     fused: bool = True
+    track: bool = True
 
     def __post_init__(self) -> None:
         if not self.methods:
@@ -267,6 +270,17 @@ class RunConfig:
     def root_of(self, name: str) -> Path:
         """Return the run root of one of the methods."""
         return self.run_root if len(self.methods) == 1 else self.run_root / name
+
+    def trainings(self) -> list[tuple[Recipe | None, tuple[Method, ...]]]:
+        """Return the trainings that the methods take, each with the methods that share it."""
+        found: list[tuple[Recipe | None, list[Method]]] = []
+        for method in self.methods:
+            sharing = next((methods for recipe, methods in found if recipe == method.recipe), None)
+            if sharing is None:
+                found.append((method.recipe, [method]))
+            else:
+                sharing.append(method)
+        return [(recipe, tuple(methods)) for recipe, methods in found]
 
     def correction_of(self, chosen: Method) -> Correction | None:
         """Return the method's QC settings as this profile runs them."""

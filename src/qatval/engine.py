@@ -1,4 +1,4 @@
-"""The work of a run: subset -> FP32 model -> untrained 4-bit model -> one training -> scores."""
+"""The work of a run: subset -> FP32 model -> untrained quantized model -> trainings -> scores."""
 
 from __future__ import annotations
 
@@ -13,26 +13,29 @@ from typing import Any
 
 import torch
 
-from qatval import config as presets
-from qatval.config import Averaging, Method, RunConfig
+from qatval.config import RunConfig
 from qatval.data.folder import write_dataset_folder
 from qatval.data.subset import build_subset
 from qatval.errors import QatvalError, UsageError
+from qatval.methods import Averaging, Method, Recipe, calibration_images
+from qatval.methods import method as named_method
 from qatval.progress import Progress
-from qatval.quant.layers import coverage, insert_quantizers
+from qatval.quant.layers import calibrate_activations, coverage, insert_quantizers
 from qatval.runroot import RunRoot, publish
-from qatval.scoring import Trained, artifact_folder, score
+from qatval.scoring import artifact_folder, score
 from qatval.train import LOGGER
+from qatval.train.calibration import CalibrationImages
 from qatval.train.evaluation import evaluator
-from qatval.train.models import load_pretrained
+from qatval.train.models import CheckpointInfo, load_pretrained, save_checkpoint
 from qatval.train.trainer import QatTrainer, train
 from qatval.train.trajectory import TrainingPlan, read_trajectory
+from qatval.trained import Prepared, Trained, Untrained
 
 Roots = Mapping[str, RunRoot]
 
 
 def execute(config: RunConfig, roots: Roots, work: Path, progress: Progress) -> None:
-    """Run one training, score each method on it and finish its run root.
+    """Run the trainings that the methods take, score each method and finish its run root.
 
     Args:
         config: What to run.
@@ -44,19 +47,26 @@ def execute(config: RunConfig, roots: Roots, work: Path, progress: Progress) -> 
         QatvalError: For whatever the user can change.
     """
     with _logging_to(root.path / "ultralytics.log" for root in roots.values()):
-        trained = _train(config, roots, work, progress)
-        for method in config.methods:
-            score(config, method, roots[method.name], trained, progress)
+        prepared = _prepare(config, roots, work, progress)
+        for recipe, methods in config.trainings():
+            sharing = {method.name: roots[method.name] for method in methods}
+            trained = Trained(prepared)
+            if recipe is not None:
+                trained = _train(config, recipe, methods, sharing, prepared, work, progress)
+            for method in methods:
+                score(config, method, roots[method.name], trained, progress)
 
 
-def _train(config: RunConfig, roots: Roots, work: Path, progress: Progress) -> Trained:
-    def enter(stage: str, steps: int | None = None) -> None:
-        for root in roots.values():
-            root.enter(stage)
-        progress.stage(stage, steps)
+def _enter(roots: Roots, progress: Progress, stage: str, steps: int | None = None) -> None:
+    for root in roots.values():
+        root.enter(stage)
+    progress.stage(stage, steps)
 
-    enter("subset")
-    profile, variant = config.profile, config.variant
+
+def _prepare(config: RunConfig, roots: Roots, work: Path, progress: Progress) -> Prepared:
+    """Get ready what all trainings have in common: data, devices, the models before training."""
+    _enter(roots, progress, "subset")
+    profile, variant, spec = config.profile, config.variant, config.quantization
     device_name = config.device or ("0" if torch.cuda.is_available() else "cpu")
     device = _device(device_name)
     threads = torch.get_num_threads()  # as many as cores, or OMP_NUM_THREADS
@@ -82,47 +92,74 @@ def _train(config: RunConfig, roots: Roots, work: Path, progress: Progress) -> T
         "amp": config.amp,
     }
     scorer = evaluator(subset, arguments, device, work)
+    images = CalibrationImages(
+        subset, calibration_images(), arguments, seed=config.seed, device=device
+    )
 
-    enter("FP32 checkpoint")
+    _enter(roots, progress, "FP32 checkpoint")
     model = load_pretrained(config.checkpoint, variant.architecture, subset.class_names)
     fp32_value = scorer.evaluate(model.to(device)).value
     progress.milestone(f"FP32 checkpoint: mAP50-95 {fp32_value:.4f}")
-
-    enter("untrained W4 model")
-    insert_quantizers(model, config.quantization)
-    layers = coverage(model, config.quantization)
-    ptq_value = scorer.evaluate(model).value
-    progress.milestone(f"untrained W4 model: mAP50-95 {ptq_value:.4f}")
-    del model
-
-    enter("training", profile.epochs * math.ceil(len(subset.train) / profile.batch))
-    plan = TrainingPlan(
-        subset=str(subset.directory),
-        architecture=variant.architecture,
-        checkpoint=str(config.checkpoint.resolve()),
-        quantization=config.quantization,
-        averaging=averaging,
-        arms=tuple(dict.fromkeys(method.arm for method in config.methods)),
-        threads=threads,
-        fused=config.fused,
-    )
-    try:
-        trajectory = train(work, plan, arguments, _callbacks(progress))
-    finally:
-        _publish(config, work, roots)
-    enter("other methods")
-    return Trained(
+    untrained = None
+    if any(method.quantized for method in config.methods):
+        _enter(roots, progress, "untrained model")
+        insert_quantizers(model, spec)
+        if spec.calibrated:
+            calibrate_activations(model, images.pixels())
+        value = scorer.evaluate(model).value
+        progress.milestone(f"untrained {spec.mode} model: mAP50-95 {value:.4f}")
+        untrained = Untrained(work / "untrained.safetensors", value, coverage(model, spec))
+        info = CheckpointInfo("latent", variant.architecture, subset.class_names, spec)
+        save_checkpoint(untrained.path, model, info)
+    return Prepared(
         subset=subset,
         scorer=scorer,
+        images=images,
         device=device,
         arguments=arguments,
-        fp32_value=fp32_value,
-        ptq_value=ptq_value,
-        layers=layers,
-        trajectory=trajectory,
-        trajectory_id=uuid.uuid4().hex,
+        averaging=averaging,
         threads=threads,
+        fp32_value=fp32_value,
+        untrained=untrained,
     )
+
+
+def _train(
+    config: RunConfig,
+    recipe: Recipe,
+    methods: Sequence[Method],
+    roots: Roots,
+    prepared: Prepared,
+    work: Path,
+    progress: Progress,
+) -> Trained:
+    profile, subset = config.profile, prepared.subset
+    steps = profile.epochs * math.ceil(len(subset.train) / profile.batch)
+    _enter(roots, progress, "training", steps)
+    start = config.checkpoint
+    if recipe.quantized:
+        assert prepared.untrained is not None
+        start = prepared.untrained.path
+    plan = TrainingPlan(
+        subset=str(subset.directory),
+        architecture=config.variant.architecture,
+        checkpoint=str(start.resolve()),
+        quantization=config.quantization if recipe.quantized else None,
+        averaging=prepared.averaging,
+        arms=tuple(dict.fromkeys(method.arm for method in methods)),
+        threads=prepared.threads,
+        fused=config.fused,
+        stabilizers=recipe.stabilizers,
+        track=config.track and recipe.quantized,
+    )
+    identity = uuid.uuid4().hex
+    directory = work / identity
+    try:
+        trajectory = train(directory, plan, prepared.arguments, _callbacks(progress))
+    finally:
+        _publish(config, methods, directory, roots)
+    _enter(roots, progress, "other methods")
+    return Trained(prepared, trajectory, identity)
 
 
 def _averaging(methods: Sequence[Method]) -> Averaging:
@@ -135,7 +172,7 @@ def _averaging(methods: Sequence[Method]) -> Averaging:
         raise UsageError(
             "methods with different averaging cannot share a training: run them one by one"
         )
-    averaging = wanted.pop() if wanted else presets.method("ema").averaging
+    averaging = wanted.pop() if wanted else named_method("ema").averaging
     assert averaging is not None
     return averaging
 
@@ -175,16 +212,16 @@ def _callbacks(progress: Progress) -> dict[str, Callable[[QatTrainer], None]]:
     return {"on_train_batch_end": on_batch, "on_fit_epoch_end": on_epoch}
 
 
-def _publish(config: RunConfig, work: Path, roots: Roots) -> None:
+def _publish(config: RunConfig, methods: Sequence[Method], directory: Path, roots: Roots) -> None:
     """Give each root its arm's files, also those of a training that did not get to its end."""
-    for method in config.methods:
+    left = directory / "training"
+    for method in methods:
         root = roots[method.name]
         folder = artifact_folder(config, method, root)
-        arm = work / "training" / method.arm
-        publish(work / "training", folder, ["args.yaml"])
-        publish(arm, folder, ["results.csv", "tensorboard", "weights"])
-        if (work / "trajectory.json").exists():
-            history = read_trajectory(work).history[method.arm]
+        publish(left, folder, ["args.yaml", "oscillation.csv", "oscillation_layers.csv"])
+        publish(left / method.arm, folder, ["results.csv", "tensorboard", "weights"])
+        if (directory / "trajectory.json").exists():
+            history = read_trajectory(directory).history[method.arm]
             root.summary["history"] = [asdict(record) for record in history]
 
 

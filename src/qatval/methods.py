@@ -58,26 +58,10 @@ class Averaging:
 
 @dataclass(frozen=True)
 class Correction:
-    """Quantization correction (QC): how long and how fast gamma and beta are learned.
-
-    Attributes:
-        images: How many training images it is learned on, at most.
-    """
+    """Quantization correction (QC): how long and how fast gamma and beta are learned."""
 
     epochs: int
     lr: float
-    images: int
-
-
-@dataclass(frozen=True)
-class Reestimation:
-    """BatchNorm re-estimation: fresh statistics after training, nothing learned.
-
-    Attributes:
-        images: How many training images the statistics come from, at most; the ones QC would see.
-    """
-
-    images: int
 
 
 @dataclass(frozen=True)
@@ -113,27 +97,30 @@ class Method:
     Attributes:
         averaging: Take the moving average of the weights instead of the weights.
         correction: Learn QC afterwards.
-        reestimation: Re-estimate the BatchNorm statistics afterwards.
+        reestimation: Take fresh BatchNorm statistics afterwards, and learn nothing.
         recipe: The training, or None to take the quantized checkpoint as it is (``ptq``).
     """
 
     name: str
     averaging: Averaging | None = None
     correction: Correction | None = None
-    reestimation: Reestimation | None = None
+    reestimation: bool = False
     recipe: Recipe | None = Recipe()
 
     def __post_init__(self) -> None:
         if self.averaging is not None and self.recipe is None:
-            raise UsageError(f"method '{self.name}': without a training there is nothing to average")
-        if self.correction is not None and self.reestimation is not None:
+            raise UsageError(
+                f"method '{self.name}': without a training there is nothing to average"
+            )
+        if self.correction is not None and self.reestimation:
             raise UsageError(
                 f"method '{self.name}': QC keeps the BatchNorm statistics fixed, so it cannot be "
                 "combined with their re-estimation"
             )
         if not self.quantized and (self.correction or (self.recipe and self.recipe.stabilizers)):
             raise UsageError(
-                f"method '{self.name}': an FP32 training has no quantization to correct or stabilise"
+                f"method '{self.name}': an FP32 training has no quantization to correct or to "
+                "stabilise"
             )
 
     @property
@@ -147,20 +134,32 @@ class Method:
         return self.recipe is None or self.recipe.quantized
 
 
+# What a part can be, in the order that names have them.
+_KINDS = ("training", "stabilizer", "averaging", "reestimation", "correction")
+
+
 @functools.cache
 def _presets() -> dict[str, Any]:
     """Return the shipped preset file, with the parts of installed packages added."""
-    found = _read("qatval", "presets", "methods.toml")
+    found = tomllib.loads((files("qatval") / "presets" / "methods.toml").read_text("utf-8"))
     for entry in entry_points(group=ENTRY_POINTS):
-        for name, part in _read(entry.module, "methods.toml")["part"].items():
+        try:
+            text = (files(entry.module) / "methods.toml").read_text("utf-8")
+            added = dict(tomllib.loads(text)["part"])
+        except (ImportError, OSError, KeyError, ValueError) as error:
+            raise UsageError(
+                f"package '{entry.module}' says that it adds methods, but holds no methods.toml "
+                f"with parts ({error}): mend or uninstall it"
+            ) from error
+        for name, part in added.items():
             if name in found["part"] or name == BASELINE or "+" in name:
                 raise UsageError(f"package '{entry.module}' cannot name a method part '{name}'")
+            if len(part.keys() & set(_KINDS)) != 1:
+                raise UsageError(
+                    f"part '{name}' of package '{entry.module}' must be one of {', '.join(_KINDS)}"
+                )
             found["part"][name] = part
     return found
-
-
-def _read(package: str, *path: str) -> dict[str, Any]:
-    return tomllib.loads(files(package).joinpath(*path).read_text("utf-8"))
 
 
 def method_names() -> tuple[str, ...]:
@@ -210,7 +209,7 @@ def method(name: str) -> Method:
     chosen = [(part, _presets()["part"][part]) for part in parts(name)]
     averaging = [part["averaging"] for _, part in chosen if "averaging" in part]
     correction = [part["correction"] for _, part in chosen if "correction" in part]
-    fresh = any("reestimation" in part for _, part in chosen)
+    fresh = any(part.get("reestimation", False) for _, part in chosen)
     stabilizers = tuple(Stabilizer(**p["stabilizer"]) for _, p in chosen if "stabilizer" in p)
     kinds = {part["training"] for _, part in chosen if "training" in part}
     if kinds == {"none"} and not stabilizers:
@@ -219,12 +218,11 @@ def method(name: str) -> Method:
         raise UsageError(f"method '{name}': ptq trains nothing, so nothing else can train with it")
     else:
         recipe = Recipe(quantized="float" not in kinds, stabilizers=stabilizers)
-    images = calibration_images()
     return Method(
         name=name,
         averaging=Averaging(**averaging[0]) if averaging else None,
-        correction=Correction(**correction[0], images=images) if correction else None,
-        reestimation=Reestimation(images) if fresh else None,
+        correction=Correction(**correction[0]) if correction else None,
+        reestimation=fresh,
         recipe=recipe,
     )
 
@@ -242,7 +240,7 @@ def with_controls(names: Iterable[str]) -> tuple[str, ...]:
             controls.append("fp32+ema")
         if "qc" in parts(name):
             controls.append(reestimated(name))
-    return tuple(dict.fromkeys((*wanted, *controls)))
+    return (*wanted, *(name for name in dict.fromkeys(controls) if name not in wanted))
 
 
 def reestimated(name: str) -> str:
@@ -257,5 +255,5 @@ def without(name: str, part: str) -> str:
 
 def _rank(part: str) -> tuple[int, int]:
     table = _presets()["part"]
-    kinds = ("training", "stabilizer", "averaging", "reestimation", "correction")
-    return next(i for i, kind in enumerate(kinds) if kind in table[part]), list(table).index(part)
+    kind = next(index for index, kind in enumerate(_KINDS) if kind in table[part])
+    return kind, list(table).index(part)

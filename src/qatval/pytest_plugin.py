@@ -52,6 +52,7 @@ class Settings:
         session_dir: Holds the session's runs, their locks and the comparison.
         gate_root: Runs that open the gate of yolo10m, or None.
         strict_resources: Whether a scenario that cannot run fails instead of being skipped.
+        with_controls: Whether the methods' controls are scenarios too.
         update_thresholds: Whether references are rewritten from this session's runs.
     """
 
@@ -63,6 +64,7 @@ class Settings:
     session_dir: Path
     gate_root: Path | None
     strict_resources: bool
+    with_controls: bool
     update_thresholds: bool
 
 
@@ -114,6 +116,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="fail scenarios whose GPU, dataset or checkpoint is missing instead of skipping them",
     )
     group.addoption(
+        "--with-controls",
+        action="store_true",
+        help="run the controls as well: the untrained model, the same training in FP32, "
+        "re-estimated BatchNorm statistics in the place of QC",
+    )
+    group.addoption(
         "--update-thresholds",
         action="store_true",
         help="rewrite the reference values from this session's runs and show the difference",
@@ -160,6 +168,7 @@ def _settings(config: pytest.Config) -> Settings:
             session_dir=_session_dir(config),
             gate_root=option.gate_root,
             strict_resources=option.strict_resources,
+            with_controls=option.with_controls,
             update_thresholds=option.update_thresholds,
         )
     return config.stash[_SETTINGS]
@@ -186,9 +195,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Parametrize tests that ask for a scenario."""
     option = metafunc.config.option
     if "embedded_scenario" in metafunc.fixturenames:
-        _parametrize(metafunc, "embedded_scenario", embedded_scenarios(option.seeds), "cpu")
+        wanted = embedded_scenarios(option.seeds, option.with_controls)
+        _parametrize(metafunc, "embedded_scenario", wanted, "cpu")
     if "coco_scenario" in metafunc.fixturenames:
-        wanted = coco_scenarios(option.profile, option.seeds)
+        wanted = coco_scenarios(option.profile, option.seeds, option.with_controls)
         _parametrize(metafunc, "coco_scenario", wanted, "gpu")
 
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from qatval import config as presets
 from qatval.config import RunConfig
 from qatval.errors import QatvalError
+from qatval.methods import method
 from qatval.progress import Progress
 from qatval.record import Summary
 from qatval.runroot import RunRoot
@@ -34,6 +35,8 @@ def configure(
     epochs: int | None = None,
     batch: int | None = None,
     imgsz: int | None = None,
+    quantization: str = "w4a16",
+    precision: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> RunConfig:
     """Settle a run from names: the dataset decides which presets and which checkpoint apply.
@@ -44,6 +47,8 @@ def configure(
         coco_root: The dataset; the embedded one is recognised by its manifest.
         seed: Seed of the run.
         checkpoint, epochs, batch, imgsz: Replace what the presets say, None to keep it.
+        quantization: Name of a preset.
+        precision: Fields of `Quantization` that replace what the preset says.
         options: Further fields of `RunConfig`.
 
     Raises:
@@ -57,14 +62,14 @@ def configure(
     preset = presets.profile(dataset, profile)
     return RunConfig(
         variant=chosen,
-        methods=tuple(presets.method(name) for name in methods),
+        methods=tuple(method(name) for name in methods),
         profile=dataclasses.replace(
             preset,
             epochs=epochs or preset.epochs,
             batch=batch or preset.batch,
             imgsz=imgsz or preset.imgsz,
         ),
-        quantization=presets.quantization("w4a16"),
+        quantization=dataclasses.replace(presets.quantization(quantization), **(precision or {})),
         seed=seed,
         run_root=run_root,
         coco_root=coco_root,
@@ -74,7 +79,7 @@ def configure(
 
 
 def run(config: RunConfig, progress: Progress) -> list[Summary]:
-    """Train once and score every method of the configuration.
+    """Run every training that the methods take and score each method.
 
     Args:
         config: What to run.
@@ -91,10 +96,10 @@ def run(config: RunConfig, progress: Progress) -> list[Summary]:
     roots: dict[str, RunRoot] = {}
     work: Path | None = None
     try:
-        for method in config.methods:
-            roots[method.name] = RunRoot(
-                config.root_of(method.name),
-                announced(config, method),
+        for chosen in config.methods:
+            roots[chosen.name] = RunRoot(
+                config.root_of(chosen.name),
+                announced(config, chosen),
                 overwrite=config.overwrite,
             )
         _pass_gate(config)
@@ -113,7 +118,7 @@ def run(config: RunConfig, progress: Progress) -> list[Summary]:
     finally:
         if work is not None:
             shutil.rmtree(work, ignore_errors=True)
-    return [roots[method.name].summary for method in config.methods]
+    return [roots[chosen.name].summary for chosen in config.methods]
 
 
 def _explained(error: BaseException, config: RunConfig) -> BaseException:

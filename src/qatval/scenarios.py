@@ -8,6 +8,7 @@ from pathlib import Path
 
 from qatval import config as presets
 from qatval.gate import decide
+from qatval.methods import method_names, with_controls
 from qatval.runs import collect
 
 EMBEDDED = "shapes"
@@ -30,28 +31,31 @@ class Scenario:
 
     @property
     def training(self) -> str:
-        """Name of the training that the methods of this scenario share."""
+        """Name of what the methods of this scenario are run together as."""
         return f"{self.dataset}-{self.variant}-{self.profile}-seed{self.seed}"
 
 
-def embedded_scenarios(seeds: Sequence[int]) -> list[Scenario]:
+def embedded_scenarios(seeds: Sequence[int], controls: bool = False) -> list[Scenario]:
     """Return what runs on any machine: the embedded data, always under the smoke profile."""
-    return [
-        Scenario(EMBEDDED, name, method, "smoke", seed)
-        for name in presets.variant_names()
-        if presets.variant(name).embedded_checkpoint is not None
-        for seed in seeds
-        for method in presets.method_names()
-    ]
+    variants = presets.variant_names()
+    embedded = [v for v in variants if presets.variant(v).embedded_checkpoint is not None]
+    return _scenarios(EMBEDDED, embedded, "smoke", seeds, controls)
 
 
-def coco_scenarios(profile: str, seeds: Sequence[int]) -> list[Scenario]:
+def coco_scenarios(profile: str, seeds: Sequence[int], controls: bool = False) -> list[Scenario]:
     """Return what runs on real COCO with a GPU."""
+    return _scenarios(REAL, presets.variant_names(), profile, seeds, controls)
+
+
+def _scenarios(
+    dataset: str, variants: Sequence[str], profile: str, seeds: Sequence[int], controls: bool
+) -> list[Scenario]:
+    methods = method_names()
     return [
-        Scenario(REAL, name, method, profile, seed)
-        for name in presets.variant_names()
+        Scenario(dataset, variant, method, profile, seed)
+        for variant in variants
         for seed in seeds
-        for method in presets.method_names()
+        for method in (with_controls(methods) if controls else methods)
     ]
 
 

@@ -8,69 +8,36 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
-from torch import nn
 
-from qatval.config import Arm, Method, RunConfig
+from qatval.config import RunConfig
 from qatval.data.coco_protocol import CocoResult, evaluate_coco
 from qatval.data.subset import Subset
+from qatval.methods import Arm, Method
 from qatval.progress import Progress
-from qatval.quant.integer import integer_layers, share_differing, to_integer
+from qatval.quant.batchnorm import drift
+from qatval.quant.integer import integer_layers, share_differing
 from qatval.quant.layers import LayerCoverage
 from qatval.record import Summary, atomic_write
 from qatval.runroot import RunRoot, merged
 from qatval.summary import run_name
 from qatval.train.calibration import learn_correction
-from qatval.train.evaluation import Evaluation, Evaluator, evaluation_settings
-from qatval.train.models import CheckpointInfo, load_checkpoint, save_checkpoint, sha256
+from qatval.train.evaluation import Evaluation, evaluation_settings
+from qatval.train.models import CheckpointInfo, Kind, load_checkpoint, save_checkpoint, sha256
 from qatval.train.trajectory import Trajectory
+from qatval.trained import Trained
 from qatval.verdicts import stability
 
 # A reload on the CPU gives the same mAP to the last digit. GPU kernels may sum in another order.
 _RELOAD_TOLERANCE = {"cpu": 0.0, "cuda": 1e-3}
 
 _BOOTSTRAP_SEED = 0
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What all methods that share a training have in common.
-
-    Attributes:
-        subset: The data.
-        scorer: Scores models on its validation images.
-        device: Where models run.
-        arguments: Ultralytics' arguments.
-        fp32_value: mAP 50-95 of the FP32 checkpoint.
-        ptq_value: mAP 50-95 of the quantized model before any training.
-        layers: What became of each layer.
-        trajectory: What the training left.
-        trajectory_id: Identifies the training.
-        threads: CPU threads of torch.
-    """
-
-    subset: Subset
-    scorer: Evaluator
-    device: torch.device
-    arguments: Mapping[str, Any]
-    fp32_value: float
-    ptq_value: float
-    layers: list[LayerCoverage]
-    trajectory: Trajectory
-    trajectory_id: str
-    threads: int
-    _frozen: dict[Arm, nn.Module] = field(default_factory=dict, init=False)
-
-    def frozen(self, arm: Arm) -> nn.Module:
-        """Return an arm's last weights as integer codes, made once for all methods."""
-        if arm not in self._frozen:
-            self._frozen[arm] = to_integer(load_checkpoint(self.trajectory.weights(arm)))
-        return self._frozen[arm]
 
 
 def artifact_folder(config: RunConfig, method: Method, root: RunRoot) -> Path:
@@ -87,18 +54,22 @@ def score(
         RuntimeError: If the delivered file does not score what the model it was made from
             scored, or the two evaluation protocols differ by more than they may.
     """
-    history = trained.trajectory.history[method.arm]
-    series = [math.nan if record.value is None else record.value for record in history]
-    measured = {
-        **_known_before(config, method, root, trained),
-        "history": [asdict(record) for record in history],
-    }
-    if trained.trajectory.stopped is None:
+    trajectory = trained.trajectory
+    measured = _known_before(config, method, root, trained)
+    if trajectory is None:
+        assert trained.prepared.untrained is not None
+        series = [trained.prepared.untrained.value]
+    else:
+        history = trajectory.history[method.arm]
+        series = [math.nan if record.value is None else record.value for record in history]
+        measured["history"] = [asdict(record) for record in history]
+    if trajectory is None or trajectory.stopped is None:
         delivered, final = _deliver(config, method, root, trained, progress)
-        if method.correction is None:
-            _check_reload(series[-1], final.value, trained.device)
+        if method.correction is None and not method.reestimation:
+            _check_reload(series[-1], final.value, trained.prepared.device)
         else:
-            delivered["metrics"]["before_qc_value"] = series[-1]
+            before = "before_qc_value" if method.correction else "before_bn_value"
+            delivered["metrics"][before] = series[-1]
             series.append(final.value)
         measured = merged(measured, delivered)
     measured = merged(measured, _judged(series))
@@ -128,54 +99,82 @@ def _judged(series: list[float]) -> Summary:
 
 def _known_before(config: RunConfig, method: Method, root: RunRoot, trained: Trained) -> Summary:
     """Return what the training and the data say, before the method's weights are scored."""
-    trajectory, subset = trained.trajectory, trained.subset
-    folder = artifact_folder(config, method, root).relative_to(root.path)
-    average = {
-        "decay": trajectory.decay,
-        "tau": trajectory.tau,
-        "updates": trajectory.steps,
-        "effective_decay": trajectory.effective_decay,
-    }
-    on_gpu = trained.device.type == "cuda"
-    gpu = torch.cuda.get_device_name(trained.device) if on_gpu else None
-    training: dict[str, Any] = {
-        "steps": trajectory.steps,
-        "device": trained.arguments["device"],
-        "amp": trajectory.amp,
-        "threads": trained.threads,
-        "trajectory": trained.trajectory_id,
-    }
-    if trajectory.stopped is not None:
-        training["stopped"] = trajectory.stopped
-    return {
+    prepared, trajectory = trained.prepared, trained.trajectory
+    subset, untrained = prepared.subset, prepared.untrained
+    gpu = prepared.device.type == "cuda"
+    known: Summary = {
         "model": {"checkpoint_sha256": sha256(config.checkpoint)},
-        "quantization": {
-            "coverage": {
-                "quantized": sum(layer.bits is not None for layer in trained.layers),
-                "exempt": sum(layer.bits is None for layer in trained.layers),
-                "max_levels_per_scale": None,
-                "layers": [
-                    {**asdict(layer), "shape": list(layer.shape)} for layer in trained.layers
-                ],
-            }
-        },
-        "method": {"ema": average} if method.averaging is not None else {},
         "dataset": {
             "train_images": len(subset.train),
             "val_images": len(subset.val),
             "name": subset.dataset_name,
             "identity": dict(subset.identity),
         },
-        "training": training,
-        "environment": {"gpu": gpu},
+        "training": {
+            "steps": 0,
+            "device": prepared.arguments["device"],
+            "threads": prepared.threads,
+            "trajectory": trained.identity,
+        },
+        "environment": {"gpu": torch.cuda.get_device_name(prepared.device) if gpu else None},
         "evaluation": evaluation_settings(config.profile.imgsz),
         "artifacts": {
-            "results_csv": str(folder / "results.csv"),
-            "tensorboard_log_dir": str(folder / "tensorboard"),
             "val_annotations": str(subset.val_annotations),
             "val_image_dir": str(subset.val.image_dir),
         },
-        "metrics": {"fp32_value": trained.fp32_value, "ptq_value": trained.ptq_value},
+        "metrics": {"fp32_value": prepared.fp32_value, "ptq_value": None},
+    }
+    if method.quantized:
+        assert untrained is not None
+        known["metrics"]["ptq_value"] = untrained.value
+        known["quantization"] = {"coverage": _coverage(untrained.layers)}
+    if trajectory is None:
+        return known
+    return merged(
+        known, _of_training(trajectory, method, artifact_folder(config, method, root), root)
+    )
+
+
+def _of_training(trajectory: Trajectory, method: Method, folder: Path, root: RunRoot) -> Summary:
+    at = folder.relative_to(root.path)
+    found: Summary = {
+        "method": {"stabilizers": _stabilizers(method, trajectory)},
+        "training": {"steps": trajectory.steps, "amp": trajectory.amp},
+        "artifacts": {
+            "results_csv": str(at / "results.csv"),
+            "tensorboard_log_dir": str(at / "tensorboard"),
+        },
+    }
+    if method.averaging is not None:
+        found["method"]["ema"] = {
+            "decay": trajectory.decay,
+            "tau": trajectory.tau,
+            "updates": trajectory.steps,
+            "effective_decay": trajectory.effective_decay,
+        }
+    if trajectory.stopped is not None:
+        found["training"]["stopped"] = trajectory.stopped
+    if trajectory.oscillation is not None:
+        found["oscillation"] = json.loads(msgspec.json.encode(trajectory.oscillation))
+        found["artifacts"]["oscillation_csv"] = str(at / "oscillation.csv")
+    return found
+
+
+def _stabilizers(method: Method, trajectory: Trajectory) -> list[Summary]:
+    assert method.recipe is not None
+    reports = trajectory.stabilizers or [{}] * len(method.recipe.stabilizers)
+    return [
+        {**asdict(stabilizer), "report": report}
+        for stabilizer, report in zip(method.recipe.stabilizers, reports, strict=True)
+    ]
+
+
+def _coverage(layers: Sequence[LayerCoverage]) -> Summary:
+    return {
+        "quantized": sum(layer.bits is not None for layer in layers),
+        "exempt": sum(layer.bits is None for layer in layers),
+        "max_levels_per_scale": None,
+        "layers": [{**asdict(layer), "shape": list(layer.shape)} for layer in layers],
     }
 
 
@@ -188,47 +187,48 @@ def _deliver(
         root.enter(stage)
         progress.stage(f"{method.name}: {stage}", steps)
 
-    subset = trained.subset
+    prepared, subset = trained.prepared, trained.prepared.subset
     enter("freezing")
     model = trained.frozen(method.arm)
     how: dict[str, Any] = {}
-    if method.averaging is not None:
+    if method.averaging is not None and method.quantized:
         differing = share_differing(model, trained.frozen("raw"))
         how["ema"] = {"codes_differing_from_raw": differing}
+    enter("BatchNorm statistics", len(prepared.images))
+    batchnorm = _drift(trained, method.arm)
     if correction := config.correction_of(method):
-        images = min(correction.images, len(subset.train))
-        enter("correction", correction.epochs * math.ceil(images / config.profile.batch))
+        enter("correction", correction.epochs * len(prepared.images))
         model, changes = learn_correction(
             model,
-            subset,
+            prepared.images,
             correction,
-            trained.arguments,
-            seed=config.seed,
-            device=trained.device,
             on_step=lambda step, loss: progress.step(step, loss=loss),
         )
-        how["qc"] = {"images": images, "changes": changes}
+        how["qc"] = {"images": prepared.images.count, "changes": changes}
+    elif method.reestimation:
+        model = trained.reestimated(method.arm)
+        how["bn"] = {"images": prepared.images.count}
     enter("final evaluation")
     folder = artifact_folder(config, method, root)
-    file = folder / "weights" / "integer.safetensors"
+    kind: Kind = "integer" if method.quantized else "float"
+    file = folder / "weights" / f"{kind}.safetensors"
     save_checkpoint(
         file,
         model,
         CheckpointInfo(
-            kind="integer",
+            kind=kind,
             architecture=config.variant.architecture,
             class_names=subset.class_names,
-            quantization=config.quantization.mode,
+            quantization=config.quantization if method.quantized else None,
         ),
     )
-    final = trained.scorer.evaluate(load_checkpoint(file, trained.device), keep_detections=True)
+    final = prepared.scorer.evaluate(load_checkpoint(file, prepared.device), keep_detections=True)
     enter("second protocol")
     coco = _second_opinion(subset, final)
     atomic_write(folder / "predictions.json", json.dumps(coco.detections, separators=(",", ":")))
-    levels = max(layer.levels_per_scale for layer in integer_layers(model).values())
     delivered: Summary = {
         "method": how,
-        "quantization": {"coverage": {"max_levels_per_scale": levels}},
+        "batchnorm": batchnorm,
         "metrics": {
             "map50": final.metrics["metrics/mAP50(B)"],
             "precision": final.metrics["metrics/precision(B)"],
@@ -251,7 +251,23 @@ def _deliver(
             "predictions": str((folder / "predictions.json").relative_to(root.path)),
         },
     }
+    if method.quantized:
+        levels = max(layer.levels_per_scale for layer in integer_layers(model).values())
+        delivered["quantization"] = {"coverage": {"max_levels_per_scale": levels}}
     return delivered, final
+
+
+def _drift(trained: Trained, arm: Arm) -> Summary:
+    """Return how far an arm's running BatchNorm statistics are from those of the images."""
+    layers = drift(trained.frozen(arm), trained.reestimated(arm))
+    worst = max(layers, key=lambda layer: layer.kl_max)
+    return {
+        "images": trained.prepared.images.count,
+        "kl_mean": math.fsum(layer.kl_mean for layer in layers) / len(layers),
+        "kl_max": worst.kl_max,
+        "worst_layer": worst.name,
+        "layers": [asdict(layer) for layer in layers],
+    }
 
 
 def _check_reload(trained: float, reloaded: float, device: torch.device) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 import secrets
 from dataclasses import asdict
 from typing import Any
@@ -10,11 +11,11 @@ from typing import Any
 from qatval.config import (
     COLLAPSE_THRESHOLD_RATIO,
     PRIMARY_METRIC,
-    Method,
     Quantization,
     RunConfig,
 )
 from qatval.environment import git_state, machine, versions
+from qatval.methods import Method
 from qatval.record import SCHEMA_VERSION, Summary
 
 
@@ -40,7 +41,7 @@ def announced(config: RunConfig, method: Method) -> Summary:
             "checkpoint": str(config.checkpoint),
             "imgsz": profile.imgsz,
         },
-        "quantization": _quantization(config.quantization),
+        "quantization": _quantization(config.quantization) if method.quantized else _FLOAT,
         "method": {
             "variant": method.name,
             "ema": {"enabled": method.averaging is not None, "decay": None, "tau": None},
@@ -50,6 +51,12 @@ def announced(config: RunConfig, method: Method) -> Summary:
                 "lr": correction.lr if correction else None,
                 "bn_stats_fixed": True if correction else None,
             },
+            "bn": {"enabled": method.reestimation, "images": None},
+            "training": _training(method),
+            "stabilizers": [
+                {**asdict(stabilizer), "report": {}}
+                for stabilizer in (method.recipe.stabilizers if method.recipe else ())
+            ],
         },
         "dataset": {
             "coco_root": str(config.coco_root),
@@ -67,6 +74,7 @@ def announced(config: RunConfig, method: Method) -> Summary:
             "device": config.device or "auto",
             "amp": config.amp,
             "fused": config.fused,
+            "tracked": config.track,
             "overrides": dict(profile.overrides),
         },
         "artifacts": {
@@ -85,28 +93,43 @@ def announced(config: RunConfig, method: Method) -> Summary:
     }
 
 
+_FLOAT: dict[str, Any] = {
+    "mode": "fp32",
+    "library": None,
+    "weight_bit_width": None,
+    "activation_bit_width": None,
+}
+
+
+def _training(method: Method) -> str:
+    if method.recipe is None:
+        return "none"
+    return "quantized" if method.quantized else "float"
+
+
 def _quantization(spec: Quantization) -> dict[str, Any]:
     return {
         "mode": spec.mode,
         "library": "brevitas",
         "weight_bit_width": spec.weight_bit_width,
-        "activation_bit_width": None,
+        "activation_bit_width": spec.activation_bit_width,
         "narrow_range": spec.narrow_range,
         "scale": spec.scale,
         "scale_without_batchnorm": spec.scale_without_batchnorm,
-        "scaling": "learned",
+        "scaling": spec.scaling,
+        "boundary_bit_width": spec.boundary_bit_width,
     }
 
 
 def _configuration(config: RunConfig, method: Method) -> dict[str, Any]:
     """Return every setting the run was given, as it was resolved."""
-    return {
+    settled = {
         "variant": config.variant.name,
         "method": asdict(method),
         "correction": asdict(c) if (c := config.correction_of(method)) else None,
         "profile": {**asdict(config.profile), "overrides": dict(config.profile.overrides)},
         "quantization": {
-            **{k: v for k, v in asdict(config.quantization).items() if k != "exempt"},
+            **asdict(config.quantization),
             "exempt": dict(config.quantization.exempt),
         },
         "seed": config.seed,
@@ -116,3 +139,5 @@ def _configuration(config: RunConfig, method: Method) -> dict[str, Any]:
         "checkpoint": str(config.checkpoint),
         "coco_root": str(config.coco_root),
     }
+    plain: dict[str, Any] = json.loads(json.dumps(settled))  # what is written is what is read back
+    return plain

@@ -58,7 +58,10 @@ def run(
     ("option", "value", "message"),
     [
         ("--variant", "yolo11n", "unknown variant 'yolo11n': expected one of yolo10n, yolo10s"),
-        ("--method", "qc", "unknown method 'qc': expected one of baseline, ema, ema+qc"),
+        ("--method", "emma", "unknown method 'emma': expected baseline, or parts of ptq, fp32,"),
+        ("--method", "qc+ema", "method 'qc+ema' is called 'ema+qc'"),
+        ("--method", "ptq+ema", "without a training there is nothing to average"),
+        ("--quantization", "w5", "unknown quantization 'w5': expected one of w4a16, paper"),
         ("--method", "ema,ema", "a method is given twice: ema, ema"),
         ("--profile", "tiny", "unknown profile 'tiny': expected one of smoke, short, full"),
         ("--imgsz", "100", "--imgsz must be a multiple of 32, got 100"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,12 @@ import pytest
 
 from qatval import config as presets
 from qatval import runner
-from qatval.config import Averaging, Method, Profile, RunConfig
+from qatval.config import Profile, RunConfig
 from qatval.errors import QatvalError
+from qatval.methods import Averaging, Method, method_names
+from qatval.methods import method as named_method
 from qatval.progress import Progress
-from qatval.record import Summary, load_summary
+from qatval.record import Summary, load_summary, violations
 
 pytestmark = [pytest.mark.cpu, pytest.mark.smoke]
 
@@ -23,13 +25,13 @@ TINY = Profile(
     dataset="shapes",
     name="smoke",
     epochs=2,
-    batch=8,
+    batch=4,
     imgsz=64,
     train_images=16,
     val_images=8,
     correction_lr=1e-2,
     # Without accumulation every batch is followed by an optimizer step, hence by an averaging step.
-    overrides={**presets.profile("shapes", "smoke").overrides, "nbs": 8},
+    overrides={**presets.profile("shapes", "smoke").overrides, "nbs": 4},
 )
 
 RunTiny = Callable[..., dict[str, Summary]]
@@ -46,23 +48,25 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def run_tiny(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> RunTiny:
-    """Run methods together on two epochs of two steps; return their summaries by name."""
+    """Run methods together on two epochs of four steps; return their summaries by name."""
 
     def run(
         methods: Sequence[str | Method],
         *,
         root: Path | None = None,
         progress: Progress | None = None,
+        precision: Mapping[str, Any] | None = None,
         fused: bool = True,
+        track: bool = True,
         **changes: Any,
     ) -> dict[str, Summary]:
-        chosen = tuple(presets.method(m) if isinstance(m, str) else m for m in methods)
+        chosen = tuple(named_method(m) if isinstance(m, str) else m for m in methods)
         variant = presets.variant("yolo10n")
         config = RunConfig(
             variant=variant,
             methods=chosen,
             profile=dataclasses.replace(TINY, **changes),
-            quantization=presets.quantization("w4a16"),
+            quantization=dataclasses.replace(presets.quantization("w4a16"), **(precision or {})),
             seed=0,
             run_root=root or tmp_path_factory.mktemp("runs") / "run",
             coco_root=dataset,
@@ -70,6 +74,7 @@ def run_tiny(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> RunTiny
             device="cpu",
             cache_dir=dataset.parent / "cache",
             fused=fused,
+            track=track,
         )
         summaries = runner.run(config, progress or Progress("tiny", quiet=True))
         return {m.name: summary for m, summary in zip(chosen, summaries, strict=True)}
@@ -80,7 +85,7 @@ def run_tiny(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> RunTiny
 @pytest.fixture(scope="module")
 def together(run_tiny: RunTiny) -> dict[str, Summary]:
     """All methods of one training."""
-    return run_tiny(presets.method_names())
+    return run_tiny(method_names())
 
 
 def measured(summary: Summary) -> dict[str, Any]:
@@ -100,7 +105,7 @@ def results(summary: Summary) -> list[list[str]]:
     return [row[:time] + row[time + 1 :] for row in rows]
 
 
-@pytest.mark.parametrize("method", presets.method_names())
+@pytest.mark.parametrize("method", method_names())
 def test_a_shared_training_gives_what_the_method_alone_gives(
     method: str, together: dict[str, Summary], run_tiny: RunTiny
 ) -> None:
@@ -116,6 +121,8 @@ def test_averaging_without_decay_is_the_baseline(
     still = Method("ema", averaging=Averaging(max_decay=0.0, max_tau=1.0, window=0.2, ramp=0.1))
     ema = run_tiny([still])["ema"]
     baseline = together["baseline"]
+    assert together["ema"]["method"]["ema"]["effective_decay"] > 0.3
+    assert weights(together["ema"]) != weights(together["baseline"])
     assert ema["method"]["ema"]["effective_decay"] == 0.0
     assert ema["method"]["ema"]["codes_differing_from_raw"] == 0.0
     assert ema["metrics"] == baseline["metrics"]
@@ -135,6 +142,134 @@ def test_fused_quantization_gives_what_brevitas_gives_layer_by_layer(
         assert results(summary) == results(together[method])
 
 
+def test_tracking_changes_no_result(together: dict[str, Summary], run_tiny: RunTiny) -> None:
+    untracked = run_tiny(["baseline"], track=False)["baseline"]
+    assert "oscillation" not in untracked
+    assert weights(untracked) == weights(together["baseline"])
+    assert results(untracked) == results(together["baseline"])
+
+
+OTHERS = ("fp32", "fp32+ema", "dampen", "freeze+ema", "ptq", "ema+bn", "qc", "baseline")
+
+
+@pytest.fixture(scope="module")
+def others(run_tiny: RunTiny) -> dict[str, Summary]:
+    """Controls and methods of other trainings, and last one that was run elsewhere as well."""
+    return run_tiny(OTHERS)
+
+
+def test_what_ran_before_changes_no_training(
+    together: dict[str, Summary], others: dict[str, Summary]
+) -> None:
+    assert measured(others["baseline"]) == measured(together["baseline"])
+    assert results(others["baseline"]) == results(together["baseline"])
+
+
+def test_methods_of_one_recipe_share_a_training(others: dict[str, Summary]) -> None:
+    trainings = {name: s["training"]["trajectory"] for name, s in others.items()}
+    assert trainings["ptq"] is None
+    assert trainings["fp32"] == trainings["fp32+ema"]
+    assert trainings["baseline"] == trainings["ema+bn"] == trainings["qc"]
+    assert len(set(trainings.values())) == 5  # none, float, dampen, freeze, plain
+
+
+def test_every_method_leaves_evidence(others: dict[str, Summary]) -> None:
+    for name, summary in others.items():
+        assert violations(summary) == [], name
+        assert summary["status"] == "completed-success", name
+        root = Path(summary["artifacts"]["run_root"])
+        assert (root / summary["artifacts"]["weights"]).is_file()
+        assert (root / "summary.md").read_text("utf-8").startswith("# Stable"), name
+        layers = summary["batchnorm"]["layers"]
+        assert len(layers) == 95
+        assert all(0.0 <= layer["kl_mean"] <= layer["kl_max"] for layer in layers)
+        assert summary["batchnorm"]["images"] == 16
+
+
+def test_the_untrained_model_is_scored_as_a_method(others: dict[str, Summary]) -> None:
+    ptq = others["ptq"]
+    assert ptq["metrics"]["final_value"] == ptq["metrics"]["ptq_value"]
+    assert ptq["training"]["steps"] == 0
+    assert "history" not in ptq
+    assert ptq["artifacts"]["results_csv"] is None
+
+
+def test_a_float_control_has_no_quantization(others: dict[str, Summary]) -> None:
+    for name in ("fp32", "fp32+ema"):
+        quantization = others[name]["quantization"]
+        assert (quantization["mode"], quantization["weight_bit_width"]) == ("fp32", None)
+        assert others[name]["metrics"]["ptq_value"] is None
+        assert "oscillation" not in others[name]
+        assert others[name]["artifacts"]["weights"].endswith("float.safetensors")
+    assert others["fp32+ema"]["method"]["ema"]["effective_decay"] > 0.3
+    assert weights(others["fp32+ema"]) != weights(others["fp32"])
+
+
+def test_fresh_statistics_change_statistics_alone(
+    others: dict[str, Summary], together: dict[str, Summary]
+) -> None:
+    import safetensors.torch
+
+    fresh, average = (
+        safetensors.torch.load(weights(s)) for s in (others["ema+bn"], together["ema"])
+    )
+    assert fresh.keys() == average.keys()
+    differing = {name for name in fresh if not fresh[name].equal(average[name])}
+    assert differing
+    assert all(name.endswith(("running_mean", "running_var", "tracked")) for name in differing)
+    assert (
+        others["ema+bn"]["metrics"]["before_bn_value"] == together["ema"]["metrics"]["final_value"]
+    )
+    assert others["ema+bn"]["method"]["bn"] == {"enabled": True, "images": 16}
+
+
+def test_oscillation_is_recorded_and_written(others: dict[str, Summary]) -> None:
+    summary = others["baseline"]
+    oscillation = summary["oscillation"]
+    assert oscillation["steps"] == summary["training"]["steps"] == 8
+    assert [epoch["epoch"] for epoch in oscillation["epochs"]] == [1, 2]
+    assert len(oscillation["layers"]) == 107
+    assert 0.0 < oscillation["epochs"][1]["change_rate"] < 1.0
+    folder = Path(summary["artifacts"]["run_root"]) / summary["artifacts"]["oscillation_csv"]
+    assert folder.read_text().count("\n") == 3
+    layers = (folder.parent / "oscillation_layers.csv").read_text().splitlines()
+    assert len(layers) == 1 + 2 * 107
+    assert layers[-1].split(",")[:2] == ["2", oscillation["layers"][-1]["name"]]
+
+
+def test_stabilizers_change_the_training_and_say_what_they_did(others: dict[str, Summary]) -> None:
+    assert weights(others["dampen"]) != weights(others["baseline"])
+    (freezing,) = others["freeze+ema"]["method"]["stabilizers"]
+    assert freezing["implementation"] == "qatval.quant.freezing:Freezing"
+    assert 0.0 <= freezing["report"]["frozen"] <= 1.0
+
+
+@pytest.mark.parametrize(
+    ("precision", "mode"),
+    [
+        ({"weight_bit_width": 3, "scale": "per-channel"}, "w3a16"),
+        ({"weight_bit_width": 2, "scaling": "statistics"}, "w2a16"),
+        ({"activation_bit_width": 4, "boundary_bit_width": 8}, "w4a4"),
+    ],
+)
+def test_every_precision_runs_from_end_to_end(
+    precision: dict[str, Any], mode: str, run_tiny: RunTiny
+) -> None:
+    """That scores agree after reloading from integer codes is checked by the run itself."""
+    runs = run_tiny(["baseline", "ema+qc", "ema+bn"], precision=precision)
+    for summary in runs.values():
+        assert violations(summary) == []
+        assert summary["status"] != "incomplete"
+        quantization = summary["quantization"]
+        assert quantization["mode"] == mode
+        bits = {layer["bits"] for layer in quantization["coverage"]["layers"]}
+        assert bits == {None, precision.get("weight_bit_width", 4)} | (
+            {8} if "boundary_bit_width" in precision else set()
+        )
+    layered = run_tiny(["baseline"], precision=precision, fused=False)["baseline"]
+    assert weights(layered) == weights(runs["baseline"])
+
+
 def weights(summary: Summary) -> bytes:
     root = Path(summary["artifacts"]["run_root"])
     return (root / summary["artifacts"]["weights"]).read_bytes()
@@ -152,7 +287,7 @@ def test_every_delivered_model_scores_the_same_when_loaded_again(
     subset = build_subset(
         dataset, train_images=16, val_images=8, seed=0, cache_dir=dataset.parent / "cache"
     )
-    arguments = {**TINY.overrides, "epochs": 2, "batch": 8, "imgsz": 64, "device": "cpu"}
+    arguments = {**TINY.overrides, "epochs": 2, "batch": 4, "imgsz": 64, "device": "cpu"}
     scorer = evaluator(subset, arguments, torch.device("cpu"), tmp_path)
     for method, summary in together.items():
         root = Path(summary["artifacts"]["run_root"])
@@ -198,7 +333,7 @@ class InterruptedProgress(Progress):
     """Presses Ctrl-C when the second epoch begins."""
 
     def step(self, done: int, **values: float) -> None:
-        if done == 3:
+        if done == 5:
             raise KeyboardInterrupt
 
 
@@ -235,7 +370,7 @@ def test_progress_without_a_terminal_is_one_line_per_milestone(run_tiny: RunTiny
     lines = stream.getvalue().splitlines()
     assert [line.split(" | ")[1].split(":")[0] for line in lines] == [
         "FP32 checkpoint",
-        "untrained W4 model",
+        "untrained w4a16 model",
         "epoch 1/2",
         "epoch 2/2",
         "baseline",
@@ -251,7 +386,7 @@ class ExhaustedProgress(Progress):
 
 
 def test_out_of_memory_names_a_batch_to_try(run_tiny: RunTiny, tmp_path: Path) -> None:
-    with pytest.raises(QatvalError, match="out of memory: try --batch 4"):
+    with pytest.raises(QatvalError, match="out of memory: try --batch 2"):
         run_tiny(
             ["baseline"],
             root=tmp_path / "run",
@@ -259,7 +394,7 @@ def test_out_of_memory_names_a_batch_to_try(run_tiny: RunTiny, tmp_path: Path) -
         )
     summary = load_summary(tmp_path / "run")
     assert summary["status"] == "incomplete"
-    assert summary["error"]["message"] == "out of memory: try --batch 4"
+    assert summary["error"]["message"] == "out of memory: try --batch 2"
 
 
 def test_the_batch_is_never_halved_silently(
@@ -272,6 +407,6 @@ def test_the_batch_is_never_halved_silently(
         raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 MiB")
 
     monkeypatch.setattr(QatTrainer, "preprocess_batch", exhausted)
-    with pytest.raises(QatvalError, match="try --batch 4"):
+    with pytest.raises(QatvalError, match="try --batch 2"):
         run_tiny(["baseline"], root=tmp_path / "run")
     assert load_summary(tmp_path / "run")["status"] == "incomplete"

@@ -1,11 +1,11 @@
-"""``qatval demo``: the whole question answered on the embedded data, in minutes."""
+"""``qatval demo``: the whole question answered on the embedded data, in minutes, with controls."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-from qatval import config
+from qatval import config, methods
 from qatval.cli.options import seeds
 from qatval.progress import Progress
 
@@ -14,9 +14,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     """Register the command."""
     parser = subparsers.add_parser(
         "demo",
-        help="three methods, two seeds, on the embedded data: six runs and their comparison",
-        description="Draw the embedded dataset, run every method with every seed on it (methods "
-        "of one seed share a training) and compare them.",
+        help="three methods and their controls, two seeds, on the embedded data, and a comparison",
+        description="Draw the embedded dataset, run every method and every control with every seed "
+        "on it (methods of one seed share a training) and compare them.",
     )
     parser.add_argument(
         "--out",
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     for number in args.seeds:
         settled = runner.configure(
             variant=args.variant,
-            methods=config.method_names(),
+            methods=methods.with_controls(methods.method_names()),
             profile=args.profile,
             run_root=args.out / f"{args.variant}-{args.profile}-seed{number}",
             coco_root=args.data,

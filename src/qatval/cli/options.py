@@ -13,6 +13,19 @@ def positive(text: str) -> int:
     return value
 
 
+def bits(text: str) -> int:
+    """Parse the bits of a quantized number, an integer in 2..8."""
+    value = _integer(text)
+    if not 2 <= value <= 8:
+        raise argparse.ArgumentTypeError(f"expected an integer in 2..8, got {text}")
+    return value
+
+
+def activation_bits(text: str) -> int:
+    """Parse the bits of an activation: 2..8, or 16 where it stays in float."""
+    return 16 if text == "16" else bits(text)
+
+
 def seed(text: str) -> int:
     """Parse a seed, an integer in 0..2147483647."""
     value = _integer(text)

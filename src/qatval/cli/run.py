@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
-from qatval import config
-from qatval.cli.options import positive, seed
+from qatval import config, methods
+from qatval.cli.options import activation_bits, bits, positive, seed
 from qatval.progress import Progress
 
 
@@ -15,10 +16,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     """Register the command."""
     parser = subparsers.add_parser(
         "run",
-        help="fine-tune a checkpoint with 4-bit weights and say whether it collapsed",
-        description="Fine-tune a pretrained YOLOv10 with 4-bit fake-quantized weights (W4A16), "
-        "evaluate it and write run_summary.json. Methods asked for together share one training "
-        "and get a run root each below --run-root.",
+        help="fine-tune a checkpoint with quantized weights and say whether it collapsed",
+        description="Fine-tune a pretrained YOLOv10 with fake-quantized weights (4 bits: W4A16), "
+        "evaluate it and write run_summary.json. Methods asked for together get a run root each "
+        "below --run-root; those that differ only beside or after the gradient steps share one "
+        "training.",
     )
     parser.add_argument(
         "--variant", required=True, metavar="V", help=", ".join(config.variant_names())
@@ -27,7 +29,14 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--method",
         required=True,
         metavar="M[,M]",
-        help=f"{', '.join(config.method_names())}, or several with commas",
+        help=f"{', '.join(methods.method_names())}, or other parts joined with + "
+        f"({', '.join(methods.part_names())}); several with commas",
+    )
+    parser.add_argument(
+        "--with-controls",
+        action="store_true",
+        help="add what the methods' effects are to be compared with: the untrained model, the same "
+        "training in FP32, re-estimated BatchNorm statistics in the place of QC",
     )
     parser.add_argument(
         "--profile", required=True, metavar="P", help=", ".join(config.profile_names())
@@ -41,6 +50,38 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         default=config.DEFAULT_COCO_ROOT,
         metavar="DIR",
         help="dataset in COCO 2017's layout (default: %(default)s)",
+    )
+    precision = parser.add_argument_group("precision")
+    precision.add_argument(
+        "--quantization",
+        default="w4a16",
+        metavar="Q",
+        help=f"preset: {', '.join(config.quantization_names())} (default: %(default)s)",
+    )
+    precision.add_argument(
+        "--weight-bits", type=bits, metavar="N", help="2 to 8 (default: the preset's)"
+    )
+    precision.add_argument(
+        "--activation-bits",
+        type=activation_bits,
+        metavar="N",
+        help="2 to 8, or 16 for float (default: the preset's)",
+    )
+    precision.add_argument(
+        "--boundary-bits",
+        type=bits,
+        metavar="N",
+        help="of the first and last convolutions, 2 to 8 (default: the preset's)",
+    )
+    precision.add_argument(
+        "--scale",
+        choices=("per-tensor", "per-channel"),
+        help="granularity of the weight scales (default: the preset's)",
+    )
+    precision.add_argument(
+        "--scaling",
+        choices=("learned", "statistics"),
+        help="weight scales as parameters (LSQ), or from max|w| (default: the preset's)",
     )
     parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="default: the variant's")
     parser.add_argument("--imgsz", type=positive, metavar="PX", help="default: the profile's")
@@ -71,6 +112,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "the results are the same (default: on)",
     )
     parser.add_argument(
+        "--track",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="measure how the weights oscillate; the results are the same (default: on)",
+    )
+    parser.add_argument(
         "--image-list",
         type=Path,
         metavar="FILE",
@@ -91,9 +138,12 @@ def run(args: argparse.Namespace) -> int:
     from qatval import runner
     from qatval.numbers import value
 
+    names = args.method.split(",")
     settled = runner.configure(
         variant=args.variant,
-        methods=args.method.split(","),
+        methods=methods.with_controls(names) if args.with_controls else names,
+        quantization=args.quantization,
+        precision=_precision(args),
         profile=args.profile,
         run_root=args.run_root,
         coco_root=args.coco_root,
@@ -110,6 +160,7 @@ def run(args: argparse.Namespace) -> int:
         gate_root=args.gate_root,
         overwrite=args.overwrite,
         fused=args.fused,
+        track=args.track,
     )
     title = f"{settled.variant.name} {settled.profile.name} seed {settled.seed}"
     with Progress(title) as progress:
@@ -124,3 +175,19 @@ def run(args: argparse.Namespace) -> int:
         )
     sys.stdout.flush()
     return 0
+
+
+def _precision(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the fields of the quantization that the command line replaces."""
+    asked = {
+        "weight_bit_width": args.weight_bits,
+        "boundary_bit_width": args.boundary_bits,
+        "scale": args.scale,
+        "scaling": args.scaling,
+    }
+    replaced = {name: value for name, value in asked.items() if value is not None}
+    if args.activation_bits is not None:
+        replaced["activation_bit_width"] = (
+            args.activation_bits if args.activation_bits < 16 else None
+        )
+    return replaced

@@ -1,8 +1,8 @@
-"""Learning a quantization correction on a few training images."""
+"""Training images that serve after the gradient steps, and QC, which is learned on them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,8 @@ from torch.utils.data import Subset as ImageSubset
 from ultralytics.cfg import get_cfg
 from ultralytics.utils import DEFAULT_CFG
 
-from qatval.config import Correction
 from qatval.data.subset import Subset
+from qatval.methods import Correction
 from qatval.quant.correction import attach_corrections, corrections, fold_corrections
 from qatval.train.dataset import SubsetDataset
 
@@ -26,55 +26,95 @@ def calibration_images(train_images: int, wanted: int, seed: int) -> list[int]:
     return drawn
 
 
+class CalibrationImages:
+    """Images drawn from a run's training split, without augmentation, always in the same batches.
+
+    Whatever is compared with each other after training sees exactly these.
+    """
+
+    def __init__(
+        self,
+        subset: Subset,
+        wanted: int,
+        arguments: Mapping[str, Any],
+        *,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        """Draw the images.
+
+        Args:
+            subset: The run's data.
+            wanted: How many images to draw, at most.
+            arguments: Ultralytics' arguments (imgsz, batch, workers, loss gains).
+            seed: Seed of the drawing.
+            device: Where batches go.
+        """
+        self.args = get_cfg(DEFAULT_CFG, {**arguments, "task": "detect", "mode": "train"})
+        dataset = SubsetDataset(
+            subset.train,
+            subset.class_names,
+            imgsz=self.args.imgsz,
+            batch=self.args.batch,
+            augment=False,
+            args=self.args,
+        )
+        drawn = calibration_images(len(subset.train), wanted, seed)
+        self.count = len(drawn)
+        self.device = device
+        self._loader: DataLoader[Any] = DataLoader(
+            ImageSubset(dataset, drawn),
+            batch_size=self.args.batch,
+            collate_fn=dataset.collate_fn,
+            num_workers=self.args.workers if device.type == "cuda" else 0,
+        )
+
+    def __len__(self) -> int:
+        """Return the number of batches."""
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Yield batches as Ultralytics' models take them, images in [0, 1]."""
+        for batch in self._loader:
+            moved = {
+                k: v.to(self.device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()
+            }
+            moved["img"] = moved["img"].float() / 255
+            yield moved
+
+    def pixels(self) -> Iterator[torch.Tensor]:
+        """Yield the batches' images alone, ``(batch, 3, imgsz, imgsz)`` in [0, 1]."""
+        for batch in self:
+            yield batch["img"]
+
+
 def learn_correction(
     model: nn.Module,
-    subset: Subset,
+    images: CalibrationImages,
     correction: Correction,
-    arguments: Mapping[str, Any],
     *,
-    seed: int,
-    device: torch.device,
     on_step: Callable[[int, float], None],
 ) -> tuple[nn.Module, dict[str, dict[str, float]]]:
     """Learn gamma and beta with Adam on the task loss and fold them into the model.
 
     The one-to-many branch weighs 0.1 and the one-to-one branch 0.9, where the training's own
-    schedule has ended. Images are not augmented. Arithmetic is float32 on every device.
+    schedule has ended. Arithmetic is float32 on every device.
 
     Args:
         model: Integer model to correct; it is left as it is.
-        subset: The run's data; calibration images are drawn from its training split.
-        correction: Epochs, learning rate, number of images.
-        arguments: Ultralytics' arguments (imgsz, batch, workers, loss gains).
-        seed: Seed of the drawing.
-        device: Where the model runs.
+        images: What to learn on.
+        correction: Epochs and learning rate.
         on_step: Called with the step, counted from 1, and its loss.
 
     Returns:
         The corrected integer model, and what changed per layer: ``gamma_min``, ``gamma_max``,
         ``gamma_mean_abs_change`` and ``beta_max_abs``.
     """
-    args = get_cfg(DEFAULT_CFG, {**arguments, "task": "detect", "mode": "train"})
-    dataset = SubsetDataset(
-        subset.train,
-        subset.class_names,
-        imgsz=args.imgsz,
-        batch=args.batch,
-        augment=False,
-        args=args,
-    )
-    drawn = calibration_images(len(subset.train), correction.images, seed)
-    loader: DataLoader[Any] = DataLoader(
-        ImageSubset(dataset, drawn),
-        batch_size=args.batch,
-        collate_fn=dataset.collate_fn,
-        num_workers=args.workers if device.type == "cuda" else 0,
-    )
-    corrected: Any = attach_corrections(model).to(device).train()
+    corrected: Any = attach_corrections(model).to(images.device).train()
     for module in corrected.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eval()  # its statistics stay fixed, also where its layer is not quantized
-    corrected.args = args
+    corrected.args = images.args
     criterion = corrected.init_criterion()
     criterion.o2m = criterion.final_o2m
     criterion.o2o = criterion.total - criterion.final_o2m
@@ -83,12 +123,8 @@ def learn_correction(
     optimizer = torch.optim.Adam(parameters, lr=correction.lr)
     step = 0
     for _ in range(correction.epochs):
-        for batch in loader:
-            moved = {
-                k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()
-            }
-            moved["img"] = moved["img"].float() / 255
-            loss = corrected.loss(moved, corrected(moved["img"]))[0].sum()
+        for batch in images:
+            loss = corrected.loss(batch, corrected(batch["img"]))[0].sum()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

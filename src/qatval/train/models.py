@@ -16,13 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import msgspec
 import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 from ultralytics.nn.tasks import DetectionModel, torch_safe_load
 
-from qatval.config import quantization
+from qatval.config import Quantization
 from qatval.errors import QatvalError
 from qatval.quant.integer import blank_integer_layer
 from qatval.quant.layers import insert_quantizers
@@ -43,13 +44,13 @@ class CheckpointInfo:
             weights and scales; ``"integer"``: weight codes and scales, as deployed.
         architecture: Ultralytics' model file, e.g. ``"yolov10n.yaml"``.
         class_names: Classes in the order of the head's outputs.
-        quantization: Mode of the quantization, None for a float model.
+        quantization: Of the model, None for a float one.
     """
 
     kind: Kind
     architecture: str
     class_names: tuple[str, ...]
-    quantization: str | None = None
+    quantization: Quantization | None = None
 
 
 def build_model(architecture: str, class_names: Sequence[str]) -> DetectionModel:
@@ -67,7 +68,7 @@ def save_checkpoint(path: Path, model: nn.Module, info: CheckpointInfo) -> None:
         "kind": info.kind,
         "architecture": info.architecture,
         "class_names": list(info.class_names),
-        "quantization": info.quantization,
+        "quantization": msgspec.to_builtins(info.quantization),
     }
     atomic_write(path, safetensors.torch.save(tensors, {"qatval": json.dumps(metadata)}))
 
@@ -85,7 +86,7 @@ def read_info(path: Path) -> CheckpointInfo:
             kind=metadata["kind"],
             architecture=metadata["architecture"],
             class_names=tuple(metadata["class_names"]),
-            quantization=metadata["quantization"],
+            quantization=msgspec.convert(metadata["quantization"], Quantization | None),
         )
     except OSError as error:
         raise QatvalError(f"cannot read checkpoint {path}: {error.strerror or error}") from error
@@ -93,7 +94,7 @@ def read_info(path: Path) -> CheckpointInfo:
         raise QatvalError(
             f"{path} is damaged: expected a whole safetensors file ({error}); copy it again"
         ) from error
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
+    except (KeyError, TypeError, json.JSONDecodeError, msgspec.ValidationError) as error:
         raise QatvalError(
             f"{path} holds no qatval metadata: expected a checkpoint that qatval wrote"
         ) from error
@@ -109,12 +110,17 @@ def load_checkpoint(path: Path, device: str | torch.device = "cpu") -> Detection
     tensors = safetensors.torch.load_file(path)
     model = build_model(info.architecture, info.class_names)
     if info.kind == "latent":
-        insert_quantizers(model, quantization(info.quantization or ""))
+        assert info.quantization is not None
+        insert_quantizers(model, info.quantization)
     elif info.kind == "integer":
         for name, module in list(model.named_modules()):
             if isinstance(module, nn.Conv2d) and f"{name}.scale" in tensors:
                 # QC's fold may have given the layer a scale per channel: that follows the file.
-                layer = blank_integer_layer(module, tensors[f"{name}.scale"])
+                layer = blank_integer_layer(
+                    module,
+                    tensors[f"{name}.scale"],
+                    quantized_input=f"{name}.input_scale" in tensors,
+                )
                 model.set_submodule(name, layer)
         model.requires_grad_(False)
     _load_strictly(model, tensors, path)
@@ -178,6 +184,32 @@ def load_pretrained(path: Path, architecture: str, class_names: Sequence[str]) -
     model = build_model(architecture, class_names)
     _load_strictly(model, tensors, path)
     return model.eval()
+
+
+def starting_model(
+    path: Path | None, architecture: str, class_names: Sequence[str], spec: Quantization | None
+) -> DetectionModel:
+    """Return the model that a training starts from.
+
+    Args:
+        path: FP32 checkpoint, or one whose quantizers are inserted already, or None to start from
+            scratch.
+        architecture: Ultralytics' model file.
+        class_names: The dataset's classes.
+        spec: Quantization to insert where it is not, or None to train in float.
+
+    Raises:
+        QatvalError: As `load_pretrained` and `load_checkpoint` do.
+    """
+    if path is None:
+        model = build_model(architecture, class_names)
+    elif spec is not None and path.suffix == ".safetensors" and read_info(path).kind == "latent":
+        return load_checkpoint(path)
+    else:
+        model = load_pretrained(path, architecture, class_names)
+    if spec is not None:
+        insert_quantizers(model, spec)
+    return model
 
 
 def _read_ultralytics(path: Path) -> dict[str, Tensor]:

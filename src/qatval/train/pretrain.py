@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
-from qatval.config import PRIMARY_METRIC, Profile, Variant, method
+from qatval.config import PRIMARY_METRIC, Profile, Variant
 from qatval.data.subset import build_subset
 from qatval.environment import machine, versions
+from qatval.methods import method
 from qatval.progress import Progress
 from qatval.record import atomic_write, to_json
 from qatval.train.evaluation import evaluator

@@ -2,7 +2,8 @@
 
 One training yields one *trajectory* of raw weights. Its *arms* are what is scored along it:
 ``raw``, the weights themselves, and ``ema``, their moving average. Averaging takes no part in the
-gradient steps, so both arms belong to the same trajectory and their differences are paired.
+gradient steps, so both arms belong to the same trajectory and their differences are paired. What
+does take part, a `Stabilizer`, makes a trajectory of its own.
 
 The trainer is told what to do by a file, ``plan.json`` beside its save directory, and leaves all
 results in files. That is what lets Ultralytics start it again in the worker processes of a
@@ -14,7 +15,8 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +27,19 @@ from ultralytics.engine import trainer as trainer_module
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils import DEFAULT_CFG
 
-from qatval.config import PRIMARY_METRIC, Arm
+from qatval.config import PRIMARY_METRIC
 from qatval.data.subset import open_subset
 from qatval.errors import QatvalError
+from qatval.methods import Arm
 from qatval.quant.averaging import WeightAverage
 from qatval.quant.fused import fuse_quantization
-from qatval.quant.layers import insert_quantizers, scale_parameters
+from qatval.quant.latent import LatentWeights
+from qatval.quant.layers import scale_parameters
+from qatval.quant.oscillation import OscillationTracker
+from qatval.quant.stabilizing import Stabilizer, make_stabilizer
 from qatval.train.dataset import SubsetDataset
 from qatval.train.evaluation import Evaluation, Evaluator
-from qatval.train.models import CheckpointInfo, build_model, load_pretrained, save_checkpoint
+from qatval.train.models import CheckpointInfo, save_checkpoint, starting_model
 from qatval.train.trajectory import (
     EpochRecord,
     TrainingPlan,
@@ -117,6 +123,9 @@ class QatTrainer(DetectionTrainer):  # type: ignore[misc]
         self._writers: dict[Arm, Any] = {}
         self._best: dict[Arm, float] = {}
         self._evaluations: dict[Arm, Evaluation] = {}
+        self._stabilizers: list[Stabilizer] = []
+        self._codes: Callable[[], torch.Tensor] | None = None
+        self._tracker: OscillationTracker | None = None
         self.stopped: str | None = None
         super().__init__(cfg, overrides, _callbacks)
         # Ultralytics leaves a core idle on CPU, which costs nearly half the speed on two cores.
@@ -145,15 +154,12 @@ class QatTrainer(DetectionTrainer):  # type: ignore[misc]
     # -- what is trained --------------------------------------------------------------------
 
     def setup_model(self) -> None:
-        """Load the checkpoint and insert the quantizers, before optimizer, DDP and average."""
-        plan, names = self.plan, self.subset.class_names
-        if plan.checkpoint is None:
-            model = build_model(plan.architecture, names)
-        else:
-            model = load_pretrained(Path(plan.checkpoint), plan.architecture, names)
-        if plan.quantization is not None:
-            insert_quantizers(model, plan.quantization)
-        self.model = model
+        """Load what is trained, with its quantizers, before optimizer, DDP and average."""
+        plan = self.plan
+        path = None if plan.checkpoint is None else Path(plan.checkpoint)
+        self.model = starting_model(
+            path, plan.architecture, self.subset.class_names, plan.quantization
+        )
 
     def _setup_train(self) -> None:
         """Set up as Ultralytics does, but average with qatval's own horizon."""
@@ -161,11 +167,11 @@ class QatTrainer(DetectionTrainer):  # type: ignore[misc]
             super()._setup_train()
         # Walking the modules of a quantized model takes as long as clipping its gradients.
         self._parameters = list(self.model.parameters())
-        updates = -(-len(self.train_loader) // self.accumulate) * self.epochs
-        decay, tau = self.plan.averaging.for_steps(updates)
+        self._updates = -(-len(self.train_loader) // self.accumulate) * self.epochs
+        decay, tau = self.plan.averaging.for_steps(self._updates)
         self.ema = WeightAverage(self._live_model(), decay, tau)
-        if self.plan.quantization is not None and self.plan.fused:
-            fuse_quantization(self._live_model())
+        if self.plan.quantization is not None:
+            self._watch_weights(self._live_model())
         self._evaluator = Evaluator(
             self.test_loader,
             self.subset.val,
@@ -175,6 +181,18 @@ class QatTrainer(DetectionTrainer):  # type: ignore[misc]
             device=self.device,
             save_dir=self.save_dir,
         )
+
+    def _watch_weights(self, model: nn.Module) -> None:
+        """Set up what needs the quantized layers: fused quantization, stabilizers, tracking."""
+        weights = LatentWeights(model)
+        self._stabilizers = [make_stabilizer(s, weights) for s in self.plan.stabilizers]
+        if self.plan.fused:
+            fused = fuse_quantization(model, capture=self.plan.track)
+            self._codes = lambda: fused.codes
+        else:
+            self._codes = weights.flat_codes
+        if self.plan.track:
+            self._tracker = OscillationTracker(weights)
 
     def _live_model(self) -> nn.Module:
         model: nn.Module = self.model
@@ -208,12 +226,19 @@ class QatTrainer(DetectionTrainer):  # type: ignore[misc]
         return optimizer
 
     def optimizer_step(self) -> None:
-        """Clip, step and average as Ultralytics does."""
+        """Clip, step and average as Ultralytics does, with the stabilizers before and after."""
         self.scaler.unscale_(self.optimizer)
+        if self._tracker is not None and self._codes is not None:
+            self._tracker.observe(self._codes())
+        images = self.batch_size * self.accumulate
+        for stabilizer in self._stabilizers:
+            stabilizer.before_step(self.ema.updates / self._updates, images)
         torch.nn.utils.clip_grad_norm_(self._parameters, max_norm=10.0)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad()
+        for stabilizer in self._stabilizers:
+            stabilizer.after_step(min((self.ema.updates + 1) / self._updates, 1.0))
         self.ema.update(self.model)
 
     # -- what is scored and kept ------------------------------------------------------------
@@ -244,6 +269,8 @@ class QatTrainer(DetectionTrainer):  # type: ignore[misc]
     def save_metrics(self, metrics: dict[str, Any]) -> None:
         """Append one line per arm to its ``results.csv`` and TensorBoard log."""
         seconds = time.time() - self.train_time_start
+        if self._tracker is not None:
+            self._log_oscillation(self._tracker)
         learning = {k: float(v) for k, v in metrics.items() if k.startswith(("train/", "lr/"))}
         for arm, evaluation in self._evaluations.items():
             row = {
@@ -253,7 +280,9 @@ class QatTrainer(DetectionTrainer):  # type: ignore[misc]
                 **{k: v for k, v in learning.items() if k.startswith("lr/")},
             }
             epoch = self.epoch + 1
-            self._append_csv(arm, {"epoch": epoch, "time": seconds, **row})
+            self._append_csv(
+                self.save_dir / arm / "results.csv", [{"epoch": epoch, "time": seconds, **row}]
+            )
             writer = self._writer(arm)
             for name, value in row.items():
                 writer.add_scalar(name, value, epoch)
@@ -262,11 +291,19 @@ class QatTrainer(DetectionTrainer):  # type: ignore[misc]
             record = EpochRecord(epoch, finite[PRIMARY_METRIC], finite, round(seconds, 3))
             self._history[arm].append(record)
 
-    def _append_csv(self, arm: Arm, row: Mapping[str, float]) -> None:
-        path = self.save_dir / arm / "results.csv"
+    def _log_oscillation(self, tracker: OscillationTracker) -> None:
+        """Append the epoch's totals to one table and what every layer has come to to another."""
+        epoch = self.epoch + 1
+        self._append_csv(self.save_dir / "oscillation.csv", [asdict(tracker.end_epoch(epoch))])
+        layers = [{"epoch": epoch, **asdict(layer)} for layer in tracker.result().layers]
+        self._append_csv(self.save_dir / "oscillation_layers.csv", layers)
+
+    def _append_csv(self, path: Path, rows: Sequence[Mapping[str, float | str]]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lines = [] if path.exists() else [",".join(row)]
-        lines.append(",".join(f"{value:.6g}" for value in row.values()))
+        lines = [] if path.exists() else [",".join(rows[0])]
+        for row in rows:
+            cells = (v if isinstance(v, str) else f"{v:.6g}" for v in row.values())
+            lines.append(",".join(cells))
         with path.open("a", encoding="utf-8") as stream:
             stream.write("\n".join(lines) + "\n")
 
@@ -284,7 +321,7 @@ class QatTrainer(DetectionTrainer):  # type: ignore[misc]
             kind="float" if quantization is None else "latent",
             architecture=self.plan.architecture,
             class_names=self.subset.class_names,
-            quantization=None if quantization is None else quantization.mode,
+            quantization=quantization,
         )
         arms: tuple[Arm, ...] = ("raw", "ema")
         for arm in arms:
@@ -306,6 +343,8 @@ class QatTrainer(DetectionTrainer):  # type: ignore[misc]
             effective_decay=self.ema.effective_decay,
             amp=bool(self.amp) and self.device.type != "cpu",
             stopped=self.stopped,
+            stabilizers=[stabilizer.report() for stabilizer in self._stabilizers],
+            oscillation=None if self._tracker is None else self._tracker.result(),
             directory=str(self.save_dir),
         )
         write_trajectory(self._work, trajectory)

@@ -12,7 +12,9 @@ from typing import Any, Literal
 
 import msgspec
 
-from qatval.config import Arm, Averaging, Quantization
+from qatval.config import Quantization
+from qatval.methods import Arm, Averaging, Stabilizer
+from qatval.quant.oscillation import Oscillation
 from qatval.record import atomic_write
 
 
@@ -23,12 +25,15 @@ class TrainingPlan:
     Attributes:
         subset: Directory of the subset in the cache.
         architecture: Ultralytics' model file.
-        checkpoint: FP32 checkpoint to start from, or None to start from scratch.
-        quantization: Fake quantization to insert, or None to train in float.
+        checkpoint: Checkpoint to start from, FP32 or with its quantizers already inserted, or None
+            to start from scratch.
+        quantization: Fake quantization of the model, or None to train in float.
         averaging: How the ``ema`` arm averages.
         arms: Arms to score after every epoch. Both are always saved.
         threads: CPU threads of torch; results depend on it in the fifth decimal.
         fused: Whether all weights are fake-quantized at once instead of layer by layer.
+        stabilizers: What takes part in the gradient steps.
+        track: Whether the oscillation of the weights is measured.
     """
 
     subset: str
@@ -39,6 +44,8 @@ class TrainingPlan:
     arms: tuple[Arm, ...]
     threads: int
     fused: bool = True
+    stabilizers: tuple[Stabilizer, ...] = ()
+    track: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,8 +76,10 @@ class Trajectory:
         effective_decay: Decay of the last step.
         amp: Whether automatic mixed precision was really used.
         stopped: Why the training ended before its last epoch, or None.
-        directory: Holds ``args.yaml`` and, per arm, ``<arm>/results.csv``, ``<arm>/tensorboard/``
-            and ``<arm>/weights/{last,best}.safetensors``.
+        stabilizers: What each of the plan's stabilizers says of itself, in their order.
+        oscillation: How the weights oscillated, or None where nobody looked.
+        directory: Holds ``args.yaml``, ``oscillation*.csv`` and, per arm, ``<arm>/results.csv``,
+            ``<arm>/tensorboard/`` and ``<arm>/weights/{last,best}.safetensors``.
     """
 
     history: dict[Arm, list[EpochRecord]] = field(default_factory=dict)
@@ -80,6 +89,8 @@ class Trajectory:
     effective_decay: float = 0.0
     amp: bool = False
     stopped: str | None = None
+    stabilizers: list[dict[str, float]] = field(default_factory=list)
+    oscillation: Oscillation | None = None
     directory: str = ""
 
     def weights(self, arm: Arm, name: Literal["last", "best"] = "last") -> Path:

@@ -1,0 +1,143 @@
+"""Names of methods: what they are made of, what they stand for, and who may add to them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qatval import methods
+from qatval.errors import UsageError
+from qatval.methods import Recipe, method, part_names, parts, with_controls
+
+RECIPES = ("", "ptq", "fp32", "dampen", "freeze", "dampen+freeze")
+AFTER = ("", "bn", "qc")
+
+
+def joined(*names: str) -> str:
+    return "+".join(filter(None, names)) or "baseline"
+
+
+@pytest.mark.parametrize("names", list(product(RECIPES, ("", "ema"), AFTER)), ids="-".join)
+def test_every_combination_means_what_it_says_or_is_refused(names: tuple[str, str, str]) -> None:
+    recipe, average, after = names
+    name = joined(*names)
+    impossible = (recipe == "ptq" and average) or (recipe == "fp32" and after == "qc")
+    if impossible:
+        with pytest.raises(UsageError, match=f"method '{name.replace('+', chr(92) + '+')}'"):
+            method(name)
+        return
+    found = method(name)
+    assert found.name == name
+    assert found.arm == ("ema" if average else "raw")
+    assert found.reestimation is (after == "bn")
+    assert (found.correction is not None) is (after == "qc")
+    assert found.quantized is (recipe != "fp32")
+    if recipe == "ptq":
+        assert found.recipe is None
+    else:
+        assert found.recipe is not None
+        kinds = [s.implementation.rpartition(":")[2] for s in found.recipe.stabilizers]
+        wanted = {"dampen": "Dampening", "freeze": "Freezing"}
+        assert kinds == [wanted[part] for part in recipe.split("+") if part in wanted]
+
+
+@given(st.permutations(part_names()).flatmap(lambda p: st.integers(1, 4).map(lambda n: p[:n])))
+def test_one_method_has_one_name(found: list[str]) -> None:
+    ordered = [part for part in part_names() if part in found]
+    if found == ordered:
+        assert parts("+".join(found)) == tuple(found)
+    else:
+        with pytest.raises(UsageError, match="is called"):
+            parts("+".join(found))
+
+
+def test_the_papers_settings() -> None:
+    qc, ema = method("ema+qc").correction, method("ema").averaging
+    assert qc is not None
+    assert (qc.epochs, qc.lr) == (1, 1e-4)
+    assert ema is not None
+    assert ema.for_steps(1_000_000) == (0.9999, 2000.0)
+    assert method("ema+qc").averaging == ema
+
+
+def test_averaging_and_what_comes_after_share_a_training() -> None:
+    recipes = [method(n).recipe for n in ("baseline", "ema", "qc", "ema+qc", "ema+bn", "bn")]
+    assert recipes == [Recipe()] * 6
+    assert method("fp32").recipe == method("fp32+ema").recipe == Recipe(quantized=False)
+    assert method("dampen").recipe == method("dampen+ema+qc").recipe != method("freeze").recipe
+
+
+def test_controls_follow_from_what_is_tested() -> None:
+    assert with_controls(("baseline", "ema", "ema+qc")) == (
+        "baseline",
+        "ema",
+        "ema+qc",
+        "ptq",
+        "fp32",
+        "fp32+ema",
+        "ema+bn",
+    )
+    assert with_controls(["dampen+ema+qc"])[1:] == ("ptq", "fp32", "fp32+ema", "dampen+ema+bn")
+    assert with_controls(["qc", "bn"]) == ("qc", "bn", "ptq", "fp32")
+    assert with_controls(["ema", "ema"])[:2] == ("ema", "ema")  # for the run to refuse
+
+
+OUTSIDE = """
+[part.still.stabilizer]
+implementation = "outside:Still"
+[part.still.stabilizer.settings]
+share = 0.5
+"""
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An installed package that adds a part, as pip would leave it."""
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "__init__.py").touch()
+    (tmp_path / "outside" / "methods.toml").write_text(OUTSIDE)
+    info = tmp_path / "outside-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: outside\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[qatval.methods]\noutside = outside\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    methods._presets.cache_clear()
+    yield tmp_path
+    methods._presets.cache_clear()
+    sys.modules.pop("outside", None)
+
+
+def test_an_installed_package_adds_a_part(package: Path) -> None:
+    recipe = method("still+ema").recipe
+    assert recipe is not None
+    assert [(s.implementation, dict(s.settings)) for s in recipe.stabilizers] == [
+        ("outside:Still", {"share": 0.5})
+    ]
+    assert part_names().index("still") < part_names().index("ema")
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("", r"holds no methods\.toml with parts"),
+        ("[part", r"holds no methods\.toml with parts"),
+        ("[part.odd]\nname = 1", "part 'odd' of package 'outside' must be one of training,"),
+    ],
+)
+def test_a_broken_package_is_one_line(content: str, says: str, package: Path) -> None:
+    (package / "outside" / "methods.toml").write_text(content)
+    with pytest.raises(UsageError, match=says):
+        part_names()
+
+
+@pytest.mark.parametrize("name", ["ema", "baseline", '"a+b"'])
+def test_a_package_cannot_take_a_name(name: str, package: Path) -> None:
+    (package / "outside" / "methods.toml").write_text(f"[part.{name}]\ntraining = 'none'\n")
+    with pytest.raises(UsageError, match="package 'outside' cannot name a method part"):
+        part_names()
