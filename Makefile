@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint types unit validation bench clean
+.PHONY: help setup demo test check lint types unit validation bench study clean
 
 help: ## list what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,8 +47,11 @@ validation: $(READY) ## run the validation scenarios that need no GPU
 	@$(BIN)/pytest tests/validation -m "not gpu"
 
 bench: $(READY) ## run the CPU benchmarks and print their tables (10 minutes, on a quiet machine)
-	@for name in step qc matrix startup summarize subset; do \
+	@for name in step tracking qc matrix startup summarize subset; do \
 		$(BIN)/python benchmarks/$$name.py || exit 1; done
+
+study: $(READY) ## run every method, control and precision with five seeds; write docs/study.md (hours)
+	@$(BIN)/python benchmarks/study.py
 
 clean: ## remove the environment, runs and drawn data
 	rm -rf $(VENV) runs datasets/shapes .pytest_cache .mypy_cache .ruff_cache

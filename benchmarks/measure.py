@@ -55,16 +55,20 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def publish(name: str, title: str, text: str) -> None:
     """Print a benchmark's result with date, machine and versions, and keep it in ``results/``."""
-    found = {package: _version(package) for package in PACKAGES}
-    versions = ", ".join(f"{package} {number}" for package, number in found.items() if number)
-    document = (
-        f"# {title}\n\n{text}\n\n"
-        f"{datetime.date.today()}; {machine()['cpu']}, {available_cores()} cores, load "
-        f"{os.getloadavg()[0]:.1f} at the end; Python {platform.python_version()}, {versions}.\n"
-    )
+    document = f"# {title}\n\n{text}\n\n{provenance()}\n"
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.md").write_text(document, encoding="utf-8")
     print(document)
+
+
+def provenance() -> str:
+    """Return date, machine, load and versions as one sentence."""
+    found = {package: _version(package) for package in PACKAGES}
+    versions = ", ".join(f"{package} {number}" for package, number in found.items() if number)
+    return (
+        f"{datetime.date.today()}; {machine()['cpu']}, {available_cores()} cores, load "
+        f"{os.getloadavg()[0]:.1f} at the end; Python {platform.python_version()}, {versions}."
+    )
 
 
 def _version(package: str) -> str | None:

@@ -21,11 +21,15 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from measure import REPOSITORY
+from measure import REPOSITORY, provenance
 from qatval.cli.options import positive, seeds
+from qatval.comparison import compare
 from qatval.environment import available_cores, limit_spinning
 from qatval.methods import method_names, with_controls
 from qatval.record import SUMMARY_NAME, load_summary
+from qatval.report.comparison import write_comparison
+from qatval.runs import collect
+from study_text import SCHEDULES, Cost, render
 
 PRECISIONS = {
     f"w{bits} {scale}": {"weight_bit_width": bits, "scale": scale}
@@ -133,6 +137,41 @@ def main() -> None:
                 f"{took:.0f} s, {minutes:.0f} min so far",
                 flush=True,
             )
+    print(write_study(out, args.jobs))
+
+
+def write_study(out: Path, jobs: int) -> Path:
+    """Compare what was run, schedule by schedule, and write the document."""
+    documents, every = {}, []
+    for schedule in SCHEDULES:
+        runs, unreadable = collect([out / schedule])
+        document = compare(runs, unreadable)
+        write_comparison(document, runs, out / schedule / "comparison.json")
+        documents[schedule] = document
+        every += runs
+    trained = [run for run in every if run.trajectory is not None]
+    seconds = {run.trajectory: run.summary["timings"]["training"] for run in trained}
+    # A part's stages follow each other; what a run waited for others is theirs.
+    scoring = sum(
+        took
+        for run in every
+        for stage, took in run.summary["timings"].items()
+        if stage
+        in ("freezing", "BatchNorm statistics", "correction", "final evaluation", "second protocol")
+    )
+    cost = Cost(
+        runs=len(every),
+        trainings=len(seconds),
+        apart=len(trained),
+        hours=(sum(seconds.values()) + scoring) / 3600,
+        training_hours=sum(seconds.values()) / 3600,
+        apart_hours=sum(run.summary["timings"]["training"] for run in trained) / 3600,
+        jobs=jobs,
+    )
+    path = REPOSITORY / "docs" / "study.md"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(render(documents, cost, provenance()), encoding="utf-8")
+    return path
 
 
 if __name__ == "__main__":

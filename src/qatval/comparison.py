@@ -215,7 +215,15 @@ def _method(members: Sequence[LoadedRun], method: str) -> dict[str, Any]:
         "outcomes_agree": len(set(outcomes)) == 1 if len(outcomes) > 1 else None,
         "seeds": sorted({run.seed for run in runs if run.completed}),
         "final_value": _spread([v for r in runs if r.completed and (v := r.final) is not None]),
+        "oscillating": _spread(_measured(runs, "oscillation", "oscillating")),
+        "batchnorm_drift": _spread(_measured(runs, "batchnorm", "kl_mean")),
     }
+
+
+def _measured(runs: Iterable[LoadedRun], section: str, name: str) -> list[float]:
+    return [
+        value for r in runs if r.completed and (value := r.section(section).get(name)) is not None
+    ]
 
 
 def _varying(members: Sequence[LoadedRun]) -> list[dict[str, Any]]:

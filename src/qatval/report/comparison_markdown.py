@@ -42,10 +42,11 @@ def _group(group: Mapping[str, Any]) -> Iterator[str]:
                 f"{escape(str(difference['other']))}"
             )
         yield ""
+    numeric = ("mAP 50-95", "spread", "oscillating", "BatchNorm drift")
     yield from table(
-        ("method", "runs", "seeds", "mAP 50-95", "spread", "outcome", "outcomes agree"),
+        ("method", "runs", "seeds", *numeric, "outcome", "outcomes agree"),
         [_method(method) for method in group["methods"]] + list(_orientation(group)),
-        right=("runs", "mAP 50-95", "spread"),
+        right=("runs", *numeric),
     )
     yield ""
     if group["net_effects"]:
@@ -78,15 +79,21 @@ def _method(method: Mapping[str, Any]) -> list[str]:
         ", ".join(str(seed) for seed in method["seeds"]) or numbers.MISSING,
         numbers.value(final and final["mean"]),
         numbers.value(final and final["deviation"]),
+        numbers.percent(_mean(method["oscillating"])),
+        numbers.value(_mean(method["batchnorm_drift"])),
         outcome(method),
         agree,
     ]
 
 
+def _mean(spread: Mapping[str, Any] | None) -> float | None:
+    return None if spread is None else spread["mean"]
+
+
 def _orientation(group: Mapping[str, Any]) -> Iterator[list[str]]:
     for _, label, measured in orientation(group):
         mean = numbers.value(None if measured is None else measured["mean"])
-        yield [label, "", "", mean, "", "" if measured else "not measured", ""]
+        yield [label, "", "", mean, "", "", "", "" if measured else "not measured", ""]
 
 
 def _runs(document: Comparison) -> Iterator[str]:

@@ -124,7 +124,6 @@ class QatTrainer(DetectionTrainer):  # type: ignore[misc]
         self._best: dict[Arm, float] = {}
         self._evaluations: dict[Arm, Evaluation] = {}
         self._stabilizers: list[Stabilizer] = []
-        self._codes: Callable[[], torch.Tensor] | None = None
         self._tracker: OscillationTracker | None = None
         self.stopped: str | None = None
         super().__init__(cfg, overrides, _callbacks)
@@ -186,11 +185,10 @@ class QatTrainer(DetectionTrainer):  # type: ignore[misc]
         """Set up what needs the quantized layers: fused quantization, stabilizers, tracking."""
         weights = LatentWeights(model)
         self._stabilizers = [make_stabilizer(s, weights) for s in self.plan.stabilizers]
+        self._forward_codes: Callable[[], torch.Tensor] = weights.flat_codes
         if self.plan.fused:
             fused = fuse_quantization(model, capture=self.plan.track)
-            self._codes = lambda: fused.codes
-        else:
-            self._codes = weights.flat_codes
+            self._forward_codes = lambda: fused.codes
         if self.plan.track:
             self._tracker = OscillationTracker(weights)
 
@@ -228,8 +226,8 @@ class QatTrainer(DetectionTrainer):  # type: ignore[misc]
     def optimizer_step(self) -> None:
         """Clip, step and average as Ultralytics does, with the stabilizers before and after."""
         self.scaler.unscale_(self.optimizer)
-        if self._tracker is not None and self._codes is not None:
-            self._tracker.observe(self._codes())
+        if self._tracker is not None:
+            self._tracker.observe(self._forward_codes())
         images = self.batch_size * self.accumulate
         for stabilizer in self._stabilizers:
             stabilizer.before_step(self.ema.updates / self._updates, images)
