@@ -36,6 +36,7 @@ from qatval.quant.layers import (  # noqa: E402
     calibrate_activations,
     insert_quantizers,
     quantized_layers,
+    scale_parameters,
 )
 from qatval.train.models import build_model  # noqa: E402
 
@@ -118,8 +119,11 @@ class Stepper:
         own = peer.startswith("qatval")
         trained = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, lr=1e-5, foreach=True if own else None)
-        self.average: Any = WeightAverage(self.model, 0.9999, 2000.0) if own else None
-        if not own and peer != "modelopt":
+        self.average: Any = None
+        if own:
+            scales = scale_parameters(self.model)
+            self.average = WeightAverage(self.model, 0.9999, 2000.0, scales)
+        elif peer != "modelopt":
             self.average = ModelEMA(self.model)
         everything = list(self.model.parameters())
         self.parameters: Callable[[], Any] = (lambda: everything) if own else self.model.parameters

@@ -26,6 +26,7 @@ from qatval.quant.dampening import Dampening  # noqa: E402
 from qatval.quant.freezing import Freezing  # noqa: E402
 from qatval.quant.fused import fuse_quantization  # noqa: E402
 from qatval.quant.latent import LatentWeights  # noqa: E402
+from qatval.quant.layers import scale_parameters  # noqa: E402
 from qatval.quant.oscillation import OscillationTracker  # noqa: E402
 from qatval.quant.stabilizing import Stabilizer  # noqa: E402
 from step import BATCH, a_batch, a_model  # noqa: E402
@@ -50,7 +51,7 @@ class Stepper:
         self.parameters = list(self.model.parameters())
         trained = [p for p in self.parameters if p.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, lr=1e-4, foreach=True)
-        self.average = WeightAverage(self.model, 0.9999, 2000.0)
+        self.average = WeightAverage(self.model, 0.9999, 2000.0, scale_parameters(self.model))
         self.weights = LatentWeights(self.model)
         self.stabilizer = stabilizer(self.weights)
         self.fused = fuse_quantization(self.model, capture=watched)

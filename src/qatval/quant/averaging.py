@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from copy import deepcopy
 from typing import Any
 
@@ -15,13 +15,15 @@ class WeightAverage:
     """Exponential moving average of everything floating in a model's ``state_dict``.
 
     Latent weights and learned scales are averaged as in Gupta & Asthana (WACV 2024, section 3.1),
-    BatchNorm statistics too, as Ultralytics does; integer buffers are copied. After step ``t``
+    BatchNorm statistics too, as Ultralytics does; integer buffers are copied. A scale is the
+    magnitude of its parameter, so the magnitude is what is averaged: a parameter that changes its
+    sign would take the average through zero although neither side is small. After step ``t``
     (counted from 1) ``x' = d * x' + (1 - d) * x`` with ``d = decay * (1 - exp(-t / tau))``.
 
     Tensors are matched by name, so a parameter that appears after the average was made is an
     error and not silently left out. They are matched at the first step; from then on the model
     may change them in place only, as optimizers do. With ``decay = 0`` the average is an exact
-    copy of the model after every step.
+    copy of the model after every step, but for the sign of a scale's parameter.
 
     The trainer's loop calls `update`, `update_attr` and reads ``ema``, the names that it uses for
     Ultralytics' own ``ModelEMA``.
@@ -31,13 +33,16 @@ class WeightAverage:
         updates: Steps taken so far.
     """
 
-    def __init__(self, model: nn.Module, decay: float, tau: float) -> None:
+    def __init__(
+        self, model: nn.Module, decay: float, tau: float, scales: Collection[nn.Parameter] = ()
+    ) -> None:
         """Start the average at the model's present weights.
 
         Args:
             model: Model to follow.
             decay: Largest decay, in [0, 1).
             tau: Time constant of the decay's ramp, in steps.
+            scales: Parameters of the model whose magnitude counts.
         """
         self.ema = deepcopy(model).eval().requires_grad_(False)
         self.decay = decay
@@ -46,6 +51,11 @@ class WeightAverage:
         self._model: nn.Module | None = None
         self._floating: tuple[list[Tensor], list[Tensor]] = [], []
         self._counting: tuple[list[Tensor], list[Tensor]] = [], []
+        self._scales: tuple[list[Tensor], list[Tensor]] = [], []
+        magnitudes = set(scales)
+        self._scale_names = [n for n, p in model.named_parameters() if p in magnitudes]
+        for name in self._scale_names:
+            self.ema.get_parameter(name).abs_()
 
     @property
     def effective_decay(self) -> float:
@@ -62,7 +72,11 @@ class WeightAverage:
         self.updates += 1
         if model is not self._model:
             self._pair(model)
-        torch._foreach_lerp_(*self._floating, 1.0 - self.effective_decay)
+        weight = 1.0 - self.effective_decay
+        torch._foreach_lerp_(*self._floating, weight)
+        if self._scale_names:
+            averages, values = self._scales
+            torch._foreach_lerp_(averages, torch._foreach_abs(values), weight)
         torch._foreach_copy_(*self._counting)
 
     def _pair(self, model: nn.Module) -> None:
@@ -73,10 +87,13 @@ class WeightAverage:
             raise ValueError(
                 f"the model's tensors changed: {sorted(source.keys() ^ target.keys())[:3]} ..."
             )
-        floating = [name for name, tensor in target.items() if tensor.dtype.is_floating_point]
-        counting = [name for name in target if name not in set(floating)]
+        scales = self._scale_names
+        floats = [name for name, tensor in target.items() if tensor.dtype.is_floating_point]
+        counting = [name for name in target if name not in set(floats)]
+        floating = sorted(set(floats) - set(scales))
         self._floating = [target[name] for name in floating], [source[name] for name in floating]
         self._counting = [target[name] for name in counting], [source[name] for name in counting]
+        self._scales = [target[name] for name in scales], [source[name] for name in scales]
         self._model = model
 
     def update_attr(self, model: nn.Module, include: Iterable[str] = ()) -> None:

@@ -168,7 +168,8 @@ class QatTrainer(DetectionTrainer):  # type: ignore[misc]
         self._parameters = list(self.model.parameters())
         self._updates = -(-len(self.train_loader) // self.accumulate) * self.epochs
         decay, tau = self.plan.averaging.for_steps(self._updates)
-        self.ema = WeightAverage(self._live_model(), decay, tau)
+        model = self._live_model()
+        self.ema = WeightAverage(model, decay, tau, scale_parameters(model))
         if self.plan.quantization is not None:
             self._watch_weights(self._live_model())
         self._evaluator = Evaluator(

@@ -12,7 +12,8 @@ from qatval.config import quantization
 from qatval.errors import UsageError
 from qatval.methods import Averaging
 from qatval.quant.averaging import WeightAverage
-from qatval.quant.layers import insert_quantizers
+from qatval.quant.integer import integer_layers, share_differing, to_integer
+from qatval.quant.layers import insert_quantizers, scale_parameters
 
 
 def a_model(seed: int = 0) -> nn.Module:
@@ -60,6 +61,21 @@ def test_decay_zero_is_an_exact_copy() -> None:
         average.update(model)
         for name, value in model.state_dict().items():
             assert torch.equal(average.ema.state_dict()[name], value), name
+
+
+def test_a_scale_that_changes_its_sign_keeps_its_magnitude_in_the_average() -> None:
+    """The forward computes with the magnitude, so the model is the same and so is its average."""
+    model = a_model()
+    average = WeightAverage(model, 0.9, 1e-9, scale_parameters(model))
+    before = to_integer(average.ema)
+    for sign in (-1.0, -1.0, 1.0, -1.0):
+        with torch.no_grad():
+            for scale in scale_parameters(model):
+                scale.abs_().mul_(sign)
+        average.update(model)
+    assert share_differing(before, to_integer(average.ema)) == 0.0
+    for name, layer in integer_layers(to_integer(average.ema)).items():
+        assert torch.allclose(layer.scale, integer_layers(before)[name].scale)
 
 
 def test_a_tensor_that_appears_later_is_an_error() -> None:
