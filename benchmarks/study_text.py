@@ -142,7 +142,7 @@ def _schedule(document: Document, title: str) -> Iterator[str]:
             yield f"The FP32 checkpoint scores {checkpoint}."
             yield ""
         yield table(
-            ["method", "mAP 50-95", "spread", "against baseline", "oscillating", "BN drift"],
+            ["method", "mAP 50-95", "spread", "against baseline", "oscillating", "BN drift, nats"],
             [_row(method, group) for method in group["methods"]],
         )
         yield ""
@@ -172,7 +172,7 @@ def _row(method: Document, group: Document) -> list[str]:
         numbers.value(final and final["deviation"]),
         against,
         numbers.percent(_mean(method["oscillating"])),
-        numbers.value(_mean(method["batchnorm_drift"])),
+        numbers.divergence(_mean(method["batchnorm_drift"])),
     ]
 
 

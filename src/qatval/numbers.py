@@ -24,6 +24,11 @@ def interval(bounds: Sequence[float] | None) -> str:
     return MISSING if bounds is None else f"[{signed(bounds[0])}, {signed(bounds[1])}]"
 
 
+def divergence(nats: float | None) -> str:
+    """Write how far two distributions are apart; a thousandth of a nat is much for BatchNorm."""
+    return MISSING if nats is None else f"{nats:.4f}"
+
+
 def percent(share: float | None) -> str:
     """Write a share in [0, 1]; a small one never reads as none."""
     if share is None:

@@ -54,6 +54,25 @@ def test_repetitions_are_counted_and_summarised(run):
     assert (method["final_value"]["min"], method["final_value"]["max"]) == (0.60, 0.64)
 
 
+def test_what_was_diagnosed_is_summarised_of_completed_runs(run):
+    runs = [run(seed=0), run(seed=1), run(seed=2, error="out of memory")]
+    for number, one in enumerate(runs):
+        one.summary["oscillation"] = {"oscillating": 0.1 * number}
+        one.summary["batchnorm"] = {"kl_mean": 0.002}
+    method = only(compare(runs), "methods")
+    assert method["oscillating"]["mean"] == pytest.approx(0.05)
+    assert (method["batchnorm_drift"]["count"], method["batchnorm_drift"]["mean"]) == (2, 0.002)
+
+
+def test_what_was_not_diagnosed_is_not_made_up(run):
+    old = [run(seed=0)]
+    for section in ("oscillation", "batchnorm"):
+        old[0].summary.pop(section, None)
+    method = only(compare(old), "methods")
+    assert method["oscillating"] is None
+    assert method["batchnorm_drift"] is None
+
+
 def test_outcomes_that_disagree_are_said_to(run):
     method = only(compare([run(seed=0), run(seed=1, final=0.1)]), "methods")
     assert method["outcomes_agree"] is False

@@ -80,7 +80,7 @@ def _method(method: Mapping[str, Any]) -> list[str]:
         numbers.value(final and final["mean"]),
         numbers.value(final and final["deviation"]),
         numbers.percent(_mean(method["oscillating"])),
-        numbers.value(_mean(method["batchnorm_drift"])),
+        numbers.divergence(_mean(method["batchnorm_drift"])),
         outcome(method),
         agree,
     ]
