@@ -33,6 +33,8 @@ from qatval.trained import Prepared, Trained, Untrained
 
 Roots = Mapping[str, RunRoot]
 
+_WAITING = "other methods"  # the stage of a run whose turn it is not
+
 
 def execute(config: RunConfig, roots: Roots, work: Path, progress: Progress) -> None:
     """Run the trainings that the methods take, score each method and finish its run root.
@@ -48,6 +50,7 @@ def execute(config: RunConfig, roots: Roots, work: Path, progress: Progress) -> 
     """
     with _logging_to(root.path / "ultralytics.log" for root in roots.values()):
         prepared = _prepare(config, roots, work, progress)
+        _enter(roots, progress, _WAITING)
         for recipe, methods in config.trainings():
             sharing = {method.name: roots[method.name] for method in methods}
             trained = Trained(prepared)
@@ -158,7 +161,7 @@ def _train(
         trajectory = train(directory, plan, prepared.arguments, _callbacks(progress))
     finally:
         _publish(config, methods, directory, roots)
-    _enter(roots, progress, "other methods")
+    _enter(roots, progress, _WAITING)
     return Trained(prepared, trajectory, identity)
 
 

@@ -82,13 +82,31 @@ def test_wrong_usage(
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("option", ["--epochs", "--batch", "--seed"])
+@pytest.mark.parametrize(
+    ("option", "value", "says"),
+    [
+        ("--epochs", "-3", "expected an integer of at least 1, got -3"),
+        ("--batch", "-3", "expected an integer of at least 1, got -3"),
+        ("--seed", "-3", "expected an integer in 0..2147483647, got -3"),
+        ("--weight-bits", "9", "expected an integer in 2..8, got 9"),
+        ("--weight-bits", "16", "expected an integer in 2..8, got 16"),
+        ("--boundary-bits", "1", "expected an integer in 2..8, got 1"),
+        ("--activation-bits", "12", "expected an integer in 2..8, or 16 for float, got 12"),
+        ("--activation-bits", "four", "expected an integer, got 'four'"),
+    ],
+)
 def test_numbers_out_of_range(
-    option: str, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    option: str,
+    value: str,
+    says: str,
+    shapes: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     with pytest.raises(SystemExit) as exit_:
-        run(capsys, shapes, tmp_path / "run", option, "-3")
+        run(capsys, shapes, tmp_path / "run", option, value)
     assert exit_.value.code == 2
+    assert f"argument {option}: {says}" in capsys.readouterr().err
 
 
 def failed(root: Path, line: str) -> None:

@@ -23,7 +23,12 @@ def bits(text: str) -> int:
 
 def activation_bits(text: str) -> int:
     """Parse the bits of an activation: 2..8, or 16 where it stays in float."""
-    return 16 if text == "16" else bits(text)
+    value = _integer(text)
+    if value != 16 and not 2 <= value <= 8:
+        raise argparse.ArgumentTypeError(
+            f"expected an integer in 2..8, or 16 for float, got {text}"
+        )
+    return value
 
 
 def seed(text: str) -> int:

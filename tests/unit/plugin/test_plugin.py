@@ -87,6 +87,19 @@ def test_profile_and_seeds_choose_the_scenarios(pytester: pytest.Pytester) -> No
     assert all(re.search(r"-short-seed7\]$", line) for line in ids)
 
 
+def test_controls_are_scenarios_where_they_are_asked_for(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(SCENARIO_TESTS)
+    wanted = ("--collect-only", "-q", "-k", "yolo10n and seed0")
+    result = pytester.runpytest(*wanted, "--with-controls")
+    ids = {line.split("[")[1].rstrip("]") for line in result.outlines if "::" in line}
+    controls = {f"yolo10n-{m}-smoke-seed0" for m in ("ptq", "fp32", "fp32+ema", "ema+bn")}
+    assert controls < ids
+    plain = pytester.runpytest(*wanted)
+    assert ids - controls == {
+        line.split("[")[1].rstrip("]") for line in plain.outlines if "::" in line
+    }
+
+
 @pytest.mark.parametrize(
     "option", ["--profile=tiny", "--seeds=a", "--seeds=1,1", "--runs-per-gpu=0"]
 )
