@@ -106,7 +106,9 @@ def run(part: Part) -> float:
     )
     if part.schedule == "constant":
         overrides = {**config.profile.overrides, "lrf": 1.0}
-        profile = dataclasses.replace(config.profile, overrides=overrides)
+        profile = dataclasses.replace(
+            config.profile, name=f"{config.profile.name}-constant", overrides=overrides
+        )
         config = dataclasses.replace(config, profile=profile)
     runner.run(config, Progress("", quiet=True))
     return time.monotonic() - started
@@ -148,7 +150,7 @@ def write_study(out: Path, jobs: int) -> Path:
         document = compare(runs, unreadable)
         write_comparison(document, runs, out / schedule / "comparison.json")
         documents[schedule] = document
-        every += runs
+        every += [run for run in runs if run.completed]
     trained = [run for run in every if run.trajectory is not None]
     seconds = {run.trajectory: run.summary["timings"]["training"] for run in trained}
     # A part's stages follow each other; what a run waited for others is theirs.
