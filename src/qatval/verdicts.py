@@ -1,7 +1,7 @@
 """The verdict on one run: did it collapse, did it succeed.
 
-The value judged is always the primary metric on the run's own val subset. For a method with QC
-the series ends with the value measured after QC.
+The value judged is always the primary metric on the run's own val subset. For a method that does
+something after training, QC or fresh BatchNorm statistics, the series ends with the value after it.
 """
 
 from __future__ import annotations
