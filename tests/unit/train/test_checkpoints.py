@@ -13,7 +13,7 @@ import torch
 from qatval.config import quantization
 from qatval.errors import QatvalError
 from qatval.quant.integer import to_integer
-from qatval.quant.layers import coverage, insert_quantizers
+from qatval.quant.layers import calibrate_activations, coverage, insert_quantizers
 from qatval.train.models import (
     CheckpointInfo,
     build_model,
@@ -150,21 +150,33 @@ def test_own_file_without_metadata(tmp_path: Path) -> None:
 
 def test_quantized_weights_are_no_starting_point(model: Any, tmp_path: Path) -> None:
     file = tmp_path / "x.safetensors"
-    save_checkpoint(file, model, CheckpointInfo("latent", ARCHITECTURE, NAMES, "w4a16"))
+    info = CheckpointInfo("latent", ARCHITECTURE, NAMES, quantization("w4a16"))
+    save_checkpoint(file, model, info)
     expect(file, "holds latent weights: expected an FP32")
 
 
-@pytest.mark.parametrize("kind", ["float", "latent", "integer"])
-def test_every_kind_comes_back_bit_for_bit(kind: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("preset", ["w4a16", "paper"])
+@pytest.mark.parametrize("kind", ["latent", "integer"])
+def test_every_quantized_kind_comes_back_bit_for_bit(
+    kind: Any, preset: str, tmp_path: Path
+) -> None:
     torch.manual_seed(1)
-    model = build_model(ARCHITECTURE, NAMES).eval()
-    if kind != "float":
-        insert_quantizers(model, quantization("w4a16"))
+    spec = quantization(preset)
+    model: Any = build_model(ARCHITECTURE, NAMES).eval()
+    insert_quantizers(model, spec)
+    calibrate_activations(model, [torch.rand(1, 3, 64, 64)])
     if kind == "integer":
         model = to_integer(model)
-    mode = None if kind == "float" else "w4a16"
-    info = CheckpointInfo(kind, ARCHITECTURE, NAMES, mode)
-    file = tmp_path / "x.safetensors"
+    back(model, CheckpointInfo(kind, ARCHITECTURE, NAMES, spec), tmp_path / "x.safetensors")
+
+
+def test_a_float_model_comes_back_bit_for_bit(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    model = build_model(ARCHITECTURE, NAMES).eval()
+    back(model, CheckpointInfo("float", ARCHITECTURE, NAMES), tmp_path / "x.safetensors")
+
+
+def back(model: Any, info: CheckpointInfo, file: Path) -> None:
     save_checkpoint(file, model, info)
 
     assert read_info(file) == info
