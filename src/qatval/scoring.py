@@ -112,6 +112,7 @@ def _known_before(config: RunConfig, method: Method, root: RunRoot, trained: Tra
         },
         "training": {
             "steps": 0,
+            "amp": False,
             "device": prepared.arguments["device"],
             "threads": prepared.threads,
             "trajectory": trained.identity,
