@@ -50,7 +50,7 @@ bench: $(READY) ## run the CPU benchmarks and print their tables (10 minutes, on
 	@for name in step tracking qc matrix startup summarize subset; do \
 		$(BIN)/python benchmarks/$$name.py || exit 1; done
 
-study: $(READY) ## run every method, control and precision with five seeds; write docs/study.md (hours)
+study: $(READY) ## run every method, control and precision with five seeds; write docs/study.md (an hour or two)
 	@$(BIN)/python benchmarks/study.py
 
 clean: ## remove the environment, runs and drawn data
