@@ -57,7 +57,8 @@ def by_hand(model: nn.Sequential, batches: list[Tensor]) -> list[tuple[Tensor, T
             squares = (channels - mean[:, None]).square().sum(1)
             found[position].append((mean, squares / (count - 1)))
             shape = (1, -1, 1, 1)
-            normal = (x - mean.view(shape)) / (squares / count + bn.eps).view(shape).sqrt()  # type: ignore[operator]
+            assert isinstance(bn, nn.BatchNorm2d)
+            normal = (x - mean.view(shape)) / (squares / count + bn.eps).view(shape).sqrt()
             x = normal * bn.get_parameter("weight").view(shape)
             x = (x + bn.get_parameter("bias").view(shape)).relu()
     return [
