@@ -35,7 +35,7 @@ from qatval.quant.averaging import WeightAverage
 from qatval.quant.fused import fuse_quantization
 from qatval.quant.latent import LatentWeights
 from qatval.quant.layers import scale_parameters
-from qatval.quant.oscillation import OscillationTracker
+from qatval.quant.oscillation import Oscillation, OscillationTracker
 from qatval.quant.stabilizing import Stabilizer, make_stabilizer
 from qatval.train.dataset import SubsetDataset
 from qatval.train.evaluation import Evaluation, Evaluator
@@ -125,6 +125,7 @@ class QatTrainer(DetectionTrainer):  # type: ignore[misc]
         self._evaluations: dict[Arm, Evaluation] = {}
         self._stabilizers: list[Stabilizer] = []
         self._tracker: OscillationTracker | None = None
+        self._oscillation: Oscillation | None = None
         self.stopped: str | None = None
         super().__init__(cfg, overrides, _callbacks)
         # Ultralytics leaves a core idle on CPU, which costs nearly half the speed on two cores.
@@ -294,7 +295,8 @@ class QatTrainer(DetectionTrainer):  # type: ignore[misc]
         """Append the epoch's totals to one table and what every layer has come to to another."""
         epoch = self.epoch + 1
         self._append_csv(self.save_dir / "oscillation.csv", [asdict(tracker.end_epoch(epoch))])
-        layers = [{"epoch": epoch, **asdict(layer)} for layer in tracker.result().layers]
+        self._oscillation = tracker.result()
+        layers = [{"epoch": epoch, **asdict(layer)} for layer in self._oscillation.layers]
         self._append_csv(self.save_dir / "oscillation_layers.csv", layers)
 
     def _append_csv(self, path: Path, rows: Sequence[Mapping[str, float | str]]) -> None:
@@ -343,7 +345,7 @@ class QatTrainer(DetectionTrainer):  # type: ignore[misc]
             amp=bool(self.amp) and self.device.type != "cpu",
             stopped=self.stopped,
             stabilizers=[stabilizer.report() for stabilizer in self._stabilizers],
-            oscillation=None if self._tracker is None else self._tracker.result(),
+            oscillation=self._oscillation,
             directory=str(self.save_dir),
         )
         write_trajectory(self._work, trajectory)
