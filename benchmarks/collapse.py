@@ -21,7 +21,7 @@ from pathlib import Path
 from measure import REPOSITORY
 from qatval import config, methods
 from qatval.cli.options import positive, seed
-from qatval.environment import limit_spinning
+from qatval.environment import prepare_process
 from qatval.verdicts import stability
 
 FLOAT = 32
@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--seed", type=seed, default=0)
     parser.add_argument("--scratch", action="store_true", help="start from random weights")
     args = parser.parse_args()
-    limit_spinning()
+    prepare_process()
     os.chdir(REPOSITORY)  # checkpoints are named relative to it
 
     import torch

@@ -33,8 +33,8 @@ for path in [*sorted(root.glob("train2017/*"))[:256], *sorted(root.glob("val2017
 RUN = """
 import os, sys, time
 from qatval.cli.main import main
-from qatval.environment import limit_spinning
-limit_spinning()
+from qatval.environment import prepare_process
+prepare_process()
 from qatval.train.evaluation import Evaluator
 from qatval.train.trainer import QatTrainer
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from measure import REPOSITORY, provenance
 from qatval.cli.options import positive, seeds
 from qatval.comparison import compare
-from qatval.environment import available_cores, limit_spinning
+from qatval.environment import available_cores, prepare_process
 from qatval.methods import method_names, with_controls
 from qatval.record import SUMMARY_NAME, load_summary
 from qatval.report.comparison import write_comparison
@@ -123,7 +123,7 @@ def main() -> None:
     os.chdir(REPOSITORY)  # checkpoints are named relative to it
     out: Path = args.out.resolve()
     os.environ["OMP_NUM_THREADS"] = str(max(1, available_cores() // args.jobs))
-    limit_spinning()
+    prepare_process()
     from qatval.data.shapes import draw_dataset
 
     draw_dataset(out / "shapes")

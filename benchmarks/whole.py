@@ -25,8 +25,8 @@ RUN = """
 import sys, time
 started = time.perf_counter()
 import functools, json
-from qatval.environment import limit_spinning
-limit_spinning()
+from qatval.environment import prepare_process
+prepare_process()
 import qatval.engine
 from qatval import runner, runroot
 from qatval.cli.main import main

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import importlib.metadata
 import os
 import platform
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,9 @@ _PACKAGES = (
     "numpy",
     "opencv-python",
 )
+
+# Parameters of mallopt, from glibc's malloc.h.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
 def git_state() -> dict[str, Any]:
@@ -75,10 +81,20 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def limit_spinning() -> None:
-    """Let torch's waiting threads sleep soon, unless the user has settled how long they spin.
+def prepare_process() -> None:
+    """Settle how this process's threads wait and what it does with freed memory.
 
-    Takes effect only before torch is imported. After every operation the threads of libgomp wait
+    Call it before torch is imported. Neither changes a result, and what the user has settled in
+    the environment is left alone.
+    """
+    _limit_spinning()
+    _keep_freed_memory()
+
+
+def _limit_spinning() -> None:
+    """Let torch's waiting threads sleep soon.
+
+    After every operation the threads of libgomp wait
     for each other, and spin for up to 300,000 rounds before they sleep. Where a core is shared,
     the thread that is waited for is often not running, and spinning keeps it from its core.
     Measured on 2 cores, a training step of yolo10n at 128 px, by default and with 5,000 rounds:
@@ -87,6 +103,23 @@ def limit_spinning() -> None:
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "5000")
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc's malloc keep what is freed instead of giving it back to the system.
+
+    A training step on a CPU frees hundreds of megabytes and asks for them again in the next one;
+    given back in between, every page is mapped and zeroed anew. A step of yolo10n (160 px, batch
+    16) takes 5 % less time without that, and the peak memory is the same. Does nothing where the
+    C library is another one.
+    """
+    settled = any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ)
+    if sys.platform != "linux" or settled:
+        return
+    with contextlib.suppress(AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_MMAP_THRESHOLD, 32 * 2**20)  # the most that every version takes
+        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def _cpu_name() -> str:

@@ -25,7 +25,7 @@ import pytest
 from qatval import config as presets
 from qatval import thresholds
 from qatval.cli.options import positive, seeds
-from qatval.environment import available_cores, limit_spinning
+from qatval.environment import available_cores, prepare_process
 from qatval.errors import QatvalError
 from qatval.pytest_report import NOT_JUDGED, UNAVAILABLE, run_properties, show_session
 from qatval.record import SUMMARY_NAME
@@ -138,7 +138,7 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("markers", f"{marker}: {meaning}")
     if config.pluginmanager.hasplugin("xdist"):
         config.pluginmanager.register(_SharedWithWorkers())
-    limit_spinning()
+    prepare_process()
     if _is_worker(config):
         workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, available_cores() // workers)))

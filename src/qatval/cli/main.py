@@ -14,7 +14,7 @@ from types import FrameType
 
 from qatval import __version__
 from qatval.cli import cache, checkpoints, dataset, demo, doctor, gate, pretrain, run, summarize
-from qatval.environment import limit_spinning
+from qatval.environment import prepare_process
 from qatval.errors import QatvalError
 
 _COMMANDS = (demo, run, summarize, gate, dataset, cache, checkpoints, doctor, pretrain)
@@ -37,7 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     args = build_parser().parse_args(argv)
-    limit_spinning()
+    prepare_process()
     logging.basicConfig(format="qatval: %(levelname)s: %(message)s", level=logging.WARNING)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
