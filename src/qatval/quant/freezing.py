@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
 
 from qatval.errors import UsageError
 from qatval.quant.latent import LatentWeights
@@ -76,7 +75,8 @@ class Freezing(Stabilizer):
 
     def before_step(self, progress: float, images: int) -> None:
         """Remove the gradients of frozen weights."""
-        for weight, frozen in zip(self.weights.weights(), self._split(self._frozen), strict=True):
+        masks = self.weights.unflatten(self._frozen)
+        for weight, frozen in zip(self.weights.weights(), masks, strict=True):
             if weight.grad is not None:
                 weight.grad.masked_fill_(frozen, 0.0)
 
@@ -94,8 +94,8 @@ class Freezing(Stabilizer):
         for weight, scale, frozen, code in zip(
             self.weights.weights(),
             self.weights.scales(),
-            self._split(self._frozen),
-            self._split(self._average),
+            self.weights.unflatten(self._frozen),
+            self.weights.unflatten(self._average),
             strict=True,
         ):
             weight.copy_(torch.where(frozen, code * scale, weight))
@@ -103,8 +103,3 @@ class Freezing(Stabilizer):
     def report(self) -> dict[str, float]:
         """Return the share of weights that are frozen, as ``frozen``."""
         return {"frozen": int(self._frozen.sum()) / self._frozen.numel()}
-
-    def _split(self, flat: Tensor) -> list[Tensor]:
-        """Return a flat tensor's part of each layer, in the shape of its weights."""
-        parts = torch.split(flat, self.weights.sizes)
-        return [part.view_as(w) for part, w in zip(parts, self.weights.weights(), strict=True)]

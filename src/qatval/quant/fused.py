@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qatval.quant.latent import LatentWeights
+from qatval.quant.latent import LatentWeights, flatten, unflatten
 from qatval.quant.layers import Grid, grid_of, input_quantizer, quantized_layers
 from qatval.quant.rounding import fake_quantize, gradients, round_to_codes
 
@@ -81,7 +81,7 @@ class FusedQuantizer:
         """Keep the codes of some layers, where codes are captured."""
         if self._kept:
             torch._foreach_copy_(
-                [self._kept[number] for number in layers], [part.reshape(-1) for part in codes]
+                [self._kept[number] for number in layers], [flatten(part) for part in codes]
             )
 
 
@@ -126,14 +126,15 @@ class _Joined:
         self._size = sum(self._sizes)
 
     def join(self, tensors: Sequence[Tensor]) -> Tensor:
-        return torch.cat([tensors[number].reshape(-1) for number in self.layers])
+        return torch.cat([flatten(tensors[number]) for number in self.layers])
 
     def spread(self, scales: Sequence[Tensor]) -> Tensor:
-        return self.join(scales).repeat_interleave(self._runs, output_size=self._size)
+        joined = torch.cat([scales[number] for number in self.layers])
+        return joined.repeat_interleave(self._runs, output_size=self._size)
 
     def divide(self, joined: Tensor) -> Sequence[Tensor]:
         parts = torch.split(joined, self._sizes)
-        return [part.view(shape) for part, shape in zip(parts, self._shapes, strict=True)]
+        return [unflatten(part, shape) for part, shape in zip(parts, self._shapes, strict=True)]
 
     def to_scales(self, by_code: Tensor, by_ratio: Tensor, scale: Tensor) -> Sequence[Tensor]:
         difference = by_code.sub_(by_ratio)

@@ -12,6 +12,21 @@ from qatval.quant.layers import grid_of, quantized_layers
 from qatval.quant.rounding import round_to_codes
 
 
+def flatten(tensor: Tensor) -> Tensor:
+    """Return a tensor of a weight's shape as ``(out * height * width * in,)``.
+
+    In that order a weight in the memory format that models train in (channels last) lies in
+    memory: what comes out is a view of it and no copy.
+    """
+    return tensor.permute(0, 2, 3, 1).reshape(-1)
+
+
+def unflatten(flat: Tensor, shape: torch.Size) -> Tensor:
+    """Undo `flatten`, given the weight's shape ``(out, in, height, width)``."""
+    out, channels, height, width = shape
+    return flat.view(out, height, width, channels).permute(0, 3, 1, 2)
+
+
 class LatentWeights:
     """The latent weights of a model's quantized layers, in the order of the model.
 
@@ -100,5 +115,10 @@ class LatentWeights:
         ]
 
     def flat_codes(self) -> Tensor:
-        """Return the integer codes of all weights one after the other, int8."""
-        return torch.cat([codes.reshape(-1).to(torch.int8) for codes in self.codes()])
+        """Return the integer codes of all weights one after the other, int8; see `flatten`."""
+        return torch.cat([flatten(codes).to(torch.int8) for codes in self.codes()])
+
+    def unflatten(self, flat: Tensor) -> list[Tensor]:
+        """Return the part of each layer, in the shape of its weight, of what `flat_codes` joins."""
+        parts = torch.split(flat, self.sizes)
+        return [unflatten(part, w.shape) for part, w in zip(parts, self.weights(), strict=True)]

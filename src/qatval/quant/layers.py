@@ -183,10 +183,10 @@ def _quantized(
         input_bit_width=activation_bits,
     )
     quantized.to(conv.weight.device).train(conv.training)
-    # Copying, not assigning: Brevitas re-creates a quantizer whose weight attribute is assigned.
-    with torch.no_grad():
-        for parameter, value in conv.named_parameters():
-            quantized.get_parameter(parameter).copy_(value)
+    # Not assigned as attributes: Brevitas re-creates a quantizer whose weight is. Copies of tensors
+    # keep how they lie in memory.
+    for parameter, value in conv.named_parameters():
+        quantized.get_parameter(parameter).data = value.detach().clone()
     return quantized
 
 

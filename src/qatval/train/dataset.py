@@ -12,6 +12,7 @@ from typing import Any
 from ultralytics.data.dataset import YOLODataset
 
 from qatval.data.subset import Split
+from qatval.train.models import MEMORY_FORMAT
 
 
 class SubsetDataset(YOLODataset):  # type: ignore[misc]
@@ -52,6 +53,13 @@ class SubsetDataset(YOLODataset):  # type: ignore[misc]
             data={"names": dict(enumerate(class_names)), "channels": 3},
             task="detect",
         )
+
+    @staticmethod
+    def collate_fn(batch: list[dict[str, Any]]) -> dict[str, Any]:
+        """Collate as Ultralytics does, with the images' channels last in memory."""
+        collated: dict[str, Any] = YOLODataset.collate_fn(batch)
+        collated["img"] = collated["img"].contiguous(memory_format=MEMORY_FORMAT)
+        return collated
 
     def get_img_files(self, img_path: str) -> list[str]:
         """Return the images' paths in the split's order."""

@@ -214,6 +214,7 @@ class QatTrainer(DetectionTrainer):  # type: ignore[misc]
         """Build Ultralytics' optimizer with the learned scales free of weight decay.
 
         Decay pulls a scale towards zero, which is a change of the grid and not a regularisation.
+        AdamW takes its step in one pass over each weight, as Ultralytics has it on a GPU only.
         """
         optimizer = super().build_optimizer(model, *args, **kwargs)
         scales = scale_parameters(model)
@@ -221,8 +222,10 @@ class QatTrainer(DetectionTrainer):  # type: ignore[misc]
         decayed = groups["weight"]
         groups["bn"]["params"] += [p for p in decayed["params"] if p in scales]
         decayed["params"] = [p for p in decayed["params"] if p not in scales]
-        for group in optimizer.param_groups:
-            group["foreach"] = True  # torch's default on a GPU; the same bits, sooner, on a CPU
+        if isinstance(optimizer, torch.optim.AdamW):
+            fused = [{**group, "foreach": None, "fused": True} for group in optimizer.param_groups]
+            # The constructor is what tells a gradient scaler that the optimizer is fused.
+            return torch.optim.AdamW(fused, fused=True)
         return optimizer
 
     def optimizer_step(self) -> None:

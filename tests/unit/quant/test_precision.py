@@ -20,7 +20,7 @@ from qatval.quant.averaging import WeightAverage
 from qatval.quant.correction import attach_corrections, corrections, fold_corrections
 from qatval.quant.fused import FusedQuantizer, fuse_quantization, quantized_once
 from qatval.quant.integer import blank_integer_layer, integer_layers, to_integer
-from qatval.quant.latent import LatentWeights
+from qatval.quant.latent import LatentWeights, flatten
 from qatval.quant.layers import (
     calibrate_activations,
     codes_and_scale,
@@ -31,6 +31,7 @@ from qatval.quant.layers import (
     quantized_layers,
     scale_parameters,
 )
+from qatval.train.models import MEMORY_FORMAT
 
 W4A4 = dataclasses.replace(quantization("w4a16"), activation_bit_width=4)
 
@@ -45,19 +46,26 @@ class Block(nn.Module):
         return torch.nn.functional.silu(self.bn(self.conv(x)))
 
 
-def float_model(seed: int = 0) -> nn.Sequential:
+def float_model(seed: int = 0, layout: torch.memory_format = MEMORY_FORMAT) -> nn.Sequential:
     """First, depthwise and middle layers, and an output without BatchNorm."""
     torch.manual_seed(seed)
-    return nn.Sequential(Block(3, 8), Block(8, 8, groups=8), Block(8, 6), nn.Conv2d(6, 5, 1))
+    model = nn.Sequential(Block(3, 8), Block(8, 8, groups=8), Block(8, 6), nn.Conv2d(6, 5, 1))
+    return model.to(memory_format=layout)
 
 
-def images(seed: int = 0) -> Tensor:
-    return torch.rand(4, 3, 10, 10, generator=torch.Generator().manual_seed(seed))
+def images(seed: int = 0, layout: torch.memory_format = MEMORY_FORMAT) -> Tensor:
+    drawn = torch.rand(4, 3, 10, 10, generator=torch.Generator().manual_seed(seed))
+    return drawn.contiguous(memory_format=layout)
 
 
-def quantized_model(spec: Quantization = W4A4, seed: int = 0, shrink: float = 1.0) -> nn.Sequential:
+def quantized_model(
+    spec: Quantization = W4A4,
+    seed: int = 0,
+    shrink: float = 1.0,
+    layout: torch.memory_format = MEMORY_FORMAT,
+) -> nn.Sequential:
     """A calibrated model; below 1, ``shrink`` pushes weights and inputs out of their grids."""
-    model = float_model(seed)
+    model = float_model(seed, layout)
     insert_quantizers(model, spec)
     calibrate_activations(model, [images(seed), images(seed + 1)])
     with torch.no_grad():
@@ -79,6 +87,7 @@ specs = st.builds(
     boundary_bit_width=st.none() | st.integers(2, 8),
 )
 shrinking = st.sampled_from([-1.0, 0.3, 1.0, 2.0])
+layouts = st.sampled_from([torch.contiguous_format, torch.channels_last])
 
 
 def gradients(model: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -91,33 +100,69 @@ def gradients(model: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     return out.detach(), {**found, "input": x.grad}
 
 
+# -- how weights lie in memory ----------------------------------------------------------------
+
+
+@settings(max_examples=20, deadline=None)
+@given(spec=specs, layout=layouts)
+def test_codes_are_flattened_without_a_copy_and_back(
+    spec: Quantization, layout: torch.memory_format
+) -> None:
+    model = quantized_model(spec, layout=layout)
+    weights = LatentWeights(model)
+    flat = weights.flat_codes()
+    back = weights.unflatten(flat)
+    for codes, (_, layer) in zip(back, quantized_layers(model), strict=True):
+        expected, _ = codes_and_scale(layer)
+        assert torch.equal(codes, expected)
+        assert codes.untyped_storage().data_ptr() == flat.untyped_storage().data_ptr()
+        if layout == torch.channels_last:
+            assert flatten(layer.weight).data_ptr() == layer.weight.data_ptr()
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_quantizing_and_training_keep_the_layout(layout: torch.memory_format) -> None:
+    expected = {n: p.stride() for n, p in float_model(layout=layout).named_parameters()}
+    model = quantized_model(layout=layout).train()
+    fuse_quantization(model)
+    gradients(model, images(layout=layout))
+    for name, stride in expected.items():
+        parameter = model.get_parameter(name)
+        assert parameter.stride() == stride
+        assert parameter.grad is not None
+        assert parameter.grad.is_contiguous(memory_format=layout) or parameter.dim() < 4
+
+
 # -- against Brevitas -------------------------------------------------------------------------
 
 
 @settings(max_examples=60, deadline=None)
-@given(spec=specs, seed=st.integers(0, 1000), shrink=shrinking)
-def test_fused_training_equals_brevitas(spec: Quantization, seed: int, shrink: float) -> None:
-    """Output, every gradient and the kept codes, to the last bit."""
-    brevitas = quantized_model(spec, seed, shrink).train()
+@given(spec=specs, seed=st.integers(0, 1000), shrink=shrinking, layout=layouts)
+def test_fused_training_equals_brevitas(
+    spec: Quantization, seed: int, shrink: float, layout: torch.memory_format
+) -> None:
+    """Output, every gradient and the kept codes, to the last bit, however tensors lie in memory."""
+    brevitas = quantized_model(spec, seed, shrink, layout).train()
     fused = copy.deepcopy(brevitas)
     quantizer = fuse_quantization(fused, capture=True)
-    out, wanted = gradients(brevitas, images(seed))
-    same, found = gradients(fused, images(seed))
+    x = images(seed, layout)
+    out, wanted = gradients(brevitas, x)
+    same, found = gradients(fused, x)
     assert torch.equal(out, same)
     assert found.keys() == wanted.keys() >= {"input", "0.conv.weight", "3.bias"}
     for name, grad in wanted.items():
         assert torch.equal(found[name], grad), name
-    codes = [codes_and_scale(layer)[0].flatten() for _, layer in quantized_layers(brevitas)]
+    codes = [flatten(codes_and_scale(layer)[0]) for _, layer in quantized_layers(brevitas)]
     assert torch.equal(quantizer.codes, torch.cat(codes))
 
 
 @settings(max_examples=40, deadline=None)
-@given(spec=specs, seed=st.integers(0, 1000), shrink=shrinking)
+@given(spec=specs, seed=st.integers(0, 1000), shrink=shrinking, layout=layouts)
 def test_weights_joined_by_grid_equal_brevitas(
-    spec: Quantization, seed: int, shrink: float
+    spec: Quantization, seed: int, shrink: float, layout: torch.memory_format
 ) -> None:
     """The form for GPUs: weights to the last bit, sums of scales in another order."""
-    model = quantized_model(spec, seed, shrink)
+    model = quantized_model(spec, seed, shrink, layout)
     layers = [layer for _, layer in quantized_layers(model)]
     upstream = [torch.randn_like(layer.weight) for layer in layers]
     expected = [layer.quant_weight().value for layer in layers]
@@ -135,9 +180,11 @@ def test_weights_joined_by_grid_equal_brevitas(
 
 
 @settings(max_examples=40, deadline=None)
-@given(spec=specs, seed=st.integers(0, 1000), shrink=shrinking)
-def test_integer_model_computes_the_same_bits(spec: Quantization, seed: int, shrink: float) -> None:
-    model = quantized_model(spec, seed, shrink).eval()
+@given(spec=specs, seed=st.integers(0, 1000), shrink=shrinking, layout=layouts)
+def test_integer_model_computes_the_same_bits(
+    spec: Quantization, seed: int, shrink: float, layout: torch.memory_format
+) -> None:
+    model = quantized_model(spec, seed, shrink, layout).eval()
     integer = to_integer(model)
     expected = model(images(seed))
     assert torch.equal(integer(images(seed)), expected)
