@@ -12,9 +12,9 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from qatval.environment import limit_spinning
+from qatval.environment import prepare_process
 
-limit_spinning()
+prepare_process()
 
 import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
@@ -23,7 +23,7 @@ from measure import in_turn, publish, ratio, spread, table  # noqa: E402
 from qatval.quant.correction import attach_corrections  # noqa: E402
 from qatval.quant.integer import to_integer  # noqa: E402
 from qatval.quant.layers import quantized_layers  # noqa: E402
-from step import BATCH, a_batch, a_model  # noqa: E402
+from step import BATCH, PEERS, Peer, a_batch, a_model  # noqa: E402
 
 
 class Literal(nn.Module):
@@ -64,21 +64,19 @@ def main() -> None:
     parser.add_argument("--imgsz", type=int, default=160)
     args = parser.parse_args()
     batch = a_batch(args.imgsz)
+    quantized = Peer("Brevitas", "qatval")
     models = {
-        "FP32 training": a_model("FP32", batch),
-        "QC, qatval": attach_corrections(to_integer(a_model("brevitas", batch).eval())),
-        "QC, Brevitas": literal(a_model("brevitas", batch)),
+        "FP32 training": a_model(PEERS["FP32 in qatval"], batch),
+        "QC, qatval": attach_corrections(to_integer(a_model(quantized, batch).eval())),
+        "QC, Brevitas": literal(a_model(quantized, batch)),
     }
     for name, model in models.items():
         if name.startswith("QC"):
             model.train()
-            model.args = a_model("FP32", batch).args  # type: ignore[assignment, union-attr]
+            model.args = models["FP32 training"].args
             for module in model.modules():
                 if isinstance(module, nn.BatchNorm2d):
                     module.eval()
-        else:
-            for parameter, owner in model.named_parameters():
-                owner.requires_grad_("dfl" not in parameter)
     steps = {name: stepper(model, batch, torch.optim.Adam) for name, model in models.items()}
     seconds = in_turn(steps, args.rounds)
     fp32 = seconds["FP32 training"]

@@ -14,9 +14,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from qatval.environment import limit_spinning
+from qatval.environment import prepare_process
 
-limit_spinning()
+prepare_process()
 
 import torch  # noqa: E402
 
@@ -29,7 +29,7 @@ from qatval.quant.latent import LatentWeights  # noqa: E402
 from qatval.quant.layers import scale_parameters  # noqa: E402
 from qatval.quant.oscillation import OscillationTracker  # noqa: E402
 from qatval.quant.stabilizing import Stabilizer  # noqa: E402
-from step import BATCH, a_batch, a_model  # noqa: E402
+from step import BATCH, Peer, a_batch, a_model  # noqa: E402
 
 CHANGING = 0.005
 
@@ -45,12 +45,10 @@ class Stepper:
         stabilizer: Callable[[LatentWeights], Stabilizer] = Stabilizer,
     ) -> None:
         self.batch = a_batch(imgsz)
-        self.model: Any = a_model("brevitas", self.batch)
-        for name, parameter in self.model.named_parameters():
-            parameter.requires_grad_("dfl" not in name)
+        self.model: Any = a_model(Peer("Brevitas", "qatval"), self.batch)
         self.parameters = list(self.model.parameters())
         trained = [p for p in self.parameters if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(trained, lr=1e-4, foreach=True)
+        self.optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=True)
         self.average = WeightAverage(self.model, 0.9999, 2000.0, scale_parameters(self.model))
         self.weights = LatentWeights(self.model)
         self.stabilizer = stabilizer(self.weights)
