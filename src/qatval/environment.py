@@ -81,6 +81,15 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def peak_resident_mb() -> int | None:
+    """Return the most memory in MiB that this process has had, or None where nobody can tell."""
+    try:
+        lines = Path("/proc/self/status").read_text("utf-8").splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) // 1024 for line in lines if line.startswith("VmHWM")), None)
+
+
 def prepare_process() -> None:
     """Settle how this process's threads wait and what it does with freed memory.
 

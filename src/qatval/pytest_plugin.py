@@ -359,6 +359,8 @@ def _device(scenario: Scenario, settings: Settings) -> Iterator[str]:
             gpus=torch.cuda.device_count(),
             runs_per_gpu=settings.runs_per_gpu,
         ) as device:
+            # A run that needs more than its share fails by itself, and not its neighbours.
+            torch.cuda.set_per_process_memory_fraction(1 / settings.runs_per_gpu, int(device))
             yield device
 
 

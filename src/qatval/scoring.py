@@ -140,7 +140,11 @@ def _of_training(trajectory: Trajectory, method: Method, folder: Path, root: Run
     at = folder.relative_to(root.path)
     found: Summary = {
         "method": {"stabilizers": _stabilizers(method, trajectory)},
-        "training": {"steps": trajectory.steps, "amp": trajectory.amp},
+        "training": {
+            "steps": trajectory.steps,
+            "amp": trajectory.amp,
+            "peak_memory_mb": trajectory.peak_memory_mb,
+        },
         "artifacts": {
             "results_csv": str(at / "results.csv"),
             "tensorboard_log_dir": str(at / "tensorboard"),

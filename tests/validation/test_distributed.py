@@ -47,7 +47,7 @@ scorer = Evaluator(
     save_dir=data,
 )
 model = load_pretrained(checkpoint, "yolov10n.yaml", subset.class_names)
-result = scorer.evaluate(model)
+(result,) = scorer.evaluate_together([model], with_losses=True)
 if rank <= 0:
     print("value", repr(result.value), sorted(result.losses))
 """

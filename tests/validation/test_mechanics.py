@@ -89,11 +89,12 @@ def together(run_tiny: RunTiny) -> dict[str, Summary]:
 
 
 def measured(summary: Summary) -> dict[str, Any]:
-    """Return the summary without what names, places and times it."""
+    """Return the summary without what names, places, times and weighs it."""
     kept = {k: v for k, v in summary.items() if k not in ("run_id", "created_at", "timings", "git")}
     kept["history"] = [{**epoch, "seconds": None} for epoch in summary["history"]]
     kept["artifacts"] = {k: v for k, v in summary["artifacts"].items() if k != "run_root"}
-    kept["training"] = {k: v for k, v in summary["training"].items() if k != "trajectory"}
+    unlike = ("trajectory", "peak_memory_mb")
+    kept["training"] = {k: v for k, v in summary["training"].items() if k not in unlike}
     return kept
 
 
@@ -184,6 +185,9 @@ def test_every_method_leaves_evidence(others: dict[str, Summary]) -> None:
         assert len(layers) == 95
         assert all(0.0 <= layer["kl_mean"] <= layer["kl_max"] for layer in layers)
         assert summary["batchnorm"]["images"] == 16
+        peak = summary["training"].get("peak_memory_mb")
+        assert (peak is None) == (name == "ptq")
+        assert peak is None or f"memory: {peak} MiB at most" in (root / "summary.md").read_text()
 
 
 def test_the_untrained_model_is_scored_as_a_method(others: dict[str, Summary]) -> None:

@@ -268,6 +268,8 @@ def _setup(summary: Summary) -> Iterator[str]:
         ),
         ("commit", f"{git['commit'][:12]}{changed}" if git["commit"] else "unknown"),
     ]
+    if (peak := training.get("peak_memory_mb")) is not None:
+        rows.insert(-1, ("memory", f"{peak} MiB at most, {_place(training['device'])}"))
     versions = [f"{n} {environment[n]}" for n in _LIBRARIES if environment.get(n)]
     if versions:
         rows.append(("versions", ", ".join(versions)))
@@ -279,6 +281,10 @@ def _setup(summary: Summary) -> Iterator[str]:
     for label, text in rows:
         yield f"- {label}: {' '.join(text.split())}"
     yield ""
+
+
+def _place(device: str) -> str:
+    return "resident" if device == "cpu" else "reserved on the GPU"
 
 
 _LIBRARIES = ("python", "torch", "ultralytics", "brevitas")

@@ -35,7 +35,7 @@ class Evaluation:
 
     Attributes:
         metrics: Ultralytics' metrics by its names, unrounded, in [0, 1].
-        losses: Mean validation loss per component, by Ultralytics' names.
+        losses: Mean validation loss per component, by Ultralytics' names; empty unless asked for.
         detections: In COCO's result format, boxes in pixels of the original image and as the
             model gave them, not clipped to it; empty unless asked for.
     """
@@ -109,7 +109,11 @@ class Evaluator:
         return evaluation
 
     def evaluate_together(
-        self, models: Sequence[nn.Module], *, keep_detections: bool = False
+        self,
+        models: Sequence[nn.Module],
+        *,
+        with_losses: bool = False,
+        keep_detections: bool = False,
     ) -> list[Evaluation]:
         """Score models in float32, all in one pass over the images.
 
@@ -118,13 +122,14 @@ class Evaluator:
 
         Args:
             models: `DetectionModel` each, float or quantized.
+            with_losses: Whether to compute the validation losses, as long as a training goes on.
             keep_detections: Whether to return every detection.
         """
         with contextlib.ExitStack() as temporarily, torch.no_grad():
             for model in models:
                 temporarily.enter_context(_unchanged(model))
                 temporarily.enter_context(quantized_once(model))
-            scores = [_Score(self._validator(model), model.eval()) for model in models]
+            scores = [_Score(self._validator(model), model.eval(), with_losses) for model in models]
             for raw in self._loader:
                 batch = scores[0].validator.preprocess(raw)
                 for score in scores:
@@ -170,17 +175,19 @@ class Evaluator:
 class _Score:
     """One model's score while a pass over the images goes on."""
 
-    def __init__(self, validator: DetectionValidator, model: Any) -> None:
+    def __init__(self, validator: DetectionValidator, model: Any, with_losses: bool) -> None:
         self.validator = validator
         self.detections: list[Detection] = []
         self._model = model
+        self._with_losses = with_losses
         self._losses: dict[str, torch.Tensor] = {}
 
     def add(self, batch: dict[str, Any]) -> list[dict[str, torch.Tensor]]:
         """Count a batch in and return what the model found on it."""
         predictions = self._model(batch["img"])
-        for name, loss in self._model.loss(batch, predictions)[1].items():
-            self._losses[name] = self._losses.get(name, 0.0) + loss.detach()
+        if self._with_losses:
+            for name, loss in self._model.loss(batch, predictions)[1].items():
+                self._losses[name] = self._losses.get(name, 0.0) + loss.detach()
         found: list[dict[str, torch.Tensor]] = self.validator.postprocess(predictions)
         self.validator.update_metrics(found, batch)
         return found

@@ -29,6 +29,7 @@ from ultralytics.utils import DEFAULT_CFG
 
 from qatval.config import PRIMARY_METRIC
 from qatval.data.subset import open_subset
+from qatval.environment import peak_resident_mb
 from qatval.errors import QatvalError
 from qatval.methods import Arm
 from qatval.quant.averaging import WeightAverage
@@ -37,6 +38,7 @@ from qatval.quant.latent import LatentWeights
 from qatval.quant.layers import scale_parameters
 from qatval.quant.oscillation import Oscillation, OscillationTracker
 from qatval.quant.stabilizing import Stabilizer, make_stabilizer
+from qatval.record import atomic_write
 from qatval.train.dataset import SubsetDataset
 from qatval.train.evaluation import Evaluation, Evaluator
 from qatval.train.models import CheckpointInfo, save_checkpoint, starting_model
@@ -261,7 +263,7 @@ class QatTrainer(DetectionTrainer):  # type: ignore[misc]
                 for buffer in self._arm_model(arm).buffers():
                     dist.broadcast(buffer, src=0)
         models = [self._arm_model(arm) for arm in self.plan.arms]
-        evaluations = self._evaluator.evaluate_together(models)
+        evaluations = self._evaluator.evaluate_together(models, with_losses=True)
         self._evaluations = dict(zip(self.plan.arms, evaluations, strict=True))
         first = self._evaluations[self.plan.arms[0]]
         if not all(bool(torch.isfinite(p).all()) for p in self._live_model().parameters()):
@@ -330,11 +332,12 @@ class QatTrainer(DetectionTrainer):  # type: ignore[misc]
         arms: tuple[Arm, ...] = ("raw", "ema")
         for arm in arms:
             weights = self.save_dir / arm / "weights"
-            save_checkpoint(weights / "last.safetensors", self._arm_model(arm), info)
+            last = weights / "last.safetensors"
+            save_checkpoint(last, self._arm_model(arm), info)
             evaluation = self._evaluations.get(arm)
             if evaluation is not None and evaluation.value > self._best.get(arm, -1.0):
                 self._best[arm] = evaluation.value
-                save_checkpoint(weights / "best.safetensors", self._arm_model(arm), info)
+                atomic_write(weights / "best.safetensors", last.read_bytes())
         self._write_trajectory()
         return True
 
@@ -346,6 +349,7 @@ class QatTrainer(DetectionTrainer):  # type: ignore[misc]
             tau=self.ema.tau,
             effective_decay=self.ema.effective_decay,
             amp=bool(self.amp) and self.device.type != "cpu",
+            peak_memory_mb=_peak_memory_mb(self.device),
             stopped=self.stopped,
             stabilizers=[stabilizer.report() for stabilizer in self._stabilizers],
             oscillation=self._oscillation,
@@ -363,6 +367,12 @@ class QatTrainer(DetectionTrainer):  # type: ignore[misc]
         """Leave the final evaluation to the runner, which scores what it will deliver."""
         for writer in self._writers.values():
             writer.close()
+
+
+def _peak_memory_mb(device: torch.device) -> int | None:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device) // 2**20
+    return peak_resident_mb()
 
 
 @contextlib.contextmanager

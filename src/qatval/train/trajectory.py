@@ -75,6 +75,8 @@ class Trajectory:
         decay, tau: Of the ``ema`` arm.
         effective_decay: Decay of the last step.
         amp: Whether automatic mixed precision was really used.
+        peak_memory_mb: The most memory that the training's process has had, in MiB: reserved by
+            torch on a GPU, resident on a CPU; None where nobody can tell.
         stopped: Why the training ended before its last epoch, or None.
         stabilizers: What each of the plan's stabilizers says of itself, in their order.
         oscillation: How the weights oscillated, or None where nobody looked.
@@ -88,6 +90,7 @@ class Trajectory:
     tau: float = 0.0
     effective_decay: float = 0.0
     amp: bool = False
+    peak_memory_mb: int | None = None
     stopped: str | None = None
     stabilizers: list[dict[str, float]] = field(default_factory=list)
     oscillation: Oscillation | None = None

@@ -39,6 +39,12 @@ def test_a_summary_of_an_older_tool_can_be_shown(make_summary, required_only, sn
     assert render_run(required_only(make_summary())) == snapshot
 
 
+@pytest.mark.parametrize(("device", "where"), [("cpu", "resident"), ("0", "reserved on the GPU")])
+def test_the_memory_that_a_run_took(make_summary, device, where):
+    changes = {"training": {"device": device, "peak_memory_mb": 1234}}
+    assert f"- memory: 1234 MiB at most, {where}" in render_run(make_summary(changes=changes))
+
+
 def test_an_ema_that_was_the_raw_weights_is_called_that(make_summary):
     changes = {"method": {"ema": {"codes_differing_from_raw": 0.0}}}
     text = render_run(make_summary("ema", changes=changes))

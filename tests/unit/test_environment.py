@@ -1,0 +1,59 @@
+"""What a process settles about itself before it trains."""
+
+from __future__ import annotations
+
+import mmap
+import subprocess
+import sys
+
+import pytest
+
+from qatval.environment import peak_resident_mb
+
+MIB = 2**20
+PAGES = 8 * MIB // mmap.PAGESIZE
+FAULTS = """
+import resource, sys
+from qatval.environment import prepare_process
+prepare_process()
+faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+def fill(): return [b"x" * 2**20 for _ in range(8)]
+fill()
+before = faults()
+for _ in range(20): fill()
+print(faults() - before)
+"""
+
+
+def page_faults(**environment: str) -> int:
+    """Return how many pages are mapped anew when 8 blocks of 1 MiB are freed twenty times over."""
+    command = [sys.executable, "-c", FAULTS]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    return int(done.stdout)
+
+
+glibc = pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc")
+
+
+@glibc
+def test_freed_memory_stays_with_the_process() -> None:
+    assert page_faults() < PAGES // 4
+
+
+@glibc
+def test_what_the_user_has_settled_is_left_alone() -> None:
+    # The user's threshold has malloc map and unmap each of the blocks.
+    assert page_faults(MALLOC_MMAP_THRESHOLD_="65536") >= 20 * PAGES
+
+
+@glibc
+def test_the_peak_of_memory_is_what_was_taken_and_not_what_is_left() -> None:
+    before = peak_resident_mb()
+    assert before is not None
+    taken = bytearray(256 * MIB)
+    taken[::4096] = b"x" * len(taken[::4096])
+    del taken
+    after = peak_resident_mb()
+    assert after is not None
+    assert before <= after
+    assert after >= 256

@@ -1,0 +1,57 @@
+"""What only a GPU can show: its own kernels quantize as Brevitas does, runs keep to their share."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from qatval.config import quantization
+from qatval.pytest_plugin import Settings
+from qatval.quant.fused import FusedQuantizer
+from qatval.quant.layers import insert_quantizers, quantized_layers
+from qatval.train.models import build_model
+
+pytestmark = [pytest.mark.gpu, pytest.mark.smoke]
+
+
+@pytest.fixture
+def gpu(qatval_settings: Settings) -> torch.device:
+    if not torch.cuda.is_available():
+        missing = pytest.fail if qatval_settings.strict_resources else pytest.skip
+        missing("no GPU")
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def test_a_gpu_quantizes_weights_as_brevitas_does(gpu: torch.device) -> None:
+    """Values and gradients of yolo10n's weights to the last bit, scales but for their sums."""
+    model = build_model("yolov10n.yaml", [str(number) for number in range(80)]).to(gpu)
+    insert_quantizers(model, quantization("w4a16"))
+    layers = [layer for _, layer in quantized_layers(model)]
+    upstream = [torch.randn_like(layer.weight) for layer in layers]
+    expected = [layer.quant_weight().value for layer in layers]
+    torch.autograd.backward(expected, upstream)
+    wanted = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    found = FusedQuantizer(model).quantize()
+    torch.autograd.backward(found, upstream)
+
+    assert len(layers) == 107
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    for name, grad in wanted.items():
+        parameter = model.get_parameter(name)
+        assert parameter.grad is not None
+        if name.endswith("conv.weight"):
+            assert torch.equal(parameter.grad, grad), name
+        else:
+            torch.testing.assert_close(parameter.grad, grad, rtol=1e-3, atol=1e-3)
+
+
+def test_a_run_keeps_to_its_share_of_a_gpu(gpu: torch.device) -> None:
+    """What ``--runs-per-gpu`` relies on."""
+    total = torch.cuda.mem_get_info(gpu)[1]
+    torch.cuda.set_per_process_memory_fraction(0.25, gpu)
+    try:
+        with pytest.raises(torch.cuda.OutOfMemoryError):
+            torch.empty(total // 2, dtype=torch.uint8, device=gpu)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0, gpu)
