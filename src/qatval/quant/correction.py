@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.grad import conv2d_input
 
 from qatval.quant.integer import IntegerConv2d, integer_layers
 from qatval.quant.layers import batchnorm_after
@@ -88,6 +87,7 @@ class _Corrected(torch.autograd.Function):
         weight = conv.weight * scale[:, None, None, None]
         y = F.conv2d(x, weight, still + scale * conv.bias, *conv.geometry)
         ctx.conv, ctx.shape = conv, x.shape
+        ctx.layout = torch.channels_last if x.stride(1) == 1 else torch.contiguous_format
         ctx.save_for_backward(weight, gamma, still, y)
         return y
 
@@ -96,8 +96,24 @@ class _Corrected(torch.autograd.Function):
         weight, gamma, still, y = ctx.saved_tensors
         to_input = None
         if ctx.needs_input_grad[0]:
-            to_input = conv2d_input(  # type: ignore[no-untyped-call]
-                ctx.shape, weight, grad, *ctx.conv.geometry
+            # Of the input only shape and layout count. torch.nn.grad.conv2d_input hands over one
+            # without a layout, and what it returns may lie otherwise than its neighbours.
+            like = torch.empty(
+                ctx.shape, dtype=grad.dtype, device=grad.device, memory_format=ctx.layout
+            )
+            stride, padding, dilation, groups = ctx.conv.geometry
+            to_input, _, _ = torch.ops.aten.convolution_backward(
+                grad,
+                like,
+                weight,
+                None,
+                stride,
+                padding,
+                dilation,
+                False,
+                [0, 0],
+                groups,
+                [True, False, False],
             )
         # The sums of grad * (y - still) and of grad over each channel, in one pass: they are what
         # a BatchNorm of mean ``still`` and variance one would give its weight and bias.
