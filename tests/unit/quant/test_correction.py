@@ -137,3 +137,20 @@ def test_outputs_and_gradients_equal_the_definition(has_bn: bool, has_bias: bool
 def test_a_model_without_quantized_layers_is_refused() -> None:
     with pytest.raises(ValueError, match="no quantized layer"):
         attach_corrections(nn.Sequential(nn.Conv2d(1, 1, 1)))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_gradients_lie_in_memory_as_inputs_do(kernel: int, layout: torch.memory_format) -> None:
+    model = nn.Sequential(nn.Conv2d(6, 5, kernel)).to(memory_format=layout)
+    insert_quantizers(model, quantization("w4a16"))
+    corrected = attach_corrections(to_integer(model.eval()))
+    x = torch.randn(2, 6, 8, 8).to(memory_format=layout)
+    # A slice of channels, as a split of features hands it on.
+    wide = torch.randn(2, 12, 8, 8).to(memory_format=layout)[:, :6]
+    for given in (x, wide):
+        given.requires_grad_()
+        out = corrected(given)
+        (grad,) = torch.autograd.grad(out, given, torch.ones_like(out))
+        assert out.is_contiguous(memory_format=layout)
+        assert grad.is_contiguous(memory_format=layout)
