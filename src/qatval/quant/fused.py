@@ -65,7 +65,8 @@ class FusedQuantizer:
             self.parts = [_Layer(self.latent, number) for number in range(len(self.latent.layers))]
         size = sum(self.latent.sizes) if capture else 0
         self.codes = torch.zeros(size, dtype=torch.int8, device=device)
-        self._kept = torch.split(self.codes, self.latent.sizes) if capture else ()
+        each = torch.split(self.codes, self.latent.sizes) if capture else ()
+        self._kept = [[each[number] for number in part.layers] for part in self.parts if capture]
         with torch.no_grad():
             for layer, quantized in zip(self.latent.layers, self.quantize(), strict=True):
                 if not torch.equal(quantized, layer.quant_weight().value):
@@ -77,12 +78,15 @@ class FusedQuantizer:
         quantized: tuple[Tensor, ...] = _FakeQuantizeAll.apply(self, *weights, *values)
         return quantized
 
-    def keep(self, layers: Sequence[int], codes: Sequence[Tensor]) -> None:
-        """Keep the codes of some layers, where codes are captured."""
-        if self._kept:
-            torch._foreach_copy_(
-                [self._kept[number] for number in layers], [flatten(part) for part in codes]
-            )
+    def keep(self, number: int, codes: Tensor) -> None:
+        """Keep the codes of the part of this number, where codes are captured."""
+        if not self._kept:
+            return
+        part, kept = self.parts[number], self._kept[number]
+        if len(self.parts) == 1:  # everything, in order
+            self.codes.copy_(part.flat(codes))
+        else:
+            torch._foreach_copy_(kept, torch.split(part.flat(codes), [k.numel() for k in kept]))
 
 
 class _Layer:
@@ -95,6 +99,10 @@ class _Layer:
     def join(self, tensors: Sequence[Tensor]) -> Tensor:
         """Return the part's own of what there is one of for each layer."""
         return tensors[self.layers[0]]
+
+    def flat(self, joined: Tensor) -> Tensor:
+        """Return what `join` joined in one dimension."""
+        return flatten(joined)
 
     def spread(self, scales: Sequence[Tensor]) -> Tensor:
         """Return the part's scales in a shape that broadcasts to what `join` returns."""
@@ -128,6 +136,9 @@ class _Joined:
     def join(self, tensors: Sequence[Tensor]) -> Tensor:
         return torch.cat([flatten(tensors[number]) for number in self.layers])
 
+    def flat(self, joined: Tensor) -> Tensor:
+        return joined
+
     def spread(self, scales: Sequence[Tensor]) -> Tensor:
         joined = torch.cat([scales[number] for number in self.layers])
         return joined.repeat_interleave(self._runs, output_size=self._size)
@@ -149,15 +160,17 @@ class _FakeQuantizeAll(torch.autograd.Function):
     def forward(ctx: Any, quantizer: FusedQuantizer, *parameters: Tensor) -> tuple[Tensor, ...]:
         latent = quantizer.latent
         weights, values = parameters[: len(latent.layers)], parameters[len(latent.layers) :]
-        scales = latent.flat_scales(values)
-        ctx.quantizer = quantizer
-        ctx.save_for_backward(scales, *parameters)
+        flat = torch.cat([value.reshape(-1) for value in values])
+        scales = latent.flat_scales(flat)
+        joined = [part.join(weights) for part in quantizer.parts]
+        ctx.quantizer, ctx.shapes = quantizer, [value.shape for value in values]
+        ctx.save_for_backward(flat, scales, *joined)
         each = torch.split(scales, latent.counts)
         quantized: dict[int, Tensor] = {}
-        for part in quantizer.parts:
+        for number, (part, weight) in enumerate(zip(quantizer.parts, joined, strict=True)):
             scale = part.spread(each)
-            codes = round_to_codes(part.join(weights), scale, part.grid.low, part.grid.high)
-            quantizer.keep(part.layers, part.divide(codes))
+            codes = round_to_codes(weight, scale, part.grid.low, part.grid.high)
+            quantizer.keep(number, codes)
             quantized.update(zip(part.layers, part.divide(codes.mul_(scale)), strict=True))
         return tuple(quantized[number] for number in range(len(weights)))
 
@@ -165,22 +178,25 @@ class _FakeQuantizeAll(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         quantizer: FusedQuantizer = ctx.quantizer
         latent = quantizer.latent
-        scales, *parameters = ctx.saved_tensors
-        weights, values = parameters[: len(latent.layers)], parameters[len(latent.layers) :]
+        flat, scales, *joined = ctx.saved_tensors
         each = torch.split(scales, latent.counts)
         to_weights: dict[int, Tensor] = {}
         to_scales: dict[int, Tensor] = {}
-        for part in quantizer.parts:
+        for part, weight in zip(quantizer.parts, joined, strict=True):
             scale = part.spread(each)
-            joined, by_code, by_ratio = gradients(
-                part.join(grads), part.join(weights), scale, part.grid.low, part.grid.high
+            to_weight, by_code, by_ratio = gradients(
+                part.join(grads), weight, scale, part.grid.low, part.grid.high
             )
-            to_weights.update(zip(part.layers, part.divide(joined), strict=True))
+            to_weights.update(zip(part.layers, part.divide(to_weight), strict=True))
             sums = part.to_scales(by_code, by_ratio, scale)
             to_scales.update(zip(part.layers, sums, strict=True))
-        numbers = range(len(weights))
-        flat = torch.cat([to_scales[number] for number in numbers])
-        return None, *(to_weights[n] for n in numbers), *latent.to_values(flat, values)
+        numbers = range(len(grads))
+        to_flat = latent.to_values(torch.cat([to_scales[number] for number in numbers]), flat)
+        to_values = [
+            part.view(shape)
+            for part, shape in zip(torch.split(to_flat, latent.counts), ctx.shapes, strict=True)
+        ]
+        return None, *(to_weights[number] for number in numbers), *to_values
 
 
 class _Inputs:

@@ -84,26 +84,25 @@ class LatentWeights:
             )
         ]
 
-    def flat_scales(self, values: Sequence[Tensor]) -> Tensor:
-        """Return the scales that come from these values, one after the other, no gradients."""
-        flat = torch.cat([value.detach().reshape(-1) for value in values])
-        return torch.maximum(flat.abs(), self._least).div_(self._thresholds)
+    @torch.no_grad()
+    def flat_scales(self, values: Tensor) -> Tensor:
+        """Return the scales that come from values, both one after the other in one dimension."""
+        return torch.maximum(values.abs(), self._least).div_(self._thresholds)
 
-    def to_values(self, to_scales: Tensor, values: Sequence[Tensor]) -> list[Tensor]:
-        """Return the gradients to the values, given those to the scales as `flat_scales` has them.
+    def to_values(self, to_scales: Tensor, values: Tensor) -> Tensor:
+        """Return the gradients to the values, given those to the scales, all in one dimension.
 
         Values below the least scale get theirs as well, as Brevitas has it: they could never
         leave otherwise.
         """
-        signs = torch.cat([value.reshape(-1) for value in values]).sgn_()
-        parts = torch.split((to_scales / self._thresholds).mul_(signs), self.counts)
-        return [part.view_as(value) for part, value in zip(parts, values, strict=True)]
+        return (to_scales / self._thresholds).mul_(values.sgn())
 
     @torch.no_grad()
     def scales(self) -> list[Tensor]:
         """Return the scales, ``()`` or ``(out, 1, 1, 1)`` each."""
         values = self.values()
-        parts = torch.split(self.flat_scales(values), self.counts)
+        flat = torch.cat([value.reshape(-1) for value in values])
+        parts = torch.split(self.flat_scales(flat), self.counts)
         return [part.view_as(value) for part, value in zip(parts, values, strict=True)]
 
     @torch.no_grad()

@@ -148,9 +148,9 @@ def test_gradients_lie_in_memory_as_inputs_do(kernel: int, layout: torch.memory_
     x = torch.randn(2, 6, 8, 8).to(memory_format=layout)
     # A slice of channels, as a split of features hands it on.
     wide = torch.randn(2, 12, 8, 8).to(memory_format=layout)[:, :6]
-    for given in (x, wide):
-        given.requires_grad_()
-        out = corrected(given)
-        (grad,) = torch.autograd.grad(out, given, torch.ones_like(out))
+    for tensor in (x, wide):
+        tensor.requires_grad_()
+        out = corrected(tensor)
+        (grad,) = torch.autograd.grad(out, tensor, torch.ones_like(out))
         assert out.is_contiguous(memory_format=layout)
         assert grad.is_contiguous(memory_format=layout)
