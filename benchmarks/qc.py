@@ -3,7 +3,9 @@
     python benchmarks/qc.py [--rounds 15]
 
 The peer follows the paper literally: Brevitas' layers with frozen weights, quantized in every
-forward, ``gamma * h + beta`` on the activations, a BatchNorm in evaluation mode behind it.
+forward, ``gamma * h + beta`` on the activations, a BatchNorm in evaluation mode behind it. It and
+the first FP32 training have their weights and images where Ultralytics' trainer has them on a CPU,
+the others where qatval's has them: channels last.
 """
 
 from __future__ import annotations
@@ -64,11 +66,15 @@ def main() -> None:
     parser.add_argument("--imgsz", type=int, default=160)
     args = parser.parse_args()
     batch = a_batch(args.imgsz)
+    contiguous = {**batch, "img": batch["img"].contiguous()}
     quantized = Peer("Brevitas", "qatval")
     models = {
-        "FP32 training": a_model(PEERS["FP32 in qatval"], batch),
+        "FP32 training": a_model(PEERS["FP32"], batch).to(memory_format=torch.contiguous_format),
+        "FP32 training in qatval": a_model(PEERS["FP32 in qatval"], batch),
         "QC, qatval": attach_corrections(to_integer(a_model(quantized, batch).eval())),
-        "QC, Brevitas": literal(a_model(quantized, batch)),
+        "QC, Brevitas": literal(a_model(quantized, batch)).to(
+            memory_format=torch.contiguous_format
+        ),
     }
     for name, model in models.items():
         if name.startswith("QC"):
@@ -77,11 +83,15 @@ def main() -> None:
             for module in model.modules():
                 if isinstance(module, nn.BatchNorm2d):
                     module.eval()
-    steps = {name: stepper(model, batch, torch.optim.Adam) for name, model in models.items()}
+    steps = {
+        name: stepper(model, batch if "qatval" in name else contiguous, torch.optim.Adam)
+        for name, model in models.items()
+    }
     seconds = in_turn(steps, args.rounds)
-    fp32 = seconds["FP32 training"]
+    fp32, own = seconds["FP32 training"], seconds["FP32 training in qatval"]
     rows = [
-        [name, spread(taken, 1e-3), f"{ratio(taken, fp32):.3f}"] for name, taken in seconds.items()
+        [name, spread(taken, 1e-3), f"{ratio(taken, fp32):.3f}", f"{ratio(taken, own):.3f}"]
+        for name, taken in seconds.items()
     ]
     publish(
         "qc",
@@ -89,7 +99,7 @@ def main() -> None:
         f"`python benchmarks/qc.py`: yolo10n, {args.imgsz} px, batch {BATCH}, "
         f"{torch.get_num_threads()} threads, Adam. Medians (quartiles) of {args.rounds} rounds, "
         "peers in turn; ratios are medians of the rounds' ratios.\n\n"
-        + table(["", "step, ms", "of FP32"], rows),
+        + table(["", "step, ms", "of FP32", "of FP32 in qatval"], rows),
     )
 
 
