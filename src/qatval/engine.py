@@ -20,7 +20,7 @@ from qatval.errors import QatvalError, UsageError
 from qatval.methods import Averaging, Method, Recipe, calibration_images
 from qatval.methods import method as named_method
 from qatval.progress import Progress
-from qatval.quant.layers import calibrate_activations, coverage, insert_quantizers
+from qatval.quant.layers import calibrate_activations, insert_quantizers
 from qatval.runroot import RunRoot, publish
 from qatval.scoring import artifact_folder, score
 from qatval.train import LOGGER
@@ -106,12 +106,12 @@ def _prepare(config: RunConfig, roots: Roots, work: Path, progress: Progress) ->
     untrained = None
     if any(method.quantized for method in config.methods):
         _enter(roots, progress, "untrained model")
-        insert_quantizers(model, spec)
+        layers = insert_quantizers(model, spec)
         if spec.calibrated:
             calibrate_activations(model, images.pixels())
         value = scorer.evaluate(model).value
         progress.milestone(f"untrained {spec.mode} model: mAP50-95 {value:.4f}")
-        untrained = Untrained(work / "untrained.safetensors", value, coverage(model, spec))
+        untrained = Untrained(work / "untrained.safetensors", value, layers)
         info = CheckpointInfo("latent", variant.architecture, subset.class_names, spec)
         save_checkpoint(untrained.path, model, info)
     return Prepared(

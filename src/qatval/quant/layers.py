@@ -129,7 +129,7 @@ def batchnorm_after(model: nn.Module, layer: str) -> nn.BatchNorm2d | None:
     return bn if isinstance(bn, nn.BatchNorm2d) else None
 
 
-def insert_quantizers(model: nn.Module, spec: Quantization) -> None:
+def insert_quantizers(model: nn.Module, spec: Quantization) -> list[LayerCoverage]:
     """Replace a model's convolutions by fake-quantized ones, in place.
 
     Weights and biases are carried over. Each weight scale starts at ``max|w| / largest code``, over
@@ -141,6 +141,9 @@ def insert_quantizers(model: nn.Module, spec: Quantization) -> None:
     Args:
         model: Float model.
         spec: Bits, grid, scales and exemptions.
+
+    Returns:
+        What became of each layer.
 
     Raises:
         QatvalError: If a layer with weights can be neither quantized nor is exempt.
@@ -159,7 +162,7 @@ def insert_quantizers(model: nn.Module, spec: Quantization) -> None:
     with torch.no_grad():
         for _, layer in quantized_layers(model):
             layer.quant_weight()
-    coverage(model, spec)
+    return coverage(model, spec)
 
 
 def _quantized(
