@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import pytest
-import torch
+from typing import TYPE_CHECKING
 
-from qatval.config import quantization
+import pytest
+
 from qatval.pytest_plugin import Settings
-from qatval.quant.fused import FusedQuantizer
-from qatval.quant.layers import insert_quantizers, quantized_layers
-from qatval.train.models import build_model
+
+if TYPE_CHECKING:  # collecting scenarios loads no torch
+    import torch
 
 pytestmark = [pytest.mark.gpu, pytest.mark.smoke]
 
 
 @pytest.fixture
 def gpu(qatval_settings: Settings) -> torch.device:
+    import torch
+
     if not torch.cuda.is_available():
         missing = pytest.fail if qatval_settings.strict_resources else pytest.skip
         missing("no GPU")
@@ -24,6 +26,13 @@ def gpu(qatval_settings: Settings) -> torch.device:
 
 def test_a_gpu_quantizes_weights_as_brevitas_does(gpu: torch.device) -> None:
     """Values and gradients of yolo10n's weights to the last bit, scales but for their sums."""
+    import torch
+
+    from qatval.config import quantization
+    from qatval.quant.fused import FusedQuantizer
+    from qatval.quant.layers import insert_quantizers, quantized_layers
+    from qatval.train.models import build_model
+
     model = build_model("yolov10n.yaml", [str(number) for number in range(80)]).to(gpu)
     insert_quantizers(model, quantization("w4a16"))
     layers = [layer for _, layer in quantized_layers(model)]
@@ -48,6 +57,8 @@ def test_a_gpu_quantizes_weights_as_brevitas_does(gpu: torch.device) -> None:
 
 def test_a_run_keeps_to_its_share_of_a_gpu(gpu: torch.device) -> None:
     """What ``--runs-per-gpu`` relies on."""
+    import torch
+
     total = torch.cuda.mem_get_info(gpu)[1]
     torch.cuda.set_per_process_memory_fraction(0.25, gpu)
     try:
