@@ -7,9 +7,12 @@ do some of what QC learns. A gain is the method's own only as far as it exceeds 
 
     averaging    M = X+ema  R = X    C = fp32+ema  CR = fp32
     correction   M = X+qc   R = X    C = X+bn      CR = X
+                                     C = fp32+qc   CR = fp32
 
 paired by seed, with the interval of `qatval.statistics`. Controls are there to be subtracted: a
-comparison across FP32 and quantized runs is made in no other way.
+comparison across FP32 and quantized runs is made in no other way. QC has two controls: one tells
+whether learning does more than fresh statistics, the other whether it corrects quantization, or
+whatever model it is given. Of an averaged X the FP32 model is averaged as well.
 """
 
 from __future__ import annotations
@@ -21,13 +24,22 @@ from typing import Any, Literal
 
 from qatval import numbers, statistics
 from qatval.errors import UsageError
-from qatval.methods import BASELINE, method, method_names, part_names, parts, reestimated, without
+from qatval.methods import (
+    BASELINE,
+    in_float,
+    method,
+    method_names,
+    part_names,
+    parts,
+    reestimated,
+    without,
+)
 from qatval.pairing import net, pairs
 from qatval.runs import LoadedRun
 from qatval.statistics import Contrast, MeanContrast
 
 Role = Literal["method", "control"]
-Kind = Literal["averaging", "correction"]
+Kind = Literal["averaging", "correction", "correction-in-float"]
 
 
 def role(name: str) -> Role:
@@ -93,17 +105,20 @@ class Effect:
     control: tuple[str, str]
 
 
-def effect(name: str) -> Effect | None:
-    """Return what a method's gain has to exceed, None for one whose last part has no control."""
+def effects_of(name: str) -> list[Effect]:
+    """Return what a method's gain has to exceed, nothing for one whose last part has no control."""
     found = _parts(name)
     if not found or role(name) == "control":
-        return None
+        return []
     if found[-1] == "ema":
-        return Effect("averaging", (name, without(name, "ema")), ("fp32+ema", "fp32"))
+        return [Effect("averaging", (name, without(name, "ema")), ("fp32+ema", "fp32"))]
     if found[-1] == "qc":
-        reference = without(name, "qc")
-        return Effect("correction", (name, reference), (reestimated(name), reference))
-    return None
+        reference, control = without(name, "qc"), in_float(name)
+        return [
+            Effect("correction", (name, reference), (reestimated(name), reference)),
+            Effect("correction-in-float", (name, reference), (control, without(control, "qc"))),
+        ]
+    return []
 
 
 def net_effects(runs: Sequence[LoadedRun], mode: str) -> list[dict[str, Any]]:
@@ -146,12 +161,12 @@ def net_effects(runs: Sequence[LoadedRun], mode: str) -> list[dict[str, Any]]:
 
 def not_net(runs: Sequence[LoadedRun]) -> dict[str, Any] | None:
     """Say which gains of a group lack a control to be net of; None where none does."""
-    gains, lacking = [], set()
+    gains, lacking = dict[str, None](), set()
     for meant in _effects(runs):
         seeds = {pair.seed for pair in pairs(runs, *meant.gain)}
         if not seeds or net(runs, meant.gain, meant.control).nets:
             continue
-        gains.append(f"{meant.gain[0]} over {meant.gain[1]}")
+        gains[f"{meant.gain[0]} over {meant.gain[1]}"] = None
         lacking |= {
             name
             for name in meant.control
@@ -163,7 +178,7 @@ def not_net(runs: Sequence[LoadedRun]) -> dict[str, Any] | None:
     gain = "gain" if len(gains) == 1 else "gains"
     return {
         "missing": missing,
-        "sentence": f"the {gain} of {_listed(gains)} {_are(gains)} not net of a control: "
+        "sentence": f"the {gain} of {_listed([*gains])} {_are([*gains])} not net of every control: "
         f"{_listed(missing)} {_are(missing)} missing (run with --with-controls)",
     }
 
@@ -201,6 +216,8 @@ def net_sentence(
     name, reference = meant.gain
     if meant.kind == "averaging":
         control = f"in FP32 under the same schedule averaging {_moves(control_gain)}"
+    elif meant.kind == "correction-in-float":
+        control = f"in FP32 under the same schedule the same correction {_moves(control_gain)}"
     else:
         control = (
             f"fresh BatchNorm statistics in place of QC {_moves(control_gain, 'gain', 'lose')}"
@@ -219,19 +236,23 @@ def net_sentence(
 
 
 def _told(meant: Effect, gain: float, net: MeanContrast) -> str:
-    averaging = meant.kind == "averaging"
+    # What does it, and for what, where the control is the same in FP32.
+    does = {
+        "averaging": ("averaging", "the quantized training", "averaging by itself"),
+        "correction-in-float": ("QC", "the quantized model", "correcting an FP32 model"),
+    }.get(meant.kind)
     if not net.tells:
-        what = "averaging by itself" if averaging else "fresh statistics"
+        what = "fresh statistics" if does is None else does[2]
         return f"which does not tell the two apart: no gain beyond that of {what} is shown"
     if net.mean > 0:
         nothing = "" if gain > 0 else ", although it gains nothing here"
-        if averaging:
-            return f"so averaging does more for the quantized training than for FP32{nothing}"
-        return f"so QC does more than fresh statistics{nothing}"
-    if averaging:
-        cure = ", and what it gains here is not a cure of quantization" if gain > 0 else ""
-        return f"so averaging does less for the quantized training than for FP32{cure}"
-    return "so QC does less than fresh statistics, which learn nothing"
+        if does is None:
+            return f"so QC does more than fresh statistics{nothing}"
+        return f"so {does[0]} does more for {does[1]} than for FP32{nothing}"
+    if does is None:
+        return "so QC does less than fresh statistics, which learn nothing"
+    cure = ", and what it gains here is not a cure of quantization" if gain > 0 else ""
+    return f"so {does[0]} does less for {does[1]} than for FP32{cure}"
 
 
 def _collapses(runs: Iterable[LoadedRun], meant: Effect, seeds: set[int]) -> str:
@@ -250,7 +271,7 @@ def _moves(value: float, up: str = "gains", down: str = "loses") -> str:
 
 def _effects(runs: Iterable[LoadedRun]) -> list[Effect]:
     names = method_order({run.method for run in runs if run.quantized})
-    return [meant for name in names if (meant := effect(name)) is not None]
+    return [meant for name in names for meant in effects_of(name)]
 
 
 def _worth_comparing(name: str, reference: str) -> bool:

@@ -96,7 +96,8 @@ class Method:
 
     Attributes:
         averaging: Take the moving average of the weights instead of the weights.
-        correction: Learn QC afterwards.
+        correction: Learn QC afterwards; of an FP32 training on the convolutions that quantization
+            would reach.
         reestimation: Take fresh BatchNorm statistics afterwards, and learn nothing.
         recipe: The training, or None to take the quantized checkpoint as it is (``ptq``).
     """
@@ -117,10 +118,9 @@ class Method:
                 f"method '{self.name}': QC keeps the BatchNorm statistics fixed, so it cannot be "
                 "combined with their re-estimation"
             )
-        if not self.quantized and (self.correction or (self.recipe and self.recipe.stabilizers)):
+        if not self.quantized and self.recipe and self.recipe.stabilizers:
             raise UsageError(
-                f"method '{self.name}': an FP32 training has no quantization to correct or to "
-                "stabilise"
+                f"method '{self.name}': an FP32 training has no quantization to stabilise"
             )
 
     @property
@@ -230,8 +230,8 @@ def method(name: str) -> Method:
 def with_controls(names: Iterable[str]) -> tuple[str, ...]:
     """Return methods followed by what tells their own effect from what any training would gain.
 
-    The untrained model, the same training in FP32 with and without the averaging, and
-    re-estimated BatchNorm statistics in the place of QC.
+    The untrained model, the same training in FP32 with and without the averaging and with the same
+    correction, and re-estimated BatchNorm statistics in the place of QC.
     """
     wanted = list(names)
     controls = ["ptq", "fp32"]
@@ -239,13 +239,18 @@ def with_controls(names: Iterable[str]) -> tuple[str, ...]:
         if "ema" in parts(name):
             controls.append("fp32+ema")
         if "qc" in parts(name):
-            controls.append(reestimated(name))
+            controls += [in_float(name), reestimated(name)]
     return (*wanted, *(name for name in dict.fromkeys(controls) if name not in wanted))
 
 
 def reestimated(name: str) -> str:
     """Return the method that re-estimates statistics where this one learns QC."""
     return "+".join("bn" if part == "qc" else part for part in parts(name))
+
+
+def in_float(name: str) -> str:
+    """Return the method that does in FP32 what this one does beside and after the training."""
+    return "+".join(["fp32", *(part for part in parts(name) if part in ("ema", "bn", "qc"))])
 
 
 def without(name: str, part: str) -> str:

@@ -23,7 +23,7 @@ from qatval.methods import Arm, Method
 from qatval.progress import Progress
 from qatval.quant.batchnorm import drift
 from qatval.quant.integer import integer_layers, share_differing
-from qatval.quant.layers import LayerCoverage
+from qatval.quant.layers import LayerCoverage, quantizable
 from qatval.record import Summary, atomic_write
 from qatval.runroot import RunRoot, merged
 from qatval.summary import run_name
@@ -207,6 +207,7 @@ def _deliver(
             model,
             prepared.images,
             correction,
+            names=None if method.quantized else quantizable(model, config.quantization),
             on_step=lambda step, loss: progress.step(step, loss=loss),
         )
         how["qc"] = {"images": prepared.images.count, "changes": changes}

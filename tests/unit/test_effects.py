@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qatval.effects import effect, net_effects, net_sentence, not_net
+from qatval.effects import effects_of, net_effects, net_sentence, not_net
 from qatval.pairing import net
 from qatval.runs import LoadedRun
 from qatval.statistics import MeanContrast
@@ -25,30 +25,42 @@ finals = st.floats(0.1, 0.9).map(lambda value: round(value, 6))
 
 
 @pytest.mark.parametrize(
-    ("name", "kind", "gain", "control"),
+    ("name", "reference", "controls"),
     [
-        ("ema", "averaging", ("ema", "baseline"), ("fp32+ema", "fp32")),
-        ("dampen+ema", "averaging", ("dampen+ema", "dampen"), ("fp32+ema", "fp32")),
-        ("qc", "correction", ("qc", "baseline"), ("bn", "baseline")),
-        ("ema+qc", "correction", ("ema+qc", "ema"), ("ema+bn", "ema")),
+        ("ema", "baseline", {"averaging": ("fp32+ema", "fp32")}),
+        ("dampen+ema", "dampen", {"averaging": ("fp32+ema", "fp32")}),
+        (
+            "qc",
+            "baseline",
+            {"correction": ("bn", "baseline"), "correction-in-float": ("fp32+qc", "fp32")},
+        ),
+        (
+            "ema+qc",
+            "ema",
+            {"correction": ("ema+bn", "ema"), "correction-in-float": ("fp32+ema+qc", "fp32+ema")},
+        ),
         (
             "dampen+ema+qc",
-            "correction",
-            ("dampen+ema+qc", "dampen+ema"),
-            ("dampen+ema+bn", "dampen+ema"),
+            "dampen+ema",
+            {
+                "correction": ("dampen+ema+bn", "dampen+ema"),
+                "correction-in-float": ("fp32+ema+qc", "fp32+ema"),
+            },
         ),
     ],
 )
-def test_what_a_gain_has_to_exceed(name, kind, gain, control):
-    found = effect(name)
-    assert (found.kind, found.gain, found.control) == (kind, gain, control)
+def test_what_a_gain_has_to_exceed(name, reference, controls):
+    found = effects_of(name)
+    assert {one.kind: one.control for one in found} == controls
+    assert {one.gain for one in found} == {(name, reference)}
 
 
 @pytest.mark.parametrize(
-    "name", ["baseline", "dampen", "fp32", "fp32+ema", "ema+bn", "ptq", "of another tool", "ema+x"]
+    "name",
+    ["baseline", "dampen", "fp32", "fp32+ema+qc", "ema+bn", "ptq", "of another tool", "ema+x"],
 )
 def test_what_has_no_control(name):
-    assert effect(name) is None
+    assert effects_of(name) == []
 
 
 @given(st.lists(st.tuples(finals, finals, finals, finals), min_size=1, max_size=5))
@@ -139,16 +151,18 @@ def test_a_collapse_behind_the_means_is_named(run):
 def test_a_group_says_once_which_gains_are_not_net(run):
     runs = [run(method, 0, 0.6) for method in ("baseline", "ema", "ema+qc")]
     assert not_net(runs) == {
-        "missing": ["fp32", "fp32+ema", "ema+bn"],
-        "sentence": "the gains of ema over baseline and ema+qc over ema are not net of a control: "
-        "fp32, fp32+ema and ema+bn are missing (run with --with-controls)",
+        "missing": ["fp32", "fp32+ema", "fp32+ema+qc", "ema+bn"],
+        "sentence": "the gains of ema over baseline and ema+qc over ema are not net of every "
+        "control: fp32, fp32+ema, fp32+ema+qc and ema+bn are missing (run with --with-controls)",
     }
     averaging = [*runs, run("fp32", 0, 0.6), run("fp32+ema", 0, 0.6)]
     assert not_net(averaging)["sentence"] == (
-        "the gain of ema+qc over ema is not net of a control: ema+bn is missing "
-        "(run with --with-controls)"
+        "the gain of ema+qc over ema is not net of every control: fp32+ema+qc and ema+bn are "
+        "missing (run with --with-controls)"
     )
-    assert not_net([*averaging, run("ema+bn", 0, 0.6)]) is None
+    fresh = [*averaging, run("ema+bn", 0, 0.6)]
+    assert not_net(fresh)["missing"] == ["fp32+ema+qc"]
+    assert not_net([*fresh, run("fp32+ema+qc", 0, 0.6)]) is None
 
 
 def test_controls_of_other_seeds_are_missing_too(run):
@@ -175,6 +189,10 @@ SENTENCES = {
     "QC, more": ("ema+qc", 0.009, 0.004, (0.002, 0.008), 5),
     "QC, more, but no gain": ("qc", -0.001, -0.004, (0.001, 0.005), 5),
     "QC, undecided": ("dampen+ema+qc", 0.004, -0.003, (-0.001, 0.015), 3),
+    "QC, less than in FP32": ("ema+qc", 0.004, 0.009, (-0.008, -0.002), 5),
+    "QC, more than in FP32": ("ema+qc", 0.009, 0.004, (0.002, 0.008), 5),
+    "QC, more than in FP32, but no gain": ("qc", -0.001, -0.004, (0.001, 0.005), 5),
+    "QC, not told from QC in FP32": ("dampen+ema+qc", 0.004, -0.003, (-0.001, 0.015), 3),
     "QC, two seeds": ("ema+qc", 0.004, 0.009, None, 2),
 }
 
@@ -182,9 +200,10 @@ SENTENCES = {
 @pytest.mark.parametrize("case", SENTENCES)
 def test_the_sentence(snapshot, case):
     name, gain, control_gain, interval, seeds = SENTENCES[case]
+    meant = effects_of(name)[-1 if "in FP32" in case and "QC" in case else 0]
     mean = gain - control_gain
     measured = MeanContrast(seeds, mean, interval, seeds, 0, True)
-    assert net_sentence(effect(name), "w4a16", gain, control_gain, measured) == snapshot
+    assert net_sentence(meant, "w4a16", gain, control_gain, measured) == snapshot
 
 
 @given(finals, finals, st.floats(0, 0.2), st.integers(1, 9))
@@ -192,8 +211,8 @@ def test_no_sentence_claims_more_than_the_numbers_say(gain, control_gain, half, 
     mean = gain - control_gain
     interval = (mean - half, mean + half) if seeds >= 3 else None
     measured = MeanContrast(seeds, mean, interval, 0, 0, True)
-    for name in ("ema", "ema+qc"):
-        text = net_sentence(effect(name), "w4a16", gain, control_gain, measured)
+    for meant in (*effects_of("ema"), *effects_of("ema+qc")):
+        text = net_sentence(meant, "w4a16", gain, control_gain, measured)
         assert ("cannot tell" in text) == (seeds < 3)
         assert (", so " in text) == measured.tells
         assert ("does more" in text) == (measured.tells and mean > 0)

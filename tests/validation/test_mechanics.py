@@ -150,7 +150,17 @@ def test_tracking_changes_no_result(together: dict[str, Summary], run_tiny: RunT
     assert results(untracked) == results(together["baseline"])
 
 
-OTHERS = ("fp32", "fp32+ema", "dampen", "freeze+ema", "ptq", "ema+bn", "qc", "baseline")
+OTHERS = (
+    "fp32",
+    "fp32+ema",
+    "fp32+ema+qc",
+    "dampen",
+    "freeze+ema",
+    "ptq",
+    "ema+bn",
+    "qc",
+    "baseline",
+)
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +179,7 @@ def test_what_ran_before_changes_no_training(
 def test_methods_of_one_recipe_share_a_training(others: dict[str, Summary]) -> None:
     trainings = {name: s["training"]["trajectory"] for name, s in others.items()}
     assert trainings["ptq"] is None
-    assert trainings["fp32"] == trainings["fp32+ema"]
+    assert trainings["fp32"] == trainings["fp32+ema"] == trainings["fp32+ema+qc"]
     assert trainings["baseline"] == trainings["ema+bn"] == trainings["qc"]
     assert len(set(trainings.values())) == 5  # none, float, dampen, freeze, plain
 
@@ -199,7 +209,7 @@ def test_the_untrained_model_is_scored_as_a_method(others: dict[str, Summary]) -
 
 
 def test_a_float_control_has_no_quantization(others: dict[str, Summary]) -> None:
-    for name in ("fp32", "fp32+ema"):
+    for name in ("fp32", "fp32+ema", "fp32+ema+qc"):
         quantization = others[name]["quantization"]
         assert (quantization["mode"], quantization["weight_bit_width"]) == ("fp32", None)
         assert others[name]["metrics"]["ptq_value"] is None

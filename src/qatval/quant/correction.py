@@ -5,11 +5,14 @@ Gupta & Asthana, WACV 2024, section 3.2: with ``h = W_q a + b`` each output chan
 trains; the quantized weights, the BatchNorm parameters and its statistics stay as they are.
 Afterwards both fold away exactly, so nothing is added to inference. Where inputs are quantized
 they stay so, with scales that do not train; gradients pass the rounding straight through.
+
+A float model can be corrected in the same way: that is the control which tells whether QC corrects
+quantization, or any model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from copy import deepcopy
 from typing import Any
 
@@ -40,13 +43,13 @@ class CorrectedConv2d(nn.Module):
     offset: Tensor
     input_scale: Tensor | None
 
-    def __init__(self, layer: IntegerConv2d, bn: nn.BatchNorm2d | None) -> None:
-        """Take over a frozen convolution and the trained BatchNorm that follows it, if one does."""
+    def __init__(self, layer: IntegerConv2d | nn.Conv2d, bn: nn.BatchNorm2d | None) -> None:
+        """Take over a convolution and the trained BatchNorm that follows it, if one does."""
         super().__init__()
-        weight = layer.weight
+        weight = layer.weight.detach()
         none = weight.new_zeros(weight.shape[0])
         self.register_buffer("weight", weight)
-        self.register_buffer("bias", none if layer.bias is None else layer.bias.clone())
+        self.register_buffer("bias", none if layer.bias is None else layer.bias.detach().clone())
         if bn is None:
             ratio, mean, offset = none + 1.0, none, none
         else:
@@ -57,8 +60,11 @@ class CorrectedConv2d(nn.Module):
         self.register_buffer("ratio", ratio)
         self.register_buffer("mean", mean)
         self.register_buffer("offset", offset)
-        self.register_buffer("input_scale", layer.input_scale)
-        self.input_range = () if layer.input_range is None else layer.input_range.tolist()
+        input_scale, bounds = None, None
+        if isinstance(layer, IntegerConv2d):
+            input_scale, bounds = layer.input_scale, layer.input_range
+        self.register_buffer("input_scale", input_scale)
+        self.input_range = () if bounds is None else bounds.tolist()
         self.gamma = nn.Parameter(none + 1.0)
         self.beta = nn.Parameter(none.clone())
         self.geometry: Any = (layer.stride, layer.padding, layer.dilation, layer.groups)
@@ -132,20 +138,25 @@ class _Corrected(torch.autograd.Function):
         return to_input, by_output / gamma, total * ctx.conv.ratio, None
 
 
-def attach_corrections(model: nn.Module) -> nn.Module:
-    """Return a trainable copy of an integer model with a correction after every quantized layer.
+def attach_corrections(model: nn.Module, names: Collection[str] | None = None) -> nn.Module:
+    """Return a trainable copy of a model with corrections after its convolutions.
 
     The copy starts equal to the model. Its only parameters that require gradients are the gammas
-    and betas; quantized weights are constants, computed from their codes once.
+    and betas; weights are constants, quantized ones computed from their codes once.
+
+    Args:
+        model: Integer model, or a float one.
+        names: Which convolutions to correct; None for all that are quantized.
 
     Raises:
-        ValueError: If the model has no quantized layer.
+        ValueError: If there is nothing to correct.
     """
     corrected = deepcopy(model).requires_grad_(False)
-    layers = integer_layers(corrected)
-    if not layers:
+    names = integer_layers(corrected).keys() if names is None else names
+    if not names:
         raise ValueError("the model has no quantized layer to correct")
-    for name, layer in layers.items():
+    for name in names:
+        layer: Any = corrected.get_submodule(name)
         bn = batchnorm_after(corrected, name)
         corrected.set_submodule(name, CorrectedConv2d(layer, bn))
         if bn is not None:
@@ -162,15 +173,15 @@ def corrections(model: nn.Module) -> Iterator[tuple[str, CorrectedConv2d]]:
 
 @torch.no_grad()
 def fold_corrections(corrected: nn.Module, model: nn.Module) -> nn.Module:
-    """Return a copy of the integer model with the learned corrections folded in.
+    """Return a copy of the model with the learned corrections folded in.
 
     With a BatchNorm behind the convolution, gamma and beta go into its weight and bias. Without
     one, gamma goes into the per-channel scale and ``gamma * b + beta`` into the bias; a negative
-    gamma flips the codes' signs, since a scale is positive.
+    gamma flips the codes' signs, since a scale is positive. A float weight takes gamma itself.
 
     Args:
         corrected: What `attach_corrections` returned for ``model``, trained.
-        model: The integer model it was made from.
+        model: The model it was made from.
     """
     folded = deepcopy(model)
     for name, correction in corrections(corrected):
@@ -180,10 +191,14 @@ def fold_corrections(corrected: nn.Module, model: nn.Module) -> nn.Module:
             shift = correction.ratio * (beta + (gamma - 1.0) * correction.mean)
             bn.weight.mul_(gamma)
             bn.bias.add_(shift)
-        else:
-            layer = folded.get_submodule(name)
-            assert isinstance(layer, IntegerConv2d)
+            continue
+        layer: Any = folded.get_submodule(name)
+        bias = gamma * correction.bias + beta
+        if isinstance(layer, IntegerConv2d):
             layer.scale = layer.scale * gamma.abs()[:, None, None, None]
             layer.codes = layer.codes * gamma.sign().to(torch.int8)[:, None, None, None]
-            layer.bias = gamma * correction.bias + beta
+            layer.bias = bias
+        else:
+            layer.weight.mul_(gamma[:, None, None, None])
+            layer.bias = nn.Parameter(bias, requires_grad=False)
     return folded

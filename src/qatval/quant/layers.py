@@ -148,12 +148,7 @@ def insert_quantizers(model: nn.Module, spec: Quantization) -> list[LayerCoverag
     Raises:
         QatvalError: If a layer with weights can be neither quantized nor is exempt.
     """
-    convolutions = [
-        name
-        for name, module in model.named_modules()
-        if type(module) is nn.Conv2d and spec.exemption(name) is None
-    ]
-    for name in convolutions:
+    for name in quantizable(model, spec):
         module = model.get_submodule(name)
         assert isinstance(module, nn.Conv2d)
         has_bn = batchnorm_after(model, name) is not None
@@ -163,6 +158,15 @@ def insert_quantizers(model: nn.Module, spec: Quantization) -> list[LayerCoverag
         for _, layer in quantized_layers(model):
             layer.quant_weight()
     return coverage(model, spec)
+
+
+def quantizable(model: nn.Module, spec: Quantization) -> list[str]:
+    """Return the full names of a float model's convolutions that `insert_quantizers` replaces."""
+    return [
+        name
+        for name, module in model.named_modules()
+        if type(module) is nn.Conv2d and spec.exemption(name) is None
+    ]
 
 
 def _quantized(

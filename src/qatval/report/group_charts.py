@@ -86,8 +86,9 @@ def net_chart(group: Entry, styles: Mapping[str, int]) -> Chart | None:
         return None
     return dot_chart(
         "Net effects",
-        "What a method gains less what its control gains: the same averaging in FP32, or fresh "
-        "BatchNorm statistics in place of QC. Left of the line the control gains more.",
+        "What a method gains less what its control gains: the same averaging or correction in "
+        "FP32, or fresh BatchNorm statistics in place of QC. Left of the line the control gains "
+        "more.",
         [_row(effect, styles) for effect in effects],
         x_label="net gain in mAP 50-95",
         levels=[Level("control gains as much", 0.0, "zero")],
@@ -134,7 +135,9 @@ def _row(contrast: Entry, styles: Mapping[str, int]) -> Row:
 
 
 def _label(contrast: Entry) -> str:
-    return f"{contrast['method']} − {contrast['reference']}"
+    control = contrast.get("control")
+    net = "" if control is None else f", net of {control}"
+    return f"{contrast['method']} − {contrast['reference']}{net}"
 
 
 def _gains(pair: Entry) -> Iterable[float]:

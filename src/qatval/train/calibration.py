@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -93,6 +93,7 @@ def learn_correction(
     images: CalibrationImages,
     correction: Correction,
     *,
+    names: Collection[str] | None = None,
     on_step: Callable[[int, float], None],
 ) -> tuple[nn.Module, dict[str, dict[str, float]]]:
     """Learn gamma and beta with Adam on the task loss and fold them into the model.
@@ -101,16 +102,17 @@ def learn_correction(
     schedule has ended. Arithmetic is float32 on every device.
 
     Args:
-        model: Integer model to correct; it is left as it is.
+        model: Model to correct; it is left as it is.
         images: What to learn on.
         correction: Epochs and learning rate.
+        names: Which convolutions to correct; None for all that are quantized.
         on_step: Called with the step, counted from 1, and its loss.
 
     Returns:
-        The corrected integer model, and what changed per layer: ``gamma_min``, ``gamma_max``,
+        The corrected model, and what changed per layer: ``gamma_min``, ``gamma_max``,
         ``gamma_mean_abs_change`` and ``beta_max_abs``.
     """
-    corrected: Any = attach_corrections(model).to(images.device).train()
+    corrected: Any = attach_corrections(model, names).to(images.device).train()
     for module in corrected.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eval()  # its statistics stay fixed, also where its layer is not quantized

@@ -16,7 +16,7 @@ from qatval.quant.correction import (
     fold_corrections,
 )
 from qatval.quant.integer import integer_layers, to_integer
-from qatval.quant.layers import insert_quantizers
+from qatval.quant.layers import insert_quantizers, quantizable
 
 
 class Block(nn.Module):
@@ -29,8 +29,8 @@ class Block(nn.Module):
         return torch.nn.functional.silu(self.bn(self.conv(x)))
 
 
-def integer_model(seed: int = 0) -> nn.Module:
-    """A frozen model with lived-in BatchNorms and an output without one."""
+def float_model(seed: int = 0) -> nn.Module:
+    """A model with lived-in BatchNorms and an output without one."""
     torch.manual_seed(seed)
     model = nn.Sequential(Block(3, 8), Block(8, 8, groups=8), nn.Conv2d(8, 5, 1))
     for module in model.modules():
@@ -39,8 +39,14 @@ def integer_model(seed: int = 0) -> nn.Module:
             nn.init.normal_(module.bias)
             nn.init.normal_(module.running_mean)
             nn.init.uniform_(module.running_var, 0.3, 3.0)
+    return model.eval()
+
+
+def integer_model(seed: int = 0) -> nn.Module:
+    """The same, frozen."""
+    model = float_model(seed)
     insert_quantizers(model, quantization("w4a16"))
-    return to_integer(model.eval())
+    return to_integer(model)
 
 
 def images(seed: int = 1) -> Tensor:
@@ -93,10 +99,32 @@ def test_folded_equals_unfolded(seed: int, spread: float) -> None:
         assert int(layer.codes.abs().max()) <= 7
 
 
-def test_fold_leaves_the_model_alone() -> None:
-    model = integer_model()
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 1000), spread=st.sampled_from([0.01, 0.3, 1.5]))
+def test_a_float_model_is_corrected_in_the_same_way(seed: int, spread: float) -> None:
+    """From the identity, on the layers named alone, with an exact fold and the same tensors."""
+    model = float_model(seed)
+    names = quantizable(model, quantization("w4a16"))
+    assert names == ["0.conv", "1.conv", "2"]
+    corrected = attach_corrections(model, names[1:]).eval()
+    x = images(seed)
+    assert torch.allclose(corrected(x), model(x), atol=1e-5)
+    assert [name for name, _ in corrections(corrected)] == names[1:]
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for _, correction in corrections(corrected):
+            for parameter in (correction.gamma, correction.beta):
+                parameter.add_(torch.randn(parameter.shape, generator=generator) * spread)
+    folded = fold_corrections(corrected, model)
+    assert torch.allclose(folded(x), corrected(x), rtol=1e-4, atol=1e-4)
+    assert folded.state_dict().keys() == model.state_dict().keys()
+
+
+@pytest.mark.parametrize("quantized", [True, False])
+def test_fold_leaves_the_model_alone(quantized: bool) -> None:
+    model = integer_model() if quantized else float_model()
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    corrected = attach_corrections(model)
+    corrected = attach_corrections(model, None if quantized else ["0.conv", "1.conv", "2"])
     with torch.no_grad():
         for _, correction in corrections(corrected):
             correction.gamma.mul_(1.1)
@@ -106,12 +134,16 @@ def test_fold_leaves_the_model_alone() -> None:
 
 @pytest.mark.parametrize("has_bn", [True, False])
 @pytest.mark.parametrize("has_bias", [True, False])
-def test_outputs_and_gradients_equal_the_definition(has_bn: bool, has_bias: bool) -> None:
+@pytest.mark.parametrize("quantized", [True, False])
+def test_outputs_and_gradients_equal_the_definition(
+    has_bn: bool, has_bias: bool, quantized: bool
+) -> None:
     """BN(gamma * h + beta), written out [G section 3.2] and differentiated by autograd."""
     torch.manual_seed(0)
     conv = nn.Conv2d(6, 8, 3, stride=2, padding=1, groups=2, bias=has_bias)
     model = nn.Sequential(conv)
-    insert_quantizers(model, quantization("w4a16"))
+    if quantized:
+        insert_quantizers(model, quantization("w4a16"))
     layer = to_integer(model.double())[0]
     bn = integer_model()[0].bn.double().requires_grad_(False) if has_bn else None
     corrected = CorrectedConv2d(layer, bn)
