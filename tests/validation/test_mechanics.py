@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -217,6 +218,30 @@ def test_a_float_control_has_no_quantization(others: dict[str, Summary]) -> None
         assert others[name]["artifacts"]["weights"].endswith("float.safetensors")
     assert others["fp32+ema"]["method"]["ema"]["effective_decay"] > 0.3
     assert weights(others["fp32+ema"]) != weights(others["fp32"])
+
+
+def test_a_float_control_is_corrected_as_quantized_models_are(others: dict[str, Summary]) -> None:
+    """The same convolutions, learned on as many images, and folded away: no tensor is added."""
+    import safetensors.torch
+
+    float_, quantized = others["fp32+ema+qc"], others["qc"]
+    learned = float_["method"]["qc"]
+    assert learned["enabled"] is True
+    assert learned["images"] == quantized["method"]["qc"]["images"]
+    assert learned["changes"].keys() == quantized["method"]["qc"]["changes"].keys()
+    # Of the head's branches for large objects two tiny steps move nothing.
+    moved = [n for n, change in learned["changes"].items() if change["gamma_mean_abs_change"] > 0]
+    assert len(moved) > 90
+    before = others["fp32+ema"]["metrics"]["final_value"]
+    assert float_["metrics"]["before_qc_value"] == before
+    corrected, average = (safetensors.torch.load(weights(s)) for s in (float_, others["fp32+ema"]))
+    assert corrected.keys() == average.keys()
+    differing = {name for name in corrected if not corrected[name].equal(average[name])}
+    # BatchNorm takes gamma and beta; the head's outputs, which have none, take them themselves.
+    outputs = {name for name in differing if ".bn." not in name}
+    assert outputs
+    assert all(re.fullmatch(r"model\.23\.\w*cv[23]\.\d\.2\.(weight|bias)", n) for n in outputs)
+    assert all(name.endswith((".bn.weight", ".bn.bias")) for name in differing - outputs)
 
 
 def test_fresh_statistics_change_statistics_alone(

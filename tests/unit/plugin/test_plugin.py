@@ -92,7 +92,8 @@ def test_controls_are_scenarios_where_they_are_asked_for(pytester: pytest.Pytest
     wanted = ("--collect-only", "-q", "-k", "yolo10n and seed0")
     result = pytester.runpytest(*wanted, "--with-controls")
     ids = {line.split("[")[1].rstrip("]") for line in result.outlines if "::" in line}
-    controls = {f"yolo10n-{m}-smoke-seed0" for m in ("ptq", "fp32", "fp32+ema", "ema+bn")}
+    methods = ("ptq", "fp32", "fp32+ema", "fp32+ema+qc", "ema+bn")
+    controls = {f"yolo10n-{m}-smoke-seed0" for m in methods}
     assert controls < ids
     plain = pytester.runpytest(*wanted)
     assert ids - controls == {

@@ -82,7 +82,7 @@ def test_the_table_fits_a_terminal_of_100_columns(make_summary, recorded):
         document = compare(some, recorded=recorded(baseline=0.6, ema=0.5, ema_qc=0.5))
         table = terminal_table(document).split("\n\n")[0]
         assert "9 more" in table
-        assert "not net of a control" in table
+        assert "not net of every control" in table
         assert max(len(line) for line in table.splitlines()) <= WIDTH
 
 

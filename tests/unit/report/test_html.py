@@ -100,12 +100,12 @@ def test_net_effects_come_first_with_their_sentence_and_chart(render):
     assert page.index("At w4a16 ema gains") < page.index('class="methods"')
     assert "<h4>Net effects</h4>" in page
     assert "ema − baseline, seed 2: +0.000" in page
-    assert "not net of a control" not in page
+    assert "not net of every control" not in page
 
 
 def test_missing_controls_are_said_once(render):
     page = render({"method": "baseline"}, {"method": "ema"})
-    assert page.count("is not net of a control: fp32 and fp32+ema are missing") == 1
+    assert page.count("is not net of every control: fp32 and fp32+ema are missing") == 1
     assert "<h4>Net effects</h4>" not in page
 
 
