@@ -25,7 +25,7 @@ from measure import REPOSITORY, provenance
 from qatval.cli.options import positive, seeds
 from qatval.comparison import compare
 from qatval.environment import available_cores, prepare_process
-from qatval.methods import method_names, with_controls
+from qatval.methods import method, method_names, with_controls
 from qatval.record import SUMMARY_NAME, load_summary
 from qatval.report.comparison import write_comparison
 from qatval.runs import collect
@@ -42,7 +42,7 @@ EVERY_METHOD = with_controls(
         *("qc", "dampen", "dampen+ema", "dampen+ema+qc", "freeze", "freeze+ema", "freeze+ema+qc"),
     ]
 )
-FLOAT = ("fp32", "fp32+ema")
+FLOAT = tuple(name for name in EVERY_METHOD if not method(name).quantized)
 
 
 @dataclass(frozen=True)

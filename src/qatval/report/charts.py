@@ -318,7 +318,10 @@ def _nice(low: float, high: float, wanted: int = 5) -> list[float]:
 
 
 def _lines(label: str) -> list[str]:
-    """Break a long difference before its minus, and cut what is still too long."""
-    first, minus, second = label.partition(" − ")
-    lines = [first, f"− {second}"] if minus and len(label) > _LABEL else [label]
+    """Break a long name before what it is set against, and cut what is still too long."""
+    lines = [label]
+    for mark in ("− ", "net of "):
+        first, found, second = label.partition(f" {mark}")
+        if found and len(label) > _LABEL:
+            lines = [first, f"{mark}{second}"]
     return [line if len(line) <= _LABEL else f"{line[: _LABEL - 1]}…" for line in lines]

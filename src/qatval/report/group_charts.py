@@ -121,6 +121,8 @@ def _differences(group: Entry, styles: Mapping[str, int]) -> Chart | None:
 
 def _row(contrast: Entry, styles: Mapping[str, int]) -> Row:
     label, bounds = _label(contrast), contrast["interval"]
+    control = contrast.get("control")
+    name = label if control is None else f"{contrast['method']} net of {control}"
     dots = [
         (
             pair["difference"],
@@ -131,7 +133,7 @@ def _row(contrast: Entry, styles: Mapping[str, int]) -> Row:
         for pair in contrast["pairs"]
     ]
     interval = None if bounds is None else (bounds[0], bounds[1])
-    return Row(label, styles[contrast["method"]], dots, contrast["mean"], interval)
+    return Row(name, styles[contrast["method"]], dots, contrast["mean"], interval)
 
 
 def _label(contrast: Entry) -> str:
