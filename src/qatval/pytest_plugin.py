@@ -118,8 +118,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--with-controls",
         action="store_true",
-        help="run the controls as well: the untrained model, the same training in FP32, "
-        "re-estimated BatchNorm statistics in the place of QC",
+        help="run the controls as well: the untrained model, the same training in FP32, averaged "
+        "and corrected alike, re-estimated BatchNorm statistics in the place of QC",
     )
     group.addoption(
         "--update-thresholds",

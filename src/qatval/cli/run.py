@@ -36,7 +36,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--with-controls",
         action="store_true",
         help="add what the methods' effects are to be compared with: the untrained model, the same "
-        "training in FP32, re-estimated BatchNorm statistics in the place of QC",
+        "training in FP32, averaged and corrected alike, re-estimated BatchNorm statistics in the "
+        "place of QC",
     )
     parser.add_argument(
         "--profile", required=True, metavar="P", help=", ".join(config.profile_names())
