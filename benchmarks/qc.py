@@ -67,14 +67,12 @@ def main() -> None:
     args = parser.parse_args()
     batch = a_batch(args.imgsz)
     contiguous = {**batch, "img": batch["img"].contiguous()}
-    quantized = Peer("Brevitas", "qatval")
+    quantized, plainly = Peer("Brevitas", "qatval"), Peer("Brevitas", "Ultralytics")
     models = {
-        "FP32 training": a_model(PEERS["FP32"], batch).to(memory_format=torch.contiguous_format),
+        "FP32 training": a_model(PEERS["FP32"], batch),
         "FP32 training in qatval": a_model(PEERS["FP32 in qatval"], batch),
         "QC, qatval": attach_corrections(to_integer(a_model(quantized, batch).eval())),
-        "QC, Brevitas": literal(a_model(quantized, batch)).to(
-            memory_format=torch.contiguous_format
-        ),
+        "QC, Brevitas": literal(a_model(plainly, batch)),
     }
     for name, model in models.items():
         if name.startswith("QC"):

@@ -16,17 +16,15 @@ five steps and nothing else: resident on a CPU, allocated by torch on a GPU.
 from __future__ import annotations
 
 import argparse
-import re
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
-from qatval.environment import prepare_process
+from qatval.environment import peak_resident_mb, prepare_process
 
 prepare_process()
 
@@ -112,6 +110,8 @@ def a_model(peer: Peer, batch: dict[str, Tensor]) -> nn.Module:
         fuse_quantization(model)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("dfl" not in name)
+    if peer.trainer == "Ultralytics" and batch["img"].device.type == "cpu":
+        model.to(memory_format=torch.contiguous_format)
     return model.train()  # type: ignore[no-any-return]
 
 
@@ -149,8 +149,6 @@ class Stepper:
         own = peer.trainer == "qatval"
         if not own:
             self.batch["img"] = self.batch["img"].contiguous()
-            if self.device.type != "cuda":
-                self.model.to(memory_format=torch.contiguous_format)
         trained = [p for p in self.model.parameters() if p.requires_grad]
         fused = own or self.device.type == "cuda"
         self.optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=fused)
@@ -212,8 +210,7 @@ def main() -> None:
         for _ in range(5):
             step()
         if device == "cpu":
-            status = Path("/proc/self/status").read_text()
-            print(int(re.findall(r"VmHWM:\s+(\d+)", status)[0]) // 1024)
+            print(peak_resident_mb())
         else:
             print(torch.cuda.max_memory_allocated(device) // 2**20)
         return

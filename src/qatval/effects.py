@@ -236,23 +236,21 @@ def net_sentence(
 
 
 def _told(meant: Effect, gain: float, net: MeanContrast) -> str:
-    # What does it, and for what, where the control is the same in FP32.
-    does = {
-        "averaging": ("averaging", "the quantized training", "averaging by itself"),
-        "correction-in-float": ("QC", "the quantized model", "correcting an FP32 model"),
-    }.get(meant.kind)
+    what, target, control = {
+        "averaging": ("averaging", " for the quantized training", "averaging by itself"),
+        "correction-in-float": ("QC", " for the quantized model", "correcting an FP32 model"),
+        "correction": ("QC", "", "fresh statistics"),
+    }[meant.kind]
     if not net.tells:
-        what = "fresh statistics" if does is None else does[2]
-        return f"which does not tell the two apart: no gain beyond that of {what} is shown"
+        return f"which does not tell the two apart: no gain beyond that of {control} is shown"
+    other = f"{target} than for FP32" if target else f" than {control}"
     if net.mean > 0:
         nothing = "" if gain > 0 else ", although it gains nothing here"
-        if does is None:
-            return f"so QC does more than fresh statistics{nothing}"
-        return f"so {does[0]} does more for {does[1]} than for FP32{nothing}"
-    if does is None:
-        return "so QC does less than fresh statistics, which learn nothing"
+        return f"so {what} does more{other}{nothing}"
+    if not target:
+        return f"so {what} does less{other}, which learn nothing"
     cure = ", and what it gains here is not a cure of quantization" if gain > 0 else ""
-    return f"so {does[0]} does less for {does[1]} than for FP32{cure}"
+    return f"so {what} does less{other}{cure}"
 
 
 def _collapses(runs: Iterable[LoadedRun], meant: Effect, seeds: set[int]) -> str:

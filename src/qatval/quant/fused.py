@@ -67,6 +67,8 @@ class FusedQuantizer:
         self.codes = torch.zeros(size, dtype=torch.int8, device=device)
         each = torch.split(self.codes, self.latent.sizes) if capture else ()
         self._kept = [[each[number] for number in part.layers] for part in self.parts if capture]
+        if capture and len(self.parts) == 1:  # everything, in order
+            self._kept = [[self.codes]]
         with torch.no_grad():
             for layer, quantized in zip(self.latent.layers, self.quantize(), strict=True):
                 if not torch.equal(quantized, layer.quant_weight().value):
@@ -82,11 +84,11 @@ class FusedQuantizer:
         """Keep the codes of the part of this number, where codes are captured."""
         if not self._kept:
             return
-        part, kept = self.parts[number], self._kept[number]
-        if len(self.parts) == 1:  # everything, in order
-            self.codes.copy_(part.flat(codes))
+        kept, flat = self._kept[number], self.parts[number].flat(codes)
+        if len(kept) == 1:
+            kept[0].copy_(flat)
         else:
-            torch._foreach_copy_(kept, torch.split(part.flat(codes), [k.numel() for k in kept]))
+            torch._foreach_copy_(kept, torch.split(flat, [k.numel() for k in kept]))
 
 
 class _Layer:

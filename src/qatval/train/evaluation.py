@@ -122,7 +122,7 @@ class Evaluator:
 
         Args:
             models: `DetectionModel` each, float or quantized.
-            with_losses: Whether to compute the validation losses, as long as a training goes on.
+            with_losses: Whether to compute the validation losses as well.
             keep_detections: Whether to return every detection.
         """
         with contextlib.ExitStack() as temporarily, torch.no_grad():

@@ -225,7 +225,7 @@ class QatTrainer(DetectionTrainer):  # type: ignore[misc]
         groups["bn"]["params"] += [p for p in decayed["params"] if p in scales]
         decayed["params"] = [p for p in decayed["params"] if p not in scales]
         if isinstance(optimizer, torch.optim.AdamW):
-            fused = [{**group, "foreach": None, "fused": True} for group in optimizer.param_groups]
+            fused = [{**group, "fused": True} for group in optimizer.param_groups]
             # The constructor is what tells a gradient scaler that the optimizer is fused.
             return torch.optim.AdamW(fused, fused=True)
         return optimizer

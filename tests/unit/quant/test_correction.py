@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -17,6 +19,8 @@ from qatval.quant.correction import (
 )
 from qatval.quant.integer import integer_layers, to_integer
 from qatval.quant.layers import insert_quantizers, quantizable
+
+Perturb = Callable[[nn.Module, int, float], None]
 
 
 class Block(nn.Module):
@@ -81,15 +85,11 @@ def test_only_gamma_and_beta_train_and_statistics_stay() -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 1000), spread=st.sampled_from([0.01, 0.3, 1.5]))
-def test_folded_equals_unfolded(seed: int, spread: float) -> None:
+def test_folded_equals_unfolded(perturb: Perturb, seed: int, spread: float) -> None:
     """Also where a gamma is negative, which flips the codes of a layer without BatchNorm."""
     model = integer_model(seed)
     corrected = attach_corrections(model).eval()
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for _, correction in corrections(corrected):
-            for parameter in (correction.gamma, correction.beta):
-                parameter.add_(torch.randn(parameter.shape, generator=generator) * spread)
+    perturb(corrected, seed, spread)
     unfolded = corrected(images(seed))
     folded = fold_corrections(corrected, model)
     assert torch.allclose(folded(images(seed)), unfolded, rtol=1e-4, atol=1e-4)
@@ -101,7 +101,9 @@ def test_folded_equals_unfolded(seed: int, spread: float) -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 1000), spread=st.sampled_from([0.01, 0.3, 1.5]))
-def test_a_float_model_is_corrected_in_the_same_way(seed: int, spread: float) -> None:
+def test_a_float_model_is_corrected_in_the_same_way(
+    perturb: Perturb, seed: int, spread: float
+) -> None:
     """From the identity, on the layers named alone, with an exact fold and the same tensors."""
     model = float_model(seed)
     names = quantizable(model, quantization("w4a16"))
@@ -110,11 +112,7 @@ def test_a_float_model_is_corrected_in_the_same_way(seed: int, spread: float) ->
     x = images(seed)
     assert torch.allclose(corrected(x), model(x), atol=1e-5)
     assert [name for name, _ in corrections(corrected)] == names[1:]
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for _, correction in corrections(corrected):
-            for parameter in (correction.gamma, correction.beta):
-                parameter.add_(torch.randn(parameter.shape, generator=generator) * spread)
+    perturb(corrected, seed, spread)
     folded = fold_corrections(corrected, model)
     assert torch.allclose(folded(x), corrected(x), rtol=1e-4, atol=1e-4)
     assert folded.state_dict().keys() == model.state_dict().keys()

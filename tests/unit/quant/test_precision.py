@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -34,6 +34,8 @@ from qatval.quant.layers import (
 from qatval.train.models import MEMORY_FORMAT
 
 W4A4 = dataclasses.replace(quantization("w4a16"), activation_bit_width=4)
+
+Perturb = Callable[[nn.Module, int, float], None]
 
 
 class Block(nn.Module):
@@ -533,16 +535,14 @@ def test_mixed_precision_quantizes_inputs_in_float32() -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(spec=specs, seed=st.integers(0, 1000), spread=st.sampled_from([0.01, 0.3]))
-def test_folded_correction_equals_unfolded(spec: Quantization, seed: int, spread: float) -> None:
+def test_folded_correction_equals_unfolded(
+    perturb: Perturb, spec: Quantization, seed: int, spread: float
+) -> None:
     # Only a scale per channel can take up a gamma where no BatchNorm follows.
     spec = dataclasses.replace(spec, scale_without_batchnorm="per-channel")
     model = to_integer(quantized_model(spec, seed, shrink=0.7).eval())
     corrected = attach_corrections(model).eval()
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for _, correction in corrections(corrected):
-            for parameter in (correction.gamma, correction.beta):
-                parameter.add_(torch.randn(parameter.shape, generator=generator) * spread)
+    perturb(corrected, seed, spread)
     folded = fold_corrections(corrected, model)
     for (name, correction), layer in zip(
         corrections(corrected), integer_layers(folded).values(), strict=True
