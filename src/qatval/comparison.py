@@ -159,6 +159,9 @@ def _group_documents(grouped: _Groups, judged: Mapping[str, Check | None]) -> li
                 "varying": _varying(members),
                 "fp32_value": _spread(_values(members, "fp32_value")),
                 "ptq_value": _spread(_values(members, "ptq_value")),
+                "start_value": _spread(
+                    _values([r for r in members if r.quantized and r.trained], "start_value")
+                ),
                 "references": standings((run, judged[run.run_id]) for run in members),
                 "methods": [_method(members, method) for method in order],
                 "net_effects": effects.net_effects(members, wanted["quantization"]["mode"]),
@@ -194,6 +197,9 @@ def _run(run: LoadedRun, groups: Sequence[str], reference: Check | None) -> dict
         else None,
         "fp32_value": run.metric("fp32_value"),
         "ptq_value": run.metric("ptq_value"),
+        "start_value": run.metric("start_value"),
+        "share_of_fp32": run.kept,
+        "failed_checks": list(run.summary.get("failed_checks", [])),
         "before_qc_value": run.metric("before_qc_value"),
         "before_bn_value": run.metric("before_bn_value"),
         "reference": reference and {"result": reference.result, "detail": reference.detail},
@@ -211,10 +217,12 @@ def _method(members: Sequence[LoadedRun], method: str) -> dict[str, Any]:
         "completed": len(outcomes),
         "collapsed": outcomes.count("collapsed"),
         "degenerate": outcomes.count("degenerate"),
+        "disputed": outcomes.count("disputed"),
         "incomplete": len(runs) - len(outcomes),
         "outcomes_agree": len(set(outcomes)) == 1 if len(outcomes) > 1 else None,
         "seeds": sorted({run.seed for run in runs if run.completed}),
         "final_value": _spread([v for r in runs if r.completed and (v := r.final) is not None]),
+        "share_of_fp32": _spread([v for r in runs if r.completed and (v := r.kept) is not None]),
         "oscillating": _spread(_measured(runs, "oscillation", "oscillating")),
         "batchnorm_drift": _spread(_measured(runs, "batchnorm", "kl_mean")),
     }

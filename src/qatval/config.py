@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from qatval.errors import UsageError
 from qatval.methods import Correction, Method, Recipe, method_names
@@ -26,6 +26,10 @@ ScaleGranularity = Literal["per-tensor", "per-channel"]
 
 Scaling = Literal["learned", "statistics"]
 """Where a weight scale comes from: a parameter (LSQ), or ``max|w|`` in every forward."""
+
+StartScale = Literal["max", "mse", "lsq"]
+
+StartStatistics = Literal["kept", "reestimated", "shifted"]
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,31 @@ class Profile:
 
 
 @dataclass(frozen=True)
+class Start:
+    """What happens to a checkpoint between the insertion of quantizers and the first step.
+
+    See `qatval.quant.start` for what each means.
+
+    Attributes:
+        scale: Where learned weight scales start.
+        statistics: What BatchNorm statistics become on the calibration images.
+    """
+
+    scale: StartScale = "max"
+    statistics: StartStatistics = "kept"
+
+    def __post_init__(self) -> None:
+        for name, value, choices in (
+            ("scale", self.scale, get_args(StartScale)),
+            ("statistics", self.statistics, get_args(StartStatistics)),
+        ):
+            if value not in choices:
+                raise UsageError(
+                    f"the start's {name} must be one of {', '.join(choices)}, got '{value}'"
+                )
+
+
+@dataclass(frozen=True)
 class Quantization:
     """Fake quantization: bits, grids and the layers that stay in float.
 
@@ -99,6 +128,7 @@ class Quantization:
         boundary: Patterns of the full names of the first and the last layers.
         boundary_bit_width: Bits of weights (and of activations, where they are quantized) in
             those layers, or None for the same as everywhere.
+        start: How the first step is prepared.
     """
 
     weight_bit_width: int
@@ -110,8 +140,14 @@ class Quantization:
     activation_bit_width: int | None = None
     boundary: tuple[str, ...] = ()
     boundary_bit_width: int | None = None
+    start: Start = Start()
 
     def __post_init__(self) -> None:
+        if self.scaling == "statistics" and self.start.scale != "max":
+            raise UsageError(
+                f"scales from statistics are max|w| in every forward, so they cannot start at "
+                f"'{self.start.scale}': give --start-scale max or --scaling learned"
+            )
         for name, bits in (
             ("weight", self.weight_bit_width),
             ("activation", self.activation_bit_width),
@@ -206,7 +242,13 @@ def quantization_names() -> tuple[str, ...]:
 def quantization(name: str) -> Quantization:
     """Return a quantization preset; raise UsageError with the choices if there is none."""
     preset = _choose("quantization", name, _presets("quantization"))
-    return Quantization(**{**preset, "boundary": tuple(preset.get("boundary", ()))})
+    return Quantization(
+        **{
+            **preset,
+            "boundary": tuple(preset.get("boundary", ())),
+            "start": Start(**preset.get("start", {})),
+        }
+    )
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 import math
 import uuid
@@ -13,7 +14,7 @@ from typing import Any
 
 import torch
 
-from qatval.config import RunConfig
+from qatval.config import RunConfig, Start
 from qatval.data.folder import write_dataset_folder
 from qatval.data.subset import build_subset
 from qatval.errors import QatvalError, UsageError
@@ -21,6 +22,7 @@ from qatval.methods import Averaging, Method, Recipe, calibration_images
 from qatval.methods import method as named_method
 from qatval.progress import Progress
 from qatval.quant.layers import calibrate_activations, insert_quantizers
+from qatval.quant.start import start
 from qatval.runroot import RunRoot, publish
 from qatval.scoring import artifact_folder, score
 from qatval.train import LOGGER
@@ -103,17 +105,25 @@ def _prepare(config: RunConfig, roots: Roots, work: Path, progress: Progress) ->
     model = load_pretrained(config.checkpoint, variant.architecture, subset.class_names)
     fp32_value = scorer.evaluate(model.to(device)).value
     progress.milestone(f"FP32 checkpoint: mAP50-95 {fp32_value:.4f}")
-    untrained = None
+    naive, started = None, None
     if any(method.quantized for method in config.methods):
         _enter(roots, progress, "untrained model")
-        layers = insert_quantizers(model, spec)
-        if spec.calibrated:
-            calibrate_activations(model, images.pixels())
-        value = scorer.evaluate(model).value
-        progress.milestone(f"untrained {spec.mode} model: mAP50-95 {value:.4f}")
-        untrained = Untrained(work / "untrained.safetensors", value, layers)
         info = CheckpointInfo("latent", variant.architecture, subset.class_names, spec)
-        save_checkpoint(untrained.path, model, info)
+        quantized = copy.deepcopy(model)
+        layers = insert_quantizers(quantized, spec)
+        if spec.calibrated:
+            calibrate_activations(quantized, images.pixels())
+        value = scorer.evaluate(quantized).value
+        progress.milestone(f"untrained {spec.mode} model: mAP50-95 {value:.4f}")
+        naive = started = Untrained(work / "untrained.safetensors", value, layers)
+        save_checkpoint(naive.path, quantized, info)
+        if spec.start != Start():
+            _enter(roots, progress, "start of training")
+            quantized = start(quantized, model, spec.start, images.pixels)
+            value = scorer.evaluate(quantized).value
+            progress.milestone(f"start of the training: mAP50-95 {value:.4f}")
+            started = Untrained(work / "start.safetensors", value, layers)
+            save_checkpoint(started.path, quantized, info)
     return Prepared(
         subset=subset,
         scorer=scorer,
@@ -123,7 +133,8 @@ def _prepare(config: RunConfig, roots: Roots, work: Path, progress: Progress) ->
         averaging=averaging,
         threads=threads,
         fp32_value=fp32_value,
-        untrained=untrained,
+        naive=naive,
+        started=started,
     )
 
 
@@ -139,14 +150,14 @@ def _train(
     profile, subset = config.profile, prepared.subset
     steps = profile.epochs * math.ceil(len(subset.train) / profile.batch)
     _enter(roots, progress, "training", steps)
-    start = config.checkpoint
+    checkpoint = config.checkpoint
     if recipe.quantized:
-        assert prepared.untrained is not None
-        start = prepared.untrained.path
+        assert prepared.started is not None
+        checkpoint = prepared.started.path
     plan = TrainingPlan(
         subset=str(subset.directory),
         architecture=config.variant.architecture,
-        checkpoint=str(start.resolve()),
+        checkpoint=str(checkpoint.resolve()),
         quantization=config.quantization if recipe.quantized else None,
         averaging=prepared.averaging,
         arms=tuple(dict.fromkeys(method.arm for method in methods)),

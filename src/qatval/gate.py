@@ -3,8 +3,9 @@
 It opens when, for yolo10n and for yolo10s, the method under test has held: at least two ``ema+qc``
 runs of different seeds, comparable with each other, every completed one without collapse, in a
 comparison that covers all three methods. Only W4A16 counts: other precisions and float controls are
-other experiments. A completed run that never learned anything (best value
-0 or not finite) has not held either. Incomplete runs count neither for nor against the gate unless
+other experiments. A completed run that kept nothing worth holding (its best value below 1 % of the
+FP32 checkpoint's, 0 or not finite), or whose value a check of the measurement disputes, has not
+held either. Incomplete runs count neither for nor against the gate unless
 asked to; then each one closes it.
 """
 
@@ -125,7 +126,12 @@ def _seeds(runs: Iterable[LoadedRun]) -> set[int]:
 def _failure(run: LoadedRun) -> str:
     if run.outcome == "collapsed":
         return f"collapsed (final {_shown(run.final)} of best {_shown(run.best)})"
-    return "never learned (best value is 0)" if run.completed else "is incomplete"
+    if run.outcome == "degenerate":
+        return f"kept nothing of the FP32 checkpoint (best value {_shown(run.best)})"
+    if run.outcome == "disputed":
+        names = ", ".join(check["name"] for check in run.summary["failed_checks"])
+        return f"failed a check of its measurement ({names})"
+    return "is incomplete"
 
 
 def _shown(value: float | None) -> str:

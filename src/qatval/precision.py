@@ -7,13 +7,15 @@ from typing import Any
 
 from qatval.runs import FP32
 
-_USUAL = ("per-tensor", "learned")
+_USUAL = ("per-channel", "learned", "from max shifted")
 
 
 def precision(quantization: Mapping[str, Any]) -> str:
-    """Write a summary's quantization, e.g. ``"w4a16 per-tensor learned"`` or ``"fp32"``.
+    """Write a summary's quantization, e.g. ``"w4a16 per-channel learned from max shifted"``.
 
-    What an older tool did not record is not written, and neither is what no preset changes.
+    After ``from`` stands the start: where scales began, what became of BatchNorm statistics. What
+    an older tool did not record is not written, and neither is what no preset changes. A float
+    control is ``"fp32"``.
     """
     mode = str(quantization["mode"])
     if mode == FP32:
@@ -25,12 +27,17 @@ def precision(quantization: Mapping[str, Any]) -> str:
         said.append(f"{without} head")
     if isinstance(bits := quantization.get("boundary_bit_width"), int):
         said.append(f"boundary {bits} bit")
+    if isinstance(start := quantization.get("start"), Mapping):
+        said.append(f"from {start['scale']} {start['statistics']}")
     return " ".join(str(part) for part in said if part is not None)
 
 
 def brief(precise: str) -> str:
-    """Leave out of such a string what is usual: nothing is left of the contract's own."""
-    left = " ".join(part for part in precise.split() if part not in _USUAL)
+    """Leave out of such a string what is usual: nothing is left of the default preset's."""
+    left = f"{precise} "
+    for usual in _USUAL:
+        left = left.replace(f"{usual} ", "")
+    left = left.strip()
     return "" if left == "w4a16" else left
 
 

@@ -24,18 +24,23 @@ import pytest
 
 from qatval import config as presets
 from qatval import thresholds
-from qatval.cli.options import positive, seeds
 from qatval.environment import available_cores, prepare_process
 from qatval.errors import QatvalError
+from qatval.pytest_options import add_options
 from qatval.pytest_report import NOT_JUDGED, UNAVAILABLE, run_properties, show_session
 from qatval.record import SUMMARY_NAME
 from qatval.runs import LoadedRun, collect
 from qatval.scenarios import (
     EMBEDDED,
+    PHOTOGRAPHS,
+    PHOTOGRAPHS_IMGSZ,
+    REAL_DATA_VARIABLE,
+    RealData,
     Scenario,
     coco_scenarios,
     embedded_scenarios,
     missing_resources,
+    photograph_scenarios,
 )
 
 
@@ -47,6 +52,7 @@ class Settings:
         profile: Profile of the scenarios.
         seeds: Seeds of the scenarios.
         coco_root: Where real COCO is.
+        real_data: Photographs and a checkpoint for the CPU.
         device: Device of the COCO scenarios.
         runs_per_gpu: Runs at a time on one GPU.
         session_dir: Holds the session's runs, their locks and the comparison.
@@ -59,6 +65,7 @@ class Settings:
     profile: str
     seeds: tuple[int, ...]
     coco_root: Path
+    real_data: RealData
     device: str | None
     runs_per_gpu: int
     session_dir: Path
@@ -74,65 +81,14 @@ _SELECTED = pytest.StashKey[dict[str, tuple[str, ...]]]()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the options of the validation."""
-    group = parser.getgroup("qatval", "validation of quantization-aware training (qatval)")
-    group.addoption(
-        "--profile",
-        choices=presets.profile_names(),
-        default="smoke",
-        help="profile of the scenarios (default: smoke)",
-    )
-    group.addoption(
-        "--seeds", type=seeds, default=(0, 1), metavar="N,N", help="seeds (default: 0,1)"
-    )
-    group.addoption(
-        "--coco-root",
-        type=Path,
-        default=presets.DEFAULT_COCO_ROOT,
-        metavar="DIR",
-        help=f"dataset in COCO 2017's layout (default: {presets.DEFAULT_COCO_ROOT})",
-    )
-    group.addoption(
-        "--device", metavar="D", help="device of the COCO scenarios (default: GPUs in turn)"
-    )
-    group.addoption(
-        "--runs-per-gpu",
-        type=positive,
-        default=1,
-        metavar="N",
-        help="runs at a time on one GPU, under -n (default: 1)",
-    )
-    group.addoption(
-        "--run-root",
-        type=Path,
-        metavar="DIR",
-        help="keep the session's runs in a new folder below DIR (default: pytest's temporary one)",
-    )
-    group.addoption(
-        "--gate-root", type=Path, metavar="DIR", help="runs that open the gate of yolo10m"
-    )
-    group.addoption(
-        "--strict-resources",
-        action="store_true",
-        help="fail scenarios whose GPU, dataset or checkpoint is missing instead of skipping them",
-    )
-    group.addoption(
-        "--with-controls",
-        action="store_true",
-        help="run the controls as well: the untrained model, the same training in FP32, averaged "
-        "and corrected alike, re-estimated BatchNorm statistics in the place of QC",
-    )
-    group.addoption(
-        "--update-thresholds",
-        action="store_true",
-        help="rewrite the reference values from this session's runs and show the difference",
-    )
+    add_options(parser)
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Register the markers, settle the session's folder and share the cores among workers."""
     for marker, meaning in {
         "gpu": "needs a GPU, real COCO and the official checkpoint",
-        "cpu": "runs on the CPU with the embedded dataset",
+        "cpu": "runs on the CPU, with the embedded dataset or a folder of photographs",
         **{name: f"runs under the profile {name}" for name in presets.profile_names()},
     }.items():
         config.addinivalue_line("markers", f"{marker}: {meaning}")
@@ -163,6 +119,7 @@ def _settings(config: pytest.Config) -> Settings:
             profile=option.profile,
             seeds=option.seeds,
             coco_root=option.coco_root,
+            real_data=RealData(_real_data(config)),
             device=option.device,
             runs_per_gpu=option.runs_per_gpu,
             session_dir=_session_dir(config),
@@ -172,6 +129,12 @@ def _settings(config: pytest.Config) -> Settings:
             update_thresholds=option.update_thresholds,
         )
     return config.stash[_SETTINGS]
+
+
+def _real_data(config: pytest.Config) -> Path:
+    """Return the folder that the environment names, else the one that lies beside a checkout."""
+    named = os.environ.get(REAL_DATA_VARIABLE)
+    return Path(named) if named else config.rootpath.parent / "shared" / "real"
 
 
 def _session_dir(config: pytest.Config) -> Path:
@@ -196,16 +159,17 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     option = metafunc.config.option
     if "embedded_scenario" in metafunc.fixturenames:
         wanted = embedded_scenarios(option.seeds, option.with_controls)
-        _parametrize(metafunc, "embedded_scenario", wanted, "cpu")
+        metafunc.parametrize("embedded_scenario", _parameters(wanted, "cpu"))
     if "coco_scenario" in metafunc.fixturenames:
         wanted = coco_scenarios(option.profile, option.seeds, option.with_controls)
-        _parametrize(metafunc, "coco_scenario", wanted, "gpu")
+        small = photograph_scenarios(option.seeds, option.with_controls)
+        metafunc.parametrize(
+            "coco_scenario", [*_parameters(wanted, "gpu"), *_parameters(small, "cpu")]
+        )
 
 
-def _parametrize(
-    metafunc: pytest.Metafunc, fixture: str, wanted: Iterable[Scenario], marker: str
-) -> None:
-    parameters = [
+def _parameters(wanted: Iterable[Scenario], marker: str) -> list[Any]:
+    return [
         pytest.param(
             scenario,
             id=str(scenario),
@@ -218,7 +182,6 @@ def _parametrize(
         )
         for scenario in wanted
     ]
-    metafunc.parametrize(fixture, parameters)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -265,17 +228,17 @@ def validation_run(
     def give(scenario: Scenario) -> LoadedRun:
         settings = qatval_settings
         if scenario.dataset == EMBEDDED:
-            coco_root = request.getfixturevalue("embedded_dataset")
+            where = {"coco_root": request.getfixturevalue("embedded_dataset")}
         else:
-            coco_root = settings.coco_root
             _require(request.node, settings, scenario)
+            where = _where(scenario, settings)
         folder = settings.session_dir / scenario.training
         folder.mkdir(parents=True, exist_ok=True)
         root = folder / scenario.method
         with filelock.FileLock(f"{folder}.lock"):
             if not (root / SUMMARY_NAME).exists():
                 try:
-                    _train(scenario, selected[scenario.training], folder, coco_root, settings)
+                    _train(scenario, selected[scenario.training], folder, where, settings)
                 except QatvalError as error:
                     pytest.fail(f"{scenario}: {error}", pytrace=False)
         (run,), _ = collect([root])
@@ -313,7 +276,12 @@ def threshold_failures(
 
 
 def _require(item: pytest.Item, settings: Settings, scenario: Scenario) -> None:
-    missing = missing_resources(scenario, settings.coco_root, settings.device, settings.gate_root)
+    if scenario.dataset == PHOTOGRAPHS:
+        missing = settings.real_data.missing(scenario.variant)
+    else:
+        missing = missing_resources(
+            scenario, settings.coco_root, settings.device, settings.gate_root
+        )
     if missing:
         reason = "; ".join(missing)
         item.user_properties.append((UNAVAILABLE, reason))
@@ -322,8 +290,23 @@ def _require(item: pytest.Item, settings: Settings, scenario: Scenario) -> None:
         pytest.skip(reason)
 
 
+def _where(scenario: Scenario, settings: Settings) -> dict[str, Any]:
+    """Return what tells a scenario's data and size; all else is the same for every scenario."""
+    if scenario.dataset != PHOTOGRAPHS:
+        return {"coco_root": settings.coco_root}
+    return {
+        "coco_root": settings.real_data.coco_root,
+        "checkpoint": settings.real_data.checkpoint(scenario.variant),
+        "imgsz": PHOTOGRAPHS_IMGSZ,
+    }
+
+
 def _train(
-    scenario: Scenario, methods: tuple[str, ...], folder: Path, coco_root: Path, settings: Settings
+    scenario: Scenario,
+    methods: tuple[str, ...],
+    folder: Path,
+    where: dict[str, Any],
+    settings: Settings,
 ) -> None:
     """Run all selected methods of a training; whatever ends it is in their summaries."""
     from qatval import runner
@@ -335,7 +318,7 @@ def _train(
             methods=methods,
             profile=scenario.profile,
             run_root=folder if len(methods) > 1 else folder / methods[0],
-            coco_root=coco_root,
+            **where,
             seed=scenario.seed,
             device=device,
             gate_root=settings.gate_root,
@@ -345,7 +328,7 @@ def _train(
 
 @contextlib.contextmanager
 def _device(scenario: Scenario, settings: Settings) -> Iterator[str]:
-    if scenario.dataset == EMBEDDED:
+    if scenario.dataset in (EMBEDDED, PHOTOGRAPHS):
         yield "cpu"
     elif settings.device is not None:
         yield settings.device

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from qatval import config as presets
-from qatval.config import RunConfig
+from qatval.config import Quantization, RunConfig
 from qatval.errors import QatvalError
 from qatval.methods import method
 from qatval.progress import Progress
@@ -51,16 +51,17 @@ def configure(
         seed: Seed of the run.
         checkpoint, epochs, batch, imgsz: Replace what the presets say, None to keep it.
         quantization: Name of a preset.
-        precision: Fields of `Quantization` that replace what the preset says.
+        precision: Fields of `Quantization` that replace what the preset says; of ``start`` a
+            mapping of those of `Start`.
         options: Further fields of `RunConfig`.
 
     Raises:
         UsageError: If there is no preset of a name, or a value is out of range.
         QatvalError: If the dataset is not there.
     """
-    from qatval.data.subset import dataset_name
+    from qatval.data.subset import presets_of
 
-    dataset = dataset_name(coco_root)
+    dataset = presets_of(coco_root)
     chosen = presets.variant(variant)
     preset = presets.profile(dataset, profile)
     return RunConfig(
@@ -72,13 +73,19 @@ def configure(
             batch=batch or preset.batch,
             imgsz=imgsz or preset.imgsz,
         ),
-        quantization=dataclasses.replace(presets.quantization(quantization), **(precision or {})),
+        quantization=_quantization(quantization, precision or {}),
         seed=seed,
         run_root=run_root,
         coco_root=coco_root,
         checkpoint=checkpoint or chosen.checkpoint_for(dataset),
         **options,
     )
+
+
+def _quantization(name: str, replaced: Mapping[str, Any]) -> Quantization:
+    preset = presets.quantization(name)
+    start = dataclasses.replace(preset.start, **replaced.get("start", {}))
+    return dataclasses.replace(preset, **{**replaced, "start": start})
 
 
 def run(config: RunConfig, progress: Progress) -> list[Summary]:

@@ -17,12 +17,13 @@ from typing import Any, Literal
 from qatval.errors import QatvalError
 from qatval.record import SUMMARY_NAME, Summary, load_summary
 from qatval.statistics import ImageResamples
-from qatval.verdicts import stability
+from qatval.verdicts import Stability, stability
 
 FP32 = "fp32"
 """The quantization mode of a float control."""
 
-Outcome = Literal["stable", "collapsed", "degenerate", "incomplete"]
+Outcome = Literal["stable", "collapsed", "degenerate", "disputed", "incomplete"]
+"""``disputed``: a check of the measurement itself failed, so that its value cannot be relied on."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,11 @@ class LoadedRun:
         return self.mode != FP32
 
     @property
+    def trained(self) -> bool:
+        """Whether the method has a training, as every method of an older tool had."""
+        return bool(self.summary["method"].get("training") != "none")
+
+    @property
     def completed(self) -> bool:
         """Whether the run came to its end, well or badly."""
         return bool(self.summary["status"] != "incomplete")
@@ -139,23 +145,36 @@ class LoadedRun:
         """
         if not self.completed:
             return "incomplete"
-        verdict = stability([math.nan if v is None else v for v in (self.best, self.final)])
+        verdict = self._verdict()
         if verdict.collapsed or self.summary["stability"]["collapsed"]:
             return "collapsed"
-        return "degenerate" if verdict.degenerate else "stable"
+        if verdict.degenerate:
+            return "degenerate"
+        return "disputed" if self.summary.get("failed_checks") else "stable"
+
+    def _verdict(self) -> Stability:
+        values = [math.nan if v is None else v for v in (self.best, self.final)]
+        return stability(values, self.metric("fp32_value"))
+
+    @property
+    def kept(self) -> float | None:
+        """Final value over the FP32 checkpoint's, None where either is unknown."""
+        fp32 = self.metric("fp32_value")
+        return self.final / fp32 if self.final is not None and fp32 else None
 
     @property
     def contradiction(self) -> str | None:
         """How the recorded verdict disagrees with the recorded values, None if it does not."""
         if not self.completed:
             return None
-        verdict = stability([math.nan if v is None else v for v in (self.best, self.final)])
+        verdict = self._verdict()
         recorded = (self.summary["status"], self.summary["stability"]["collapsed"])
-        if recorded == (verdict.status, verdict.collapsed):
+        status = "completed-failed" if self.summary.get("failed_checks") else verdict.status
+        if recorded == (status, verdict.collapsed):
             return None
         return (
             f"records status {recorded[0]}, collapsed {str(recorded[1]).lower()}, but its best "
-            f"{self.best} and final {self.final} make it {verdict.status}, "
+            f"{self.best} and final {self.final} make it {status}, "
             f"collapsed {str(verdict.collapsed).lower()}; taken as {self.outcome}"
         )
 

@@ -12,12 +12,22 @@ from qatval.methods import method_names, with_controls
 from qatval.runs import collect
 
 EMBEDDED = "shapes"
-REAL = "coco2017"
+COCO = "coco2017"
+PHOTOGRAPHS = "photographs"
+"""Any dataset in COCO's layout and a checkpoint for it, small enough for a CPU."""
+
+PHOTOGRAPHS_IMGSZ = 320
+REAL_DATA_VARIABLE = "QATVAL_REAL_DATA"
+_CHECKPOINTS = (".safetensors", ".pt")
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """One run to validate."""
+    """One run to validate.
+
+    Attributes:
+        dataset: `EMBEDDED`, `COCO` or `PHOTOGRAPHS`.
+    """
 
     dataset: str
     variant: str
@@ -27,7 +37,8 @@ class Scenario:
 
     def __str__(self) -> str:
         """Return the test id."""
-        return f"{self.variant}-{self.method}-{self.profile}-seed{self.seed}"
+        where = f"-{self.dataset}" if self.dataset == PHOTOGRAPHS else ""
+        return f"{self.variant}-{self.method}-{self.profile}-seed{self.seed}{where}"
 
     @property
     def training(self) -> str:
@@ -44,7 +55,48 @@ def embedded_scenarios(seeds: Sequence[int], controls: bool = False) -> list[Sce
 
 def coco_scenarios(profile: str, seeds: Sequence[int], controls: bool = False) -> list[Scenario]:
     """Return what runs on real COCO with a GPU."""
-    return _scenarios(REAL, presets.variant_names(), profile, seeds, controls)
+    return _scenarios(COCO, presets.variant_names(), profile, seeds, controls)
+
+
+def photograph_scenarios(seeds: Sequence[int], controls: bool = False) -> list[Scenario]:
+    """Return the same for what a CPU can do: the smallest variant under the smoke profile."""
+    return _scenarios(PHOTOGRAPHS, presets.variant_names()[:1], "smoke", seeds, controls)
+
+
+@dataclass(frozen=True)
+class RealData:
+    """A folder with a dataset in COCO's layout and a YOLOv10 checkpoint that was trained on it.
+
+    Attributes:
+        folder: Holds both. The dataset is the folder itself or one below it, the checkpoint of a
+            variant is called as the official file is, with anything after it
+            (``yolov10n*.safetensors`` or ``yolov10n*.pt``).
+    """
+
+    folder: Path
+
+    @property
+    def coco_root(self) -> Path | None:
+        """The dataset, None if there is none."""
+        found = sorted(self.folder.glob("annotations/instances_val2017.json"))
+        found += sorted(self.folder.glob("*/annotations/instances_val2017.json"))
+        return found[0].parents[1] if found else None
+
+    def checkpoint(self, variant: str) -> Path | None:
+        """Return a variant's checkpoint, None if there is none."""
+        stem = presets.variant(variant).checkpoint.stem
+        found = (p for p in sorted(self.folder.glob(f"{stem}*")) if p.suffix in _CHECKPOINTS)
+        return next(found, None)
+
+    def missing(self, variant: str) -> list[str]:
+        """Say what a scenario on photographs lacks, with the remedy."""
+        if self.coco_root is not None and self.checkpoint(variant) is not None:
+            return []
+        lacking = "dataset in COCO's layout" if self.coco_root is None else "checkpoint"
+        return [
+            f"no {lacking} in {self.folder} (name a folder with photographs in COCO's layout and a "
+            f"{presets.variant(variant).checkpoint.stem}*.pt with {REAL_DATA_VARIABLE})"
+        ]
 
 
 def _scenarios(

@@ -118,6 +118,7 @@ def _quantization(spec: Quantization) -> dict[str, Any]:
         "scale_without_batchnorm": spec.scale_without_batchnorm,
         "scaling": spec.scaling,
         "boundary_bit_width": spec.boundary_bit_width,
+        "start": asdict(spec.start),
     }
 
 

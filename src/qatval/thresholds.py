@@ -1,9 +1,10 @@
 """What a validation scenario must reach: rules that need no history, and recorded references.
 
-The rules hold for any run: it learned, it did not collapse, training did not leave it worse than
-the untrained quantized model, QC did not cost what it started from. None ranks the methods: whether
-averaging or QC helps is a finding. A rule that compares with what a control does not have (an FP32
-training has no quantized model, ``ptq`` no training) does not apply to it.
+The rules hold for any run: it is worth something beside the FP32 checkpoint, it did not collapse,
+training did not leave it worse than the quantized model it started from, QC did not cost what it
+started from. None ranks the methods: whether averaging or QC helps is a finding. A rule that
+compares with what a control does not have (an FP32 training has no quantized model, ``ptq`` no
+training) does not apply to it.
 
 A reference holds the values that were measured for a scenario under one quantization, image size,
 number of epochs and batch size, in ``presets/thresholds.json``. It is two-sided: an unexplained
@@ -74,7 +75,7 @@ class Thresholds:
 
     Attributes:
         path: Where it was read from.
-        untrained_tolerance: How far below the untrained quantized model a run may end, in mAP.
+        untrained_tolerance: How far below its start a quantized training may end, in mAP.
         qc_tolerance: How far below its value before QC a run may end, in mAP.
         references: Recorded references, see the schema.
         waivers: Known failures, see the schema.
@@ -125,6 +126,7 @@ def check(summary: Summary, thresholds: Thresholds, today: date | None = None) -
             Check("complete", "failed", f"the run is incomplete: {summary['error']['message']}")
         ]
     checks = [_learned(summary), _final_over_best(summary)]
+    checks += [Check(c["name"], "failed", c["detail"]) for c in summary.get("failed_checks", [])]
     if _trains_quantized(summary):
         checks.append(_untrained(summary, thresholds.untrained_tolerance))
     if summary["method"]["qc"]["enabled"]:
@@ -190,8 +192,10 @@ def _learned(summary: Summary) -> Check:
     best = _metric(summary, "best_value")
     if best is None:
         return _missing("learned", "best_value")
-    good = not stability([best]).degenerate
-    return Check("learned", _result(good), f"best mAP {best:.4f}, must be above 0")
+    fp32 = _metric(summary, "fp32_value")
+    good = not stability([best], fp32).degenerate
+    least = "above 0" if fp32 is None else f"1 % of the FP32 checkpoint's {fp32:.4f} or more"
+    return Check("learned", _result(good), f"best mAP {best:.4f}, must be {least}")
 
 
 def _final_over_best(summary: Summary) -> Check:
@@ -210,14 +214,16 @@ def _trains_quantized(summary: Summary) -> bool:
 
 def _untrained(summary: Summary, tolerance: float) -> Check:
     name = "untrained-w4"
-    final, untrained = _metric(summary, "final_value"), _metric(summary, "ptq_value")
+    started = "start_value" if "start_value" in summary["metrics"] else "ptq_value"
+    final, untrained = _metric(summary, "final_value"), _metric(summary, started)
     if final is None or untrained is None:
-        return _missing(name, "final_value" if final is None else "ptq_value")
+        return _missing(name, "final_value" if final is None else started)
     return Check(
         name,
         _result(final >= untrained - tolerance),
-        f"final mAP {final:.4f}, must be at least the untrained "
-        f"{summary['quantization']['mode']} model's {untrained:.4f} - {tolerance:g}",
+        f"final mAP {final:.4f}, must be at least that of the "
+        f"{summary['quantization']['mode']} model that the training started from, "
+        f"{untrained:.4f} - {tolerance:g}",
     )
 
 

@@ -50,7 +50,9 @@ class Prepared:
         averaging: How the moving average is made.
         threads: CPU threads of torch.
         fp32_value: mAP 50-95 of the FP32 checkpoint.
-        untrained: The quantized model before any training, None if no method is quantized.
+        naive: The checkpoint with its weights rounded and nothing else done, None if no method is
+            quantized.
+        started: What trainings start from: the same, prepared as the preset says.
     """
 
     subset: Subset
@@ -61,7 +63,8 @@ class Prepared:
     averaging: Averaging
     threads: int
     fp32_value: float
-    untrained: Untrained | None
+    naive: Untrained | None
+    started: Untrained | None
 
 
 class Trained:
@@ -89,8 +92,8 @@ class Trained:
         """Return an arm's last weights, as integer codes where they are quantized."""
         if arm not in self._frozen:
             if self.trajectory is None:
-                assert self.prepared.untrained is not None
-                path = self.prepared.untrained.path
+                assert self.prepared.naive is not None
+                path = self.prepared.naive.path
             else:
                 path = self.trajectory.weights(arm)
             self._frozen[arm] = to_integer(load_checkpoint(path))

@@ -1,7 +1,8 @@
 """The verdict on one run: did it collapse, did it succeed.
 
-The value judged is always the primary metric on the run's own val subset. For a method that does
-something after training, QC or fresh BatchNorm statistics, the series ends with the value after it.
+The value judged is always the primary metric on the run's own val subset. The series begins with
+what the training started from, so that a collapse within the first epoch is one. For a method that
+does something after training, QC or fresh BatchNorm statistics, it ends with the value after it.
 """
 
 from __future__ import annotations
@@ -12,6 +13,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from qatval.config import COLLAPSE_THRESHOLD_RATIO
+
+DEGENERATE_SHARE = 0.01
+"""What of the FP32 checkpoint's value a run must have kept at its best to be worth the name."""
 
 Status = Literal["completed-success", "completed-failed", "incomplete"]
 
@@ -26,7 +30,8 @@ class Stability:
         ratio: ``final / best``, or None where that means nothing (best is 0 or not finite).
         collapsed: ``best > 0 and final < 0.5 * best``; a final value that is not finite counts
             as below every threshold.
-        degenerate: The best value is 0 or not finite: nothing was ever learned.
+        degenerate: The best value is below 1 % of the FP32 checkpoint's, or 0, or not finite:
+            there was never anything to hold.
     """
 
     best: float
@@ -41,8 +46,12 @@ class Stability:
         return "completed-failed" if self.collapsed or self.degenerate else "completed-success"
 
 
-def stability(series: Sequence[float]) -> Stability:
+def stability(series: Sequence[float], fp32: float | None = None) -> Stability:
     """Judge the primary metric's values over a run, in order.
+
+    Args:
+        series: The start, where it was measured, every epoch, and what came after the training.
+        fp32: The FP32 checkpoint's value on the same images, where it is known.
 
     Raises:
         ValueError: If the series is empty: a run without a value cannot be judged.
@@ -52,7 +61,8 @@ def stability(series: Sequence[float]) -> Stability:
     finite = [value for value in series if math.isfinite(value)]
     best = max(finite, default=math.nan)
     final = series[-1]
-    degenerate = not best > 0.0
+    least = 0.0 if fp32 is None or not math.isfinite(fp32) else DEGENERATE_SHARE * fp32
+    degenerate = not best > 0.0 or best < least
     collapsed = not degenerate and not final >= COLLAPSE_THRESHOLD_RATIO * best
     ratio = final / best if not degenerate and math.isfinite(final) else None
     return Stability(best, final, ratio, collapsed, degenerate)

@@ -17,7 +17,7 @@ def run(tmp_path, make_summary):
 DIFFERING = [
     ("model.variant", {"model": {"variant": "yolo10s"}}),
     ("model.imgsz", {"model": {"imgsz": 160}}),
-    ("quantization", {"quantization": {"scale": "per-channel"}}),
+    ("quantization", {"quantization": {"scale": "per-tensor"}}),
     ("quantization", {"quantization": {"scaling": "statistics"}}),
     ("quantization", {"quantization": {"boundary_bit_width": 8}}),
     ("quantization", {"quantization": {"narrow_range": False}}),
@@ -95,14 +95,17 @@ def test_an_incomplete_run_joins_the_runs_it_does_not_contradict(run):
 
 def test_precisions_differ_in_one_line_however_many_layers_they_reach(make_summary):
     (found,) = differences(conditions(make_summary()), conditions(make_summary(mode="w3a8")))
-    assert str(found) == ("quantization (w4a16 per-tensor learned / w3a8 per-tensor learned)")
+    assert str(found) == (
+        "quantization (w4a16 per-channel learned from max shifted / "
+        "w3a8 per-channel learned from max shifted)"
+    )
 
 
 def test_layers_that_differ_alone_are_one_line_too(make_summary):
     changes = {"quantization": {"coverage": {"layers": []}}}
     (found,) = differences(conditions(make_summary()), conditions(make_summary(changes=changes)))
     assert str(found) == (
-        "quantization.layers (4 bit per-tensor (model.0.conv and 3 more) / not recorded)"
+        "quantization.layers (4 bit per-channel (model.0.conv and 3 more) / not recorded)"
     )
 
 
@@ -121,7 +124,7 @@ def test_a_float_control_joins_every_precision_it_agrees_with_on_all_else(run):
     runs = [
         run("ema"),
         run("ema", mode="w3a16"),
-        run("ema", mode="w3a16", scale="per-channel"),
+        run("ema", mode="w3a16", scale="per-tensor"),
         run("ema", changes={"model": {"imgsz": 160}}),
         run("fp32+ema"),
     ]

@@ -76,7 +76,57 @@ def test_one_collapse_closes_it_however_many_held(held, run):
 
 def test_a_run_that_never_learned_closes_it(held, run):
     decision = decide([*held, run("yolo10n", "ema+qc", 2, values=(0.0, 0.0))])
-    assert "never learned" in decision.reasons[0]
+    assert "kept nothing of the FP32 checkpoint (best value 0.000)" in decision.reasons[0]
+
+
+def older(summary):
+    """Leave out what tools before the start was recorded did not write."""
+    del summary["metrics"]["start_value"]
+    summary["stability"]["degenerate"] = False
+    return summary | {"status": "completed-success"}
+
+
+# What 80d85e1 recorded as successes: fresh statistics after a training that had come to nothing (on
+# photographs), and SGD at a learning rate of 1 from an untrained model that scored .460 (drawn).
+WORTHLESS = {
+    "fresh statistics": {"best_value": 2e-5, "final_value": 2e-5, "fp32_value": 0.396},
+    "a rate of 1": {
+        "best_value": 2.5e-5,
+        "final_value": 2.5e-5,
+        "fp32_value": 0.677,
+        "ptq_value": 0.460,
+    },
+}
+
+
+@pytest.mark.parametrize("metrics", WORTHLESS.values(), ids=WORTHLESS)
+def test_twelve_summaries_of_nothing_open_no_gate(run, metrics):
+    changes = {"metrics": metrics, "stability": {"collapsed": False}}
+    runs = [
+        LoadedRun(r.root, older(r.summary))
+        for r in (
+            run(variant, method, seed, changes=changes)
+            for variant in ("yolo10n", "yolo10s")
+            for method in METHODS
+            for seed in (0, 1)
+        )
+    ]
+    assert {r.outcome for r in runs} == {"degenerate"}
+    assert all("make it completed-failed" in r.contradiction for r in runs)
+    decision = decide(runs)
+    assert not decision.open
+    assert [unmet.variant for unmet in decision.unmet] == ["yolo10n"] * 2 + ["yolo10s"] * 2
+    assert all("kept nothing of the FP32 checkpoint" in u.reason for u in decision.unmet)
+
+
+def test_a_disputed_value_closes_it(held, run):
+    failed = [{"name": "protocols", "detail": "0.3 and 0.4"}]
+    changes = {"failed_checks": failed, "status": "completed-failed"}
+    decision = decide([*held, run("yolo10n", "ema+qc", 2, changes=changes)])
+    assert decision.reasons == (
+        "yolo10n: ema+qc run yolo10n-ema+qc-smoke-seed2 failed a check of its measurement "
+        "(protocols)",
+    )
 
 
 def test_a_collapse_under_other_conditions_closes_it_too(held, run):

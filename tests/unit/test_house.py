@@ -28,7 +28,7 @@ FLOORS = (
     {"engine"},
     {"runner"},
     {"pytest_report"},
-    {"cli", "pytest_plugin"},
+    {"cli", "pytest_options", "pytest_plugin"},
 )
 FLOOR = {name: level for level, names in enumerate(FLOORS) for name in names}
 
@@ -71,7 +71,7 @@ def test_only_the_right_modules_know_the_libraries() -> None:
         "ultralytics": {"train", "doctor"},
         "brevitas": {"quant", "doctor"},
         "pycocotools": {"data", "doctor"},
-        "pytest": {"pytest_plugin"},
+        "pytest": {"pytest_options", "pytest_plugin"},
     }
     for path in MODULES:
         own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")

@@ -55,7 +55,7 @@ def test_a_good_run_passes_every_rule(make_summary, shipped):
         ((0.7, 0.65, 0.35), {}, ["untrained-w4", "qc-keeps"]),
         ((0.5, 0.565, 0.565), {}, ["untrained-w4"]),
         ((0.5, 0.65, 0.64), {}, ["qc-keeps"]),
-        ((0.0, 0.0, 0.0), {"metrics": {"ptq_value": 0.0}}, ["learned"]),
+        ((0.0, 0.0, 0.0), {"metrics": {"start_value": 0.0}}, ["learned"]),
     ],
 )
 def test_a_bad_run_fails_the_rules_it_breaks(make_summary, shipped, values, changes, fails):
@@ -73,7 +73,10 @@ def test_a_control_is_not_held_to_what_it_does_not_have(make_summary, shipped, m
 def test_whatever_trains_quantized_is_held_to_the_untrained_model(make_summary, shipped, method):
     summary = make_summary(method, mode="w3a16", values=(0.4, 0.45, 0.5))
     assert failed(summary, shipped) == ["untrained-w4"]
-    assert "untrained w3a16 model's" in check(summary, shipped)["untrained-w4"].detail
+    assert (
+        "that of the w3a16 model that the training started from, 0.6030"
+        in check(summary, shipped)["untrained-w4"].detail
+    )
 
 
 def test_a_float_control_has_a_reference_of_its_own(file, make_summary):
@@ -84,7 +87,8 @@ def test_a_float_control_has_a_reference_of_its_own(file, make_summary):
 def test_the_shipped_references_hold_under_the_conditions_they_were_measured_under():
     shipped = thresholds.load().references
     found = {(r["quantization"], r["imgsz"], r["epochs"], r["batch"]) for r in shipped}
-    assert found == {("w4a16 per-tensor learned", 128, 6, 16)}
+    precisions = ("w4a16 per-channel learned from max shifted", "w4a16 per-tensor learned")
+    assert found == {(precision, 128, 6, 16) for precision in precisions}
 
 
 @pytest.mark.parametrize(
@@ -92,7 +96,7 @@ def test_the_shipped_references_hold_under_the_conditions_they_were_measured_und
     [
         ("best_value", ["learned", "final-over-best"]),
         ("final_value", ["final-over-best", "untrained-w4", "qc-keeps", "reference"]),
-        ("ptq_value", ["untrained-w4"]),
+        ("start_value", ["untrained-w4"]),
         ("before_qc_value", ["qc-keeps"]),
     ],
 )
@@ -118,8 +122,8 @@ def test_without_a_reference_the_rules_alone_judge_and_it_says_so(make_summary, 
     reference = check(make_summary(), shipped)["reference"]
     assert reference.result == "not judged"
     assert (
-        "shapes yolo10n ema+qc smoke w4a16 per-tensor learned 128 px 6 epochs batch 16 cpu "
-        "torch 2.15 ultralytics 8.4 brevitas 0.13" in reference.detail
+        "shapes yolo10n ema+qc smoke w4a16 per-channel learned from max shifted 128 px 6 epochs "
+        "batch 16 cpu torch 2.15 ultralytics 8.4 brevitas 0.13" in reference.detail
     )
     assert "judged by the rules alone" in reference.detail
 
@@ -158,7 +162,7 @@ def test_two_measurements_are_no_tolerance(file, make_summary):
         {"training": {"profile": "short"}},
         {"method": {"variant": "ema"}},
         {"quantization": {"mode": "w3a16", "weight_bit_width": 3}},
-        {"quantization": {"scale": "per-channel"}},
+        {"quantization": {"scale": "per-tensor"}},
         {"quantization": {"scaling": "statistics"}},
         {"quantization": {"boundary_bit_width": 8}},
         {"model": {"imgsz": 160}},
@@ -191,7 +195,7 @@ WAIVER = {
     "variant": "yolo10n",
     "method": "ema+qc",
     "profile": "smoke",
-    "quantization": "w4a16 per-tensor learned",
+    "quantization": "w4a16 per-channel learned from max shifted",
     "seed": 0,
     "check": "qc-keeps",
     "reason": "QC overshoots with this seed",

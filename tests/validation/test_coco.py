@@ -1,4 +1,8 @@
-"""Real COCO, a GPU and the official checkpoints; skipped with the remedy where one is missing."""
+"""Photographs and checkpoints that were trained on them; skipped with the remedy where missing.
+
+Real COCO and the official checkpoints on a GPU, and the same on a CPU at 320 px with whatever the
+folder holds that QATVAL_REAL_DATA names.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +19,12 @@ def test_run_is_stable(
     threshold_failures: Callable[[LoadedRun], list[str]],
 ) -> None:
     run = validation_run(coco_scenario)
-    coverage = run.summary["quantization"]["coverage"]
 
     assert violations(run.summary) == []
-    assert coverage["quantized"] > 0
-    assert all(layer["bits"] == 4 or layer["reason"] for layer in coverage["layers"])
+    if run.quantized:
+        coverage = run.summary["quantization"]["coverage"]
+        assert coverage["quantized"] > 0
+        assert all(layer["bits"] == 4 or layer["reason"] for layer in coverage["layers"])
     assert run.summary["status"] == "completed-success"
     assert run.summary["stability"]["collapsed"] is False
     assert threshold_failures(run) == []

@@ -19,6 +19,7 @@ from qatval.methods import Averaging, Method, method_names
 from qatval.methods import method as named_method
 from qatval.progress import Progress
 from qatval.record import Summary, load_summary, violations
+from qatval.runs import LoadedRun
 
 pytestmark = [pytest.mark.cpu, pytest.mark.smoke]
 
@@ -410,6 +411,7 @@ def test_progress_without_a_terminal_is_one_line_per_milestone(run_tiny: RunTiny
     assert [line.split(" | ")[1].split(":")[0] for line in lines] == [
         "FP32 checkpoint",
         "untrained w4a16 model",
+        "start of the training",
         "epoch 1/2",
         "epoch 2/2",
         "baseline",
@@ -449,3 +451,38 @@ def test_the_batch_is_never_halved_silently(
     with pytest.raises(QatvalError, match="try --batch 2"):
         run_tiny(["baseline"], root=tmp_path / "run")
     assert load_summary(tmp_path / "run")["status"] == "incomplete"
+
+
+def test_a_disputed_measurement_costs_the_success_and_nothing_else(
+    run_tiny: RunTiny, together: dict[str, Summary], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from qatval import scoring
+
+    monkeypatch.setattr(scoring, "TOLERANCE", -1.0)  # no two values are as close as that
+    disputed = run_tiny(method_names())
+    for name, summary in disputed.items():
+        assert summary["status"] == "completed-failed"
+        assert [check["name"] for check in summary["failed_checks"]] == ["protocols"]
+        assert "by pycocotools" in summary["failed_checks"][0]["detail"]
+        assert summary["metrics"]["final_value"] == together[name]["metrics"]["final_value"]
+        root = Path(summary["artifacts"]["run_root"])
+        assert (root / summary["artifacts"]["weights"]).is_file()
+        assert load_summary(root) == summary
+        assert "**The value is disputed**" in (root / "summary.md").read_text()
+        assert LoadedRun(root, summary).outcome == "disputed"
+
+
+def test_the_series_begins_with_the_start(together: dict[str, Summary]) -> None:
+    for summary in together.values():
+        metrics = summary["metrics"]
+        series = [metrics["start_value"], *(epoch["value"] for epoch in summary["history"])]
+        series.append(metrics["final_value"])
+        assert metrics["best_value"] == max(series)
+        assert metrics["best_epoch"] == series.index(max(series))
+        assert summary["quantization"]["start"] == {"scale": "max", "statistics": "shifted"}
+
+
+def test_without_a_start_the_training_starts_from_the_naive_model(run_tiny: RunTiny) -> None:
+    kept = {"start": presets.Start("max", "kept")}
+    metrics = run_tiny(["baseline"], precision=kept)["baseline"]["metrics"]
+    assert metrics["start_value"] == metrics["ptq_value"]

@@ -70,9 +70,9 @@ def draw_shapes(args: argparse.Namespace) -> int:
 
 def build_profile(args: argparse.Namespace) -> int:
     """Build or find the subset of a profile, print what it holds and where it is."""
-    from qatval.data.subset import build_subset, dataset_name
+    from qatval.data.subset import build_subset, presets_of
 
-    chosen = profile(dataset_name(args.coco_root), args.profile)
+    chosen = profile(presets_of(args.coco_root), args.profile)
     subset = build_subset(
         args.coco_root,
         train_images=chosen.train_images,

@@ -84,6 +84,19 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         choices=("learned", "statistics"),
         help="weight scales as parameters (LSQ), or from max|w| (default: the preset's)",
     )
+    precision.add_argument(
+        "--start-scale",
+        choices=("max", "mse", "lsq"),
+        help="where learned weight scales start: max|w|, least squared error, LSQ's "
+        "2 mean|w| / sqrt(largest code) (default: the preset's)",
+    )
+    precision.add_argument(
+        "--start-statistics",
+        choices=("kept", "reestimated", "shifted"),
+        help="BatchNorm statistics at the first step: the checkpoint's, those of the calibration "
+        "images, or the checkpoint's moved by what quantization changes on those images (default: "
+        "the preset's)",
+    )
     parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="default: the variant's")
     parser.add_argument("--imgsz", type=positive, metavar="PX", help="default: the profile's")
     parser.add_argument("--epochs", type=positive, metavar="N", help="default: the profile's")
@@ -137,7 +150,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(args: argparse.Namespace) -> int:
     """Run, and print the outcome of each method."""
     from qatval import runner
-    from qatval.numbers import value
+    from qatval.numbers import percent, value
 
     names = args.method.split(",")
     settled = runner.configure(
@@ -169,9 +182,15 @@ def run(args: argparse.Namespace) -> int:
     for summary in summaries:
         metrics, stability = summary["metrics"], summary["stability"]
         verdict = "collapsed" if stability["collapsed"] else "did not collapse"
+        if stability["degenerate"]:
+            verdict = "is worth nothing"
+        if failed := ", ".join(check["name"] for check in summary["failed_checks"]):
+            verdict += f", disputed by a check ({failed})"
+        final, fp32 = metrics["final_value"], metrics["fp32_value"]
+        kept = percent(final / fp32 if final is not None and fp32 else None)
         print(
             f"{summary['method']['variant']}: {summary['status']}, {verdict}, mAP50-95 "
-            f"{value(metrics['final_value'])} (best {value(metrics['best_value'])})  "
+            f"{value(final)} ({kept} of FP32, best {value(metrics['best_value'])})  "
             f"{summary['artifacts']['run_root']}/run_summary.json"
         )
     sys.stdout.flush()
@@ -187,6 +206,9 @@ def _precision(args: argparse.Namespace) -> dict[str, Any]:
         "scaling": args.scaling,
     }
     replaced = {name: value for name, value in asked.items() if value is not None}
+    start = {"scale": args.start_scale, "statistics": args.start_statistics}
+    if started := {name: value for name, value in start.items() if value is not None}:
+        replaced["start"] = started
     if args.activation_bits is not None:
         replaced["activation_bit_width"] = (
             args.activation_bits if args.activation_bits < 16 else None

@@ -64,7 +64,7 @@ class Subset:
     Attributes:
         directory: Its place in the cache.
         coco_root: Where the images lie.
-        dataset_name: ``"shapes"`` for the embedded dataset, else ``"coco2017"``.
+        dataset_name: What the data have earned to be called, see `qatval.data.naming`.
         class_names: By class index.
         category_ids: COCO category id by class index.
         train, val: The images and labels.

@@ -29,12 +29,13 @@ from qatval.data.entry import (
     write_record,
 )
 from qatval.data.labels import Labels, training_labels
+from qatval.data.naming import name_of
 from qatval.data.selection import Selection, draw_random, read_list, take_first
 from qatval.data.shapes import read_manifest
 from qatval.data.staging import staged_directory
 from qatval.errors import QatvalError, UsageError
 
-__all__ = ["Split", "Subset", "build_subset", "dataset_name", "open_subset", "verify_subset"]
+__all__ = ["Split", "Subset", "build_subset", "open_subset", "presets_of", "verify_subset"]
 
 BUILDER_VERSION = 1
 """Part of every key: raise it when the same inputs give another subset."""
@@ -42,8 +43,11 @@ BUILDER_VERSION = 1
 _log = logging.getLogger(__name__)
 
 
-def dataset_name(coco_root: Path) -> str:
-    """Return ``"shapes"`` for the embedded dataset, else ``"coco2017"``."""
+def presets_of(coco_root: Path) -> str:
+    """Return whose presets apply: ``"shapes"`` to drawn data, to all else ``"coco2017"``.
+
+    What a dataset is called is another matter, see `qatval.data.naming`.
+    """
     return "coco2017" if read_manifest(coco_root) is None else "shapes"
 
 
@@ -121,7 +125,8 @@ class _Request:
         """Return the name of the subset's cache entry."""
         what = {
             "builder_version": BUILDER_VERSION,
-            "dataset": dataset_name(self.coco_root),
+            "dataset": presets_of(self.coco_root),
+            "named_by": "content",
             "annotations": dict(digests),
             **self.asked(),
         }
@@ -203,7 +208,9 @@ def _write_entry(
         write_annotations(indexes["val"], selections["val"].rows, folder / VAL_ANNOTATIONS)
         record = {
             "identity": {
-                "dataset": dataset_name(request.coco_root),
+                "dataset": name_of(
+                    digests, indexes, drawn=presets_of(request.coco_root) == "shapes"
+                ),
                 "builder_version": BUILDER_VERSION,
                 "annotations": dict(digests),
                 **{split: selections[split].identity(index) for split, index in indexes.items()},

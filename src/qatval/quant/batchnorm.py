@@ -51,7 +51,7 @@ def reestimate(model: nn.Module, batches: Iterable[Tensor]) -> nn.Module:
     copy = deepcopy(model)
     modes = [(module, module.training) for module in copy.modules()]
     copy.eval()
-    layers = dict(_tracking(copy))
+    layers = dict(tracking(copy))
     momenta = {name: layer.momentum for name, layer in layers.items()}
     for layer in layers.values():
         layer.reset_running_stats()
@@ -64,7 +64,7 @@ def reestimate(model: nn.Module, batches: Iterable[Tensor]) -> nn.Module:
             seen += 1
     if not seen:
         raise ValueError("there is no batch to estimate BatchNorm statistics from")
-    originals = dict(_tracking(model))
+    originals = dict(tracking(model))
     for name, layer in layers.items():
         layer.momentum = momenta[name]
         if not layer.num_batches_tracked:
@@ -93,7 +93,7 @@ def drift(model: nn.Module, reestimated: nn.Module) -> list[BatchNormDrift]:
     Raises:
         ValueError: If the two do not have the same BatchNorm layers.
     """
-    running, fresh = dict(_tracking(model)), dict(_tracking(reestimated))
+    running, fresh = dict(tracking(model)), dict(tracking(reestimated))
     if running.keys() != fresh.keys():
         raise ValueError(
             "the models have different BatchNorm layers: "
@@ -109,7 +109,7 @@ def drift(model: nn.Module, reestimated: nn.Module) -> list[BatchNormDrift]:
     return found
 
 
-def _tracking(model: nn.Module) -> Iterator[tuple[str, _BatchNorm]]:
+def tracking(model: nn.Module) -> Iterator[tuple[str, _BatchNorm]]:
     """Yield the BatchNorm layers that keep statistics, by full name."""
     for name, module in model.named_modules():
         if isinstance(module, _BatchNorm) and module.running_mean is not None:
@@ -118,6 +118,12 @@ def _tracking(model: nn.Module) -> Iterator[tuple[str, _BatchNorm]]:
 
 def _normal(layer: _BatchNorm) -> tuple[Tensor, Tensor]:
     """Return means and variances, in float64: the divergence is a difference of near-equals."""
+    mean, var = statistics(layer)
+    return mean.double(), var.double() + layer.eps
+
+
+def statistics(layer: _BatchNorm) -> tuple[Tensor, Tensor]:
+    """Return the running mean and variance of a layer that keeps them, as they are."""
     assert layer.running_mean is not None
     assert layer.running_var is not None
-    return layer.running_mean.double(), layer.running_var.double() + layer.eps
+    return layer.running_mean, layer.running_var

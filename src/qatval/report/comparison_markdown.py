@@ -8,7 +8,7 @@ from typing import Any
 from qatval import numbers
 from qatval.comparison import Comparison
 from qatval.report.run_markdown import escape, table
-from qatval.report.terminal import orientation, outcome
+from qatval.report.terminal import orientation, outcome, share_of_fp32
 
 
 def render_comparison(document: Comparison) -> str:
@@ -42,7 +42,7 @@ def _group(group: Mapping[str, Any]) -> Iterator[str]:
                 f"{escape(str(difference['other']))}"
             )
         yield ""
-    numeric = ("mAP 50-95", "spread", "oscillating", "BatchNorm drift")
+    numeric = ("mAP 50-95", "spread", "of FP32", "oscillating", "BatchNorm drift")
     yield from table(
         ("method", "runs", "seeds", *numeric, "outcome", "outcomes agree"),
         [_method(method) for method in group["methods"]] + list(_orientation(group)),
@@ -79,6 +79,7 @@ def _method(method: Mapping[str, Any]) -> list[str]:
         ", ".join(str(seed) for seed in method["seeds"]) or numbers.MISSING,
         numbers.value(final and final["mean"]),
         numbers.value(final and final["deviation"]),
+        share_of_fp32(method),
         numbers.percent(_mean(method["oscillating"])),
         numbers.divergence(_mean(method["batchnorm_drift"])),
         outcome(method),
@@ -93,14 +94,14 @@ def _mean(spread: Mapping[str, Any] | None) -> float | None:
 def _orientation(group: Mapping[str, Any]) -> Iterator[list[str]]:
     for _, label, measured in orientation(group):
         mean = numbers.value(None if measured is None else measured["mean"])
-        yield [label, "", "", mean, "", "", "", "" if measured else "not measured", ""]
+        yield [label, "", "", mean, "", "", "", "", "" if measured else "not measured", ""]
 
 
 def _runs(document: Comparison) -> Iterator[str]:
     yield "## Runs"
     yield ""
     yield from table(
-        ("run", "outcome", "best", "final", "final / best", "reference"),
+        ("run", "outcome", "best", "final", "final / best", "of FP32", "reference"),
         [
             (
                 run["run_id"],
@@ -108,11 +109,12 @@ def _runs(document: Comparison) -> Iterator[str]:
                 numbers.value(run["best_value"]),
                 numbers.value(run["final_value"]),
                 numbers.percent(run["final_over_best_ratio"]),
+                numbers.percent(run["share_of_fp32"]),
                 run["reference"]["result"] if run["reference"] else numbers.MISSING,
             )
             for run in document["runs"]
         ],
-        right=("best", "final", "final / best"),
+        right=("best", "final", "final / best", "of FP32"),
     )
     yield ""
 

@@ -12,7 +12,7 @@ from qatval.report.terminal import orientation
 
 Entry = Mapping[str, Any]
 
-KINDS = {"fp32_value": "fp32", "ptq_value": "untrained"}
+KINDS = {"fp32_value": "fp32", "ptq_value": "untrained", "start_value": "start"}
 """How a level is drawn, by the metric that it shows."""
 
 
@@ -59,7 +59,7 @@ def _values(group: Entry, entries: Sequence[Entry], styles: Mapping[str, int]) -
     return dot_chart(
         "Final mAP 50-95 of every run",
         "A dot per run, a bar at each method's mean; thin lines join runs of one training. "
-        "Crossed-out dots collapsed or never learned.",
+        "Crossed-out dots did not hold.",
         rows,
         x_label="mAP 50-95",
         levels=levels,

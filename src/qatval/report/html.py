@@ -21,7 +21,7 @@ from qatval.report.drawing import Chart
 from qatval.report.group_charts import net_chart, value_charts
 from qatval.report.images import Strip, strip
 from qatval.report.run_charts import RunView, run_view
-from qatval.report.terminal import orientation, outcome
+from qatval.report.terminal import HALF, orientation, outcome, share_of_fp32
 from qatval.runs import LoadedRun
 
 # A page of a thousand runs helps nobody; those that did not hold come first.
@@ -81,6 +81,7 @@ def render_html(document: Comparison, runs: Sequence[LoadedRun]) -> str:
         totals=_totals(document),
         left_out=len(document["runs"]) - len(detailed),
         outcome=outcome,
+        share_of_fp32=share_of_fp32,
         css=markupsafe.Markup(source),
     )
 
@@ -91,7 +92,7 @@ def _styles(document: Comparison) -> dict[str, int]:
 
 
 def _detailed(document: Comparison) -> set[str]:
-    urgency = ["collapsed", "degenerate", "incomplete", "stable"]
+    urgency = ["collapsed", "degenerate", "disputed", "incomplete", "stable"]
     ranked = sorted(document["runs"], key=lambda run: urgency.index(run["outcome"]))
     return {run["run_id"] for run in ranked[:DETAILED_RUNS]}
 
@@ -102,7 +103,8 @@ def _totals(document: Comparison) -> dict[str, int]:
         "runs": len(outcomes),
         "held": outcomes.count("stable"),
         "collapsed": outcomes.count("collapsed"),
-        "never learned": outcomes.count("degenerate"),
+        "worth nothing": outcomes.count("degenerate"),
+        "disputed": outcomes.count("disputed"),
         "incomplete": outcomes.count("incomplete"),
         "unreadable": len(document["unreadable"]),
     }
@@ -115,7 +117,10 @@ def _headline(document: Comparison) -> str:
         return "No run was completed"
     failed = completed - totals["held"]
     if failed == 0:
-        return "The run held" if completed == 1 else f"All {completed} completed runs held"
+        poor = sum((run["share_of_fp32"] or 1.0) < HALF for run in document["runs"])
+        below = f", {poor if completed > 1 else 'but'} below half of FP32" if poor else ""
+        held = "The run held" if completed == 1 else f"All {completed} completed runs held"
+        return held + below
     what = "collapsed" if totals["collapsed"] == failed else "did not hold"
     return f"{failed} of {numbers.count(completed, 'completed run')} {what}"
 

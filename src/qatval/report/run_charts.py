@@ -53,6 +53,10 @@ def _run_facts(run: LoadedRun) -> list[tuple[str, str]]:
     ]
     if run.quantized:
         facts.append((f"untrained {run.mode}", numbers.value(run.metric("ptq_value"))))
+    if (start := run.metric("start_value")) is not None and run.trained:
+        facts.append(("start of training", numbers.value(start)))
+    if run.kept is not None:
+        facts.append(("final of FP32", numbers.percent(run.kept)))
     for what, metric in (("QC", "before_qc_value"), ("re-estimation", "before_bn_value")):
         if (before := run.metric(metric)) is not None:
             facts.append((f"before {what}", numbers.value(before)))
@@ -82,6 +86,9 @@ def _accuracy(run: LoadedRun, style: int) -> Chart | None:
         (float(entry["epoch"]), entry["value"]) for entry in _history(run)
     ]
     names: dict[float, str] = {}
+    if points and (start := run.metric("start_value")) is not None:
+        points.insert(0, (0.0, start))
+        names[0.0] = "start"
     method = run.section("method")
     enabled = (name for name in ("qc", "bn") if (method.get(name) or {}).get("enabled"))
     if (step := next(enabled, None)) is not None and run.final is not None and points:

@@ -67,16 +67,39 @@ def _verdict(summary: Summary) -> Iterator[str]:
             f"best, {best}."
         )
     elif summary["status"] == "completed-failed":
-        yield "**The run never learned anything**: its best mAP 50-95 is 0 or not a number."
+        yield from _failed(summary, best)
     elif _untrained(summary):
-        yield f"**Nothing was trained**: mAP 50-95 of the quantized checkpoint is {final}."
+        yield (
+            f"**Nothing was trained**: mAP 50-95 of the quantized checkpoint is {final}"
+            f"{_of_fp32(summary)}."
+        )
     else:
         share = "" if ratio is None else f" ({numbers.percent(ratio)})"
         yield (
-            f"**The training held**: final mAP 50-95 is {final} of a best {best}{share}; below "
-            f"{limit:g} of its best it would count as collapsed."
+            f"**The training held**: final mAP 50-95 is {final} of a best {best}{share}"
+            f"{_of_fp32(summary)}; below {limit:g} of its best it would count as collapsed."
         )
     yield ""
+
+
+def _failed(summary: Summary, best: str) -> Iterator[str]:
+    for check in summary.get("failed_checks") or []:
+        detail = escape(check["detail"])
+        yield f"**The value is disputed** by the check `{check['name']}`: {detail}."
+    if summary["stability"].get("degenerate", not summary.get("failed_checks")):
+        yield (
+            f"**The run is worth nothing**: its best mAP 50-95 is {best}{_of_fp32(summary)}; it "
+            "takes 1 % of FP32, or more than 0 where that is not known."
+        )
+
+
+def _of_fp32(summary: Summary) -> str:
+    """Say what share of the FP32 checkpoint's value the final one is, where it is known."""
+    final, fp32 = summary["metrics"]["final_value"], summary["metrics"].get("fp32_value")
+    if final is None or not fp32:
+        return ""
+    poor = ", less than half" if final < 0.5 * fp32 else ""
+    return f", {numbers.percent(final / fp32)} of FP32's {numbers.value(fp32)}{poor}"
 
 
 def _untrained(summary: Summary) -> bool:
@@ -97,6 +120,7 @@ def _metrics(summary: Summary) -> Iterator[str]:
     rows = [
         ("FP32 checkpoint, same images", metrics.get("fp32_value")),
         (f"untrained {summary['quantization']['mode']}", metrics.get("ptq_value")),
+        ("start of the training", None if _untrained(summary) else metrics.get("start_value")),
         (
             "best epoch" + _epoch(metrics.get("best_epoch")),
             None if _untrained(summary) else metrics["best_value"],
@@ -106,12 +130,17 @@ def _metrics(summary: Summary) -> Iterator[str]:
         ("**final**", metrics["final_value"]),
         ("final, pycocotools' protocol", coco.get("map")),
     ]
-    measured = [(name, numbers.value(value)) for name, value in rows if value is not None]
+    fp32 = metrics.get("fp32_value")
+    measured = [
+        (name, numbers.value(value), numbers.percent(value / fp32 if fp32 else None))
+        for name, value in rows
+        if value is not None
+    ]
     if not measured:
         return
     yield "## Accuracy"
     yield ""
-    yield from table(("model", _METRIC), measured, right=(_METRIC,))
+    yield from table(("model", _METRIC, "of FP32"), measured, right=(_METRIC, "of FP32"))
     yield ""
     if bootstrap := metrics.get("bootstrap"):
         yield (
@@ -184,6 +213,8 @@ def _history(summary: Summary) -> Iterator[str]:
     yield "## Epochs"
     yield ""
     rows = [(str(entry["epoch"]), numbers.value(entry["value"])) for entry in history]
+    if (start := summary["metrics"].get("start_value")) is not None:
+        rows.insert(0, ("start", numbers.value(start)))
     bn = summary["method"].get("bn") or {}
     after = "QC" if summary["method"]["qc"]["enabled"] else "re-estimation"
     if (after == "QC" or bn.get("enabled")) and summary["status"] != "incomplete":
@@ -315,7 +346,9 @@ def _coverage(summary: Summary) -> Iterator[str]:
 
 
 def _epoch(epoch: int | None) -> str:
-    return "" if epoch is None else f" ({epoch})"
+    if epoch is None:
+        return ""
+    return f" ({epoch})" if epoch else " (the start)"
 
 
 def _largest(changes: Mapping[str, Mapping[str, float]], what: str) -> str:

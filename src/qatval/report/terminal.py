@@ -11,6 +11,9 @@ from qatval.comparison import Comparison
 from qatval.runs import FP32
 
 WIDTH = 100
+HALF = 0.5
+"""What of FP32 a model must keep for "held" to stand alone."""
+
 _SEED_COLUMNS = 5
 
 
@@ -30,7 +33,14 @@ def _group(group: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> Itera
         yield _cut(f"  not comparable with {group['not_comparable_with']}: differs in {differing}")
     seeds = sorted({run["seed"] for run in runs})
     per_seed = seeds if len(seeds) <= _SEED_COLUMNS else []
-    header = ["method", *(f"seed {seed}" for seed in per_seed), "mean", "spread", "outcome"]
+    header = [
+        "method",
+        *(f"seed {seed}" for seed in per_seed),
+        "mean",
+        "spread",
+        "of FP32",
+        "outcome",
+    ]
     rows = [header]
     controls = False
     for method in group["methods"]:
@@ -48,6 +58,7 @@ def _group(group: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> Itera
                 *cells,
                 numbers.value(final and final["mean"]),
                 numbers.value(final and final["deviation"]),
+                share_of_fp32(method),
                 outcome(method),
             ]
         )
@@ -57,6 +68,7 @@ def _group(group: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> Itera
                 label,
                 *[""] * len(per_seed),
                 numbers.value(None if measured is None else measured["mean"]),
+                "",
                 "",
                 "" if measured else "not measured",
             ]
@@ -78,19 +90,32 @@ def orientation(group: Mapping[str, Any]) -> Sequence[tuple[str, str, Mapping[st
     measured = [("fp32_value", "FP32 checkpoint", group["fp32_value"])]
     if mode != FP32:
         measured.append(("ptq_value", f"untrained {mode}", group["ptq_value"]))
+        if group["start_value"] is not None and group["start_value"] != group["ptq_value"]:
+            measured.append(("start_value", "start of training", group["start_value"]))
     return measured
 
 
+def share_of_fp32(method: Mapping[str, Any]) -> str:
+    """Write the mean share of the FP32 checkpoint's value that a method's runs keep."""
+    share = method["share_of_fp32"]
+    return numbers.MISSING if share is None else f"{share['mean']:.0%}"
+
+
 def outcome(method: Mapping[str, Any]) -> str:
-    """Say what became of a method's runs, e.g. ``"2 of 3 collapsed, 1 incomplete"``."""
+    """Say what became of a method's runs, e.g. ``"2 of 3 collapsed, 1 incomplete"``.
+
+    Nothing is said to have held without saying so if it is worth less than half of FP32.
+    """
     completed = method["completed"]
     parts = [
         f"{method[what]} of {completed} {what}"
-        for what in ("collapsed", "degenerate")
+        for what in ("collapsed", "degenerate", "disputed")
         if method[what]
     ]
     if completed and not parts:
-        parts = [f"{completed} of {completed} held"]
+        share = method["share_of_fp32"]
+        poor = share is not None and share["mean"] < HALF
+        parts = [f"{completed} of {completed} held" + (" below half of FP32" if poor else "")]
     if method["incomplete"]:
         parts.append(f"{method['incomplete']} incomplete")
     return ", ".join(parts)
@@ -101,7 +126,7 @@ def _of_seed(runs: Sequence[Mapping[str, Any]]) -> str:
     if not completed:
         return "incomplete" if runs else numbers.MISSING
     last = completed[-1]
-    mark = {"collapsed": "!", "degenerate": "!"}.get(last["outcome"], "")
+    mark = "" if last["outcome"] == "stable" else "!"
     return numbers.value(last["final_value"]) + mark
 
 

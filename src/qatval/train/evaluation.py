@@ -21,7 +21,7 @@ from ultralytics.models.yolo.detect import DetectionValidator
 from ultralytics.utils import DEFAULT_CFG, ops
 
 from qatval.config import PRIMARY_METRIC
-from qatval.data.coco_protocol import MAX_DETECTIONS, Detection
+from qatval.data.coco_protocol import MAX_DETECTIONS, Detection, interpolated_map
 from qatval.data.subset import Split, Subset
 from qatval.quant.fused import quantized_once
 from qatval.train.dataset import SubsetDataset
@@ -38,11 +38,14 @@ class Evaluation:
         losses: Mean validation loss per component, by Ultralytics' names; empty unless asked for.
         detections: In COCO's result format, boxes in pixels of the original image and as the
             model gave them, not clipped to it; empty unless asked for.
+        interpolated: The primary metric of the same matches by COCO's interpolation; None unless
+            detections were asked for.
     """
 
     metrics: dict[str, float]
     losses: dict[str, float]
     detections: list[Detection]
+    interpolated: float | None = None
 
     @property
     def value(self) -> float:
@@ -136,7 +139,7 @@ class Evaluator:
                     found = score.add(batch)
                     if keep_detections:
                         score.detections.extend(self._in_coco_format(found, batch))
-            return [score.finish(len(self._loader)) for score in scores]
+            return [score.finish(len(self._loader), keep_detections) for score in scores]
 
     def _validator(self, model: Any) -> DetectionValidator:
         names = dict(enumerate(self._class_names))
@@ -192,7 +195,7 @@ class _Score:
         self.validator.update_metrics(found, batch)
         return found
 
-    def finish(self, batches: int) -> Evaluation:
+    def finish(self, batches: int, interpolate: bool) -> Evaluation:
         self.validator.gather_stats()
         means = {name: loss / batches for name, loss in self._losses.items()}
         if dist.is_initialized():
@@ -201,9 +204,18 @@ class _Score:
                 mean /= dist.get_world_size()
             if dist.get_rank() > 0:
                 return Evaluation({PRIMARY_METRIC: math.nan}, {}, [])
+        matches = {k: np.concatenate(v) for k, v in self.validator.metrics.stats.items()}
         stats = self.validator.get_stats()
-        metrics = {k: float(v) for k, v in stats.items() if k != "fitness"}
-        return Evaluation(metrics, {k: float(v) for k, v in means.items()}, self.detections)
+        return Evaluation(
+            metrics={k: float(v) for k, v in stats.items() if k != "fitness"},
+            losses={k: float(v) for k, v in means.items()},
+            detections=self.detections,
+            interpolated=interpolated_map(
+                matches["tp"], matches["conf"], matches["pred_cls"], matches["target_cls"]
+            )
+            if interpolate
+            else None,
+        )
 
 
 def evaluator(

@@ -171,7 +171,8 @@ def load_pretrained(path: Path, architecture: str, class_names: Sequence[str]) -
 
     Raises:
         QatvalError: If the file is missing, not a checkpoint, refused (naming the offending
-            class), truncated, of another architecture or with another number of classes.
+            class), truncated, of another architecture, with another number of classes or with
+            weights that are not finite (naming the tensor).
     """
     if not path.is_file():
         raise QatvalError(
@@ -197,7 +198,25 @@ def load_pretrained(path: Path, architecture: str, class_names: Sequence[str]) -
         )
     model = build_model(architecture, class_names)
     _load_strictly(model, tensors, path)
+    _refuse_not_finite(model, path)
     return model.eval()
+
+
+def _refuse_not_finite(model: nn.Module, path: Path) -> None:
+    """Refuse weights that no training, and no verdict about one, can start from."""
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise QatvalError(
+                f"{path} is damaged: '{name}' holds {_not_finite(tensor)}; expected numbers, use "
+                "another checkpoint"
+            )
+
+
+def _not_finite(tensor: Tensor) -> str:
+    count, what = int(tensor.isnan().sum()), "NaN"
+    if not count:
+        count, what = int(tensor.isinf().sum()), "infinite values"
+    return f"{count} {what} among {tensor.numel()} values"
 
 
 def starting_model(

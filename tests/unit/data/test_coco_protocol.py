@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pycocotools.coco import COCO
 
 from qatval.data import coco_protocol
-from qatval.data.coco_protocol import evaluate_coco, resampled_map, tolerance
+from qatval.data.coco_protocol import evaluate_coco, interpolated_map, resampled_map
 
 BOXES = {1: [[10, 10, 30, 30], [50, 50, 20, 40]], 2: [[5, 60, 40, 30]], 3: []}
 
@@ -172,7 +172,25 @@ def test_resamples_are_paired_between_models(annotations: Path) -> None:
     assert len(one) == coco_protocol.RESAMPLES
 
 
-def test_tolerance_shrinks_with_objects_per_class(annotations: Path) -> None:
-    with contextlib.redirect_stdout(io.StringIO()):
-        few = COCO(str(annotations))
-    assert tolerance(few) == pytest.approx(0.005 + 0.03 * 2 / 3)
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10_000))
+def test_matches_interpolate_to_pycocotools_own_value(seed: int) -> None:
+    document, detections = noisy(seed, images=10)
+    evaluation = evaluated(document, detections)
+    hits, scores, predicted, objects = [], [], [], []
+    for label, (found, _, hit) in enumerate(coco_protocol._matches_by_category(evaluation)):
+        objects += [label] * int(found.sum())
+        hits.append(hit.T)
+        predicted += [label] * hit.shape[1]
+    for first in range(0, len(evaluation.evalImgs), 10):
+        matches = evaluation.evalImgs[first : first + 10]
+        scores += sorted((s for m in matches if m for s in m["dtScores"]), reverse=True)
+    found_map = interpolated_map(
+        np.concatenate(hits), np.array(scores), np.array(predicted), np.array(objects)
+    )
+    assert found_map == pytest.approx(coco_protocol._average_precision(evaluation), abs=1e-12)
+
+
+def test_without_objects_there_is_no_precision() -> None:
+    none = np.empty(0)
+    assert interpolated_map(np.empty((0, 10), bool), none, none, none) == 0.0

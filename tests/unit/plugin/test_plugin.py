@@ -76,12 +76,15 @@ def test_ids_and_markers(pytester: pytest.Pytester) -> None:
     ids = [line for line in result.outlines if "::" in line]
     assert len(ids) == 6
     assert "test_ids_and_markers.py::test_coco[yolo10n-ema+qc-smoke-seed0]" in ids
-    assert not pytester.runpytest("--collect-only", "-q", "-m", "cpu").parseoutcomes().get("tests")
+    result = pytester.runpytest("--collect-only", "-q", "-m", "cpu and smoke")
+    ids = [line.split("[")[1].rstrip("]") for line in result.outlines if "::" in line]
+    methods = ("baseline", "ema", "ema+qc")
+    assert ids == [f"yolo10n-{m}-smoke-seed{n}-photographs" for n in (0, 1) for m in methods]
 
 
 def test_profile_and_seeds_choose_the_scenarios(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(SCENARIO_TESTS)
-    result = pytester.runpytest("--collect-only", "-q", "--profile=short", "--seeds=7")
+    result = pytester.runpytest("--collect-only", "-q", "-m", "gpu", "--profile=short", "--seeds=7")
     ids = [line for line in result.outlines if "::" in line]
     assert len(ids) == 9
     assert all(re.search(r"-short-seed7\]$", line) for line in ids)
@@ -89,7 +92,7 @@ def test_profile_and_seeds_choose_the_scenarios(pytester: pytest.Pytester) -> No
 
 def test_controls_are_scenarios_where_they_are_asked_for(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(SCENARIO_TESTS)
-    wanted = ("--collect-only", "-q", "-k", "yolo10n and seed0")
+    wanted = ("--collect-only", "-q", "-m", "gpu", "-k", "yolo10n and seed0")
     result = pytester.runpytest(*wanted, "--with-controls")
     ids = {line.split("[")[1].rstrip("]") for line in result.outlines if "::" in line}
     methods = ("ptq", "fp32", "fp32+ema", "fp32+ema+qc", "ema+bn")
@@ -120,7 +123,7 @@ def test_missing_resources_skip_with_reason_and_remedy(
     workers: list[str], pytester: pytest.Pytester
 ) -> None:
     pytester.makepyfile(SCENARIO_TESTS)
-    result = pytester.runpytest_subprocess(*workers, "-k", "yolo10n and seed0")
+    result = pytester.runpytest_subprocess(*workers, "-m", "gpu", "-k", "yolo10n and seed0")
     result.assert_outcomes(skipped=3)
     result.stdout.fnmatch_lines(
         [
@@ -133,7 +136,7 @@ def test_missing_resources_skip_with_reason_and_remedy(
 
 def test_strict_resources_fail_instead(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(SCENARIO_TESTS)
-    result = pytester.runpytest("--strict-resources", "-k", "yolo10n and seed0")
+    result = pytester.runpytest("--strict-resources", "-m", "gpu", "-k", "yolo10n and seed0")
     result.assert_outcomes(failed=3)
     result.stdout.fnmatch_lines(["*cannot run: no COCO 2017 at*"])
 
@@ -187,3 +190,27 @@ def test_an_incomplete_run_fails_every_scenario_of_its_training(
     result.assert_outcomes(failed=3, deselected=9)
     result.stdout.fnmatch_lines(["*yolo10n-ema-smoke-seed0 is incomplete: the disk is full*"])
     assert len((stored.path / "calls.txt").read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("holds", "lacking"),
+    [
+        ((), "no dataset in COCO's layout in"),
+        (("data/annotations/instances_val2017.json",), "no checkpoint in"),
+    ],
+)
+def test_missing_photographs_skip_with_reason_and_remedy(
+    holds: tuple[str, ...],
+    lacking: str,
+    pytester: pytest.Pytester,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = pytester.mkdir("photographs")
+    for name in holds:
+        (folder / name).parent.mkdir(parents=True)
+        (folder / name).touch()
+    monkeypatch.setenv("QATVAL_REAL_DATA", str(folder))
+    pytester.makepyfile(SCENARIO_TESTS)
+    result = pytester.runpytest("-m", "cpu", "-k", "seed0")
+    result.assert_outcomes(skipped=3, deselected=21)
+    result.stdout.fnmatch_lines([f"3 x {lacking} {folder} (name a folder with photographs*"])

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from qatval.config import Quantization, quantization
+from qatval.config import Quantization, ScaleGranularity, quantization
 from qatval.errors import QatvalError
 from qatval.quant.integer import IntegerConv2d, integer_layers, share_differing, to_integer
 from qatval.quant.layers import (
@@ -73,6 +73,7 @@ def reference_codes(weight: Tensor, spec: Quantization, per_channel: bool) -> tu
     bits=st.integers(2, 8),
     narrow=st.booleans(),
     has_bn=st.booleans(),
+    granularity=st.sampled_from(["per-tensor", "per-channel"]),
 )
 def test_forward_equals_the_reference(
     seed: int,
@@ -83,14 +84,17 @@ def test_forward_equals_the_reference(
     bits: int,
     narrow: bool,
     has_bn: bool,
+    granularity: ScaleGranularity,
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
-    spec = dataclasses.replace(SPEC, weight_bit_width=bits, narrow_range=narrow)
+    spec = dataclasses.replace(SPEC, weight_bit_width=bits, narrow_range=narrow, scale=granularity)
     block = Block(2 * groups, out * groups, kernel, groups=groups)
     model = nn.Sequential(block if has_bn else block.conv).eval()
     weight = torch.randn(block.conv.weight.shape, generator=generator) * magnitude
     block.conv.weight.data.copy_(weight)
-    codes, scale = reference_codes(weight, spec, per_channel=not has_bn)
+    codes, scale = reference_codes(
+        weight, spec, per_channel=not has_bn or granularity == "per-channel"
+    )
     x = torch.randn(2, 2 * groups, 6, 6, generator=generator)
     expected = nn.functional.conv2d(x, codes * scale, groups=groups)
 
@@ -111,7 +115,7 @@ def test_every_convolution_is_quantized_and_keeps_its_weight() -> None:
     assert all(torch.equal(after[name], value) for name, value in before.items())
     layers = coverage(model, SPEC)
     assert [layer.bits for layer in layers] == [4, 4, 4, 4]
-    assert [layer.scale for layer in layers] == ["per-tensor"] * 3 + ["per-channel"]
+    assert [layer.scale for layer in layers] == ["per-channel"] * 4
 
 
 def test_scales_are_parameters_from_the_start() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import os
 import pickle
 from pathlib import Path
@@ -120,6 +122,22 @@ def test_truncated(official: Path, model: Any, tmp_path: Path) -> None:
         expect(cut, "truncated|damaged")
 
 
+@pytest.mark.parametrize(
+    ("value", "what"), [(float("nan"), "1 NaN"), (float("inf"), "1 infinite values")]
+)
+def test_weights_that_are_not_finite_are_named(
+    value: float, what: str, model: Any, tmp_path: Path
+) -> None:
+    broken = copy.deepcopy(model)
+    with torch.no_grad():
+        broken.get_parameter("model.3.conv.weight")[0, 0, 0, 0] = value
+    own, official = tmp_path / "own.safetensors", tmp_path / "official.pt"
+    save_checkpoint(own, broken, CheckpointInfo("float", ARCHITECTURE, NAMES))
+    torch.save({"model": broken}, official)
+    for file in (own, official):
+        expect(file, f"is damaged: 'model.3.conv.weight' holds {what} among [0-9]+ values")
+
+
 def test_tensors_without_a_model(tmp_path: Path) -> None:
     file = tmp_path / "x.pt"
     torch.save({"weights": torch.ones(3)}, file)
@@ -185,8 +203,9 @@ def back(model: Any, info: CheckpointInfo, file: Path) -> None:
 
 def test_yolo10n_has_107_quantized_layers(model: Any) -> None:
     quantized = build_model(ARCHITECTURE, NAMES)
-    insert_quantizers(quantized, quantization("w4a16"))
-    layers = coverage(quantized, quantization("w4a16"))
+    spec = dataclasses.replace(quantization("w4a16"), scale="per-tensor")
+    insert_quantizers(quantized, spec)
+    layers = coverage(quantized, spec)
     assert sum(layer.bits == 4 for layer in layers) == 107
     assert [layer.name for layer in layers if layer.reason] == ["model.23.dfl.conv"]
     per_channel = [layer.name for layer in layers if layer.scale == "per-channel"]

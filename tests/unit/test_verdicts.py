@@ -1,0 +1,54 @@
+"""The verdict on a series of values."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qatval.verdicts import stability
+
+MAP = st.floats(0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("series", "fp32", "status", "collapsed", "degenerate"),
+    [
+        ([0.26, 0.25, 0.27], 0.35, "completed-success", False, False),
+        ([0.26, 0.12], 0.35, "completed-failed", True, False),  # within the first epoch
+        ([0.460, 1.4e-5, 0.0, 2.5e-5], 0.677, "completed-failed", True, False),
+        ([1.4e-5, 0.0, 2.5e-5], 0.677, "completed-failed", False, True),  # an older tool's series
+        ([0.0, 2e-5], 0.396, "completed-failed", False, True),
+        ([0.0034, 0.0034], 0.35, "completed-failed", False, True),
+        ([0.0036, 0.0036], 0.35, "completed-success", False, False),
+        ([2e-5], None, "completed-success", False, False),  # nothing to hold it against
+        ([0.0, 0.0], None, "completed-failed", False, True),
+        ([0.3, math.nan], 0.35, "completed-failed", True, False),
+        ([math.nan], 0.35, "completed-failed", False, True),
+        ([0.3], math.nan, "completed-success", False, False),
+    ],
+)
+def test_verdict(series, fp32, status, collapsed, degenerate):
+    verdict = stability(series, fp32)
+    assert (verdict.status, verdict.collapsed, verdict.degenerate) == (
+        status,
+        collapsed and not degenerate,
+        degenerate,
+    )
+
+
+@given(st.lists(MAP, min_size=1), MAP)
+def test_knowing_fp32_never_makes_a_failure_a_success(series, fp32):
+    with_it, without = stability(series, fp32), stability(series)
+    assert without.status == "completed-success" or with_it.status == "completed-failed"
+
+
+@given(MAP, st.lists(MAP, min_size=1))
+def test_a_start_never_makes_a_collapse_good(start, series):
+    if stability(series).collapsed:
+        assert stability([start, *series]).collapsed
+
+
+def test_nothing_measured_cannot_be_judged():
+    with pytest.raises(ValueError, match="without a single measured value"):
+        stability([])
