@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from qatval import effects, gate, numbers, statistics, thresholds
+from qatval import effects, gate, numbers, posttraining, statistics, thresholds
 from qatval.comparability import Group, differences, groups
 from qatval.config import PRIMARY_METRIC
 from qatval.effects import method_order
@@ -166,6 +166,9 @@ def _group_documents(grouped: _Groups, judged: Mapping[str, Check | None]) -> li
                 "methods": [_method(members, method) for method in order],
                 "net_effects": effects.net_effects(members, wanted["quantization"]["mode"]),
                 "not_net": effects.not_net(members),
+                "against_post_training": posttraining.against_post_training(
+                    members, wanted["quantization"]["mode"]
+                ),
                 "differences": effects.differences(members),
             }
         )

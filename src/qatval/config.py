@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from qatval.errors import UsageError
-from qatval.methods import Correction, Method, Recipe, method_names
+from qatval.methods import Correction, Method, Recipe, Statistics, method_names
 
 COLLAPSE_THRESHOLD_RATIO = 0.5
 PRIMARY_METRIC = "metrics/mAP50-95(B)"
@@ -28,8 +28,6 @@ Scaling = Literal["learned", "statistics"]
 """Where a weight scale comes from: a parameter (LSQ), or ``max|w|`` in every forward."""
 
 StartScale = Literal["max", "mse", "lsq"]
-
-StartStatistics = Literal["kept", "reestimated", "shifted"]
 
 
 @dataclass(frozen=True)
@@ -73,6 +71,7 @@ class Profile:
         train_images, val_images: Asked-for counts; None means all.
         imgsz: Side of the square network input in pixels.
         correction_lr: Learning rate of QC where the method's own makes no sense, else None.
+        batchnorm_momentum: Of the running statistics in training; None for Ultralytics' 0.03.
         overrides: Ultralytics training arguments.
     """
 
@@ -84,6 +83,7 @@ class Profile:
     train_images: int | None = None
     val_images: int | None = None
     correction_lr: float | None = None
+    batchnorm_momentum: float | None = None
     overrides: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -99,12 +99,12 @@ class Start:
     """
 
     scale: StartScale = "max"
-    statistics: StartStatistics = "kept"
+    statistics: Statistics = "kept"
 
     def __post_init__(self) -> None:
         for name, value, choices in (
             ("scale", self.scale, get_args(StartScale)),
-            ("statistics", self.statistics, get_args(StartStatistics)),
+            ("statistics", self.statistics, get_args(Statistics)),
         ):
             if value not in choices:
                 raise UsageError(

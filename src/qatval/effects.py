@@ -6,6 +6,7 @@ do some of what QC learns. A gain is the method's own only as far as it exceeds 
     net = (M - R) - (C - CR)
 
     averaging    M = X+ema  R = X    C = fp32+ema  CR = fp32
+    teacher      M = distill R = baseline  C = fp32+distill CR = fp32
     correction   M = X+qc   R = X    C = X+bn      CR = X
                                      C = fp32+qc   CR = fp32
 
@@ -39,7 +40,7 @@ from qatval.runs import LoadedRun
 from qatval.statistics import Contrast, MeanContrast
 
 Role = Literal["method", "control"]
-Kind = Literal["averaging", "correction", "correction-in-float"]
+Kind = Literal["averaging", "teacher", "correction", "correction-in-float"]
 
 
 def role(name: str) -> Role:
@@ -51,7 +52,7 @@ def role(name: str) -> Role:
         meant = method(name)
     except UsageError:
         return "method"
-    tested = meant.quantized and meant.recipe is not None and not meant.reestimation
+    tested = meant.quantized and meant.recipe is not None and meant.statistics != "reestimated"
     return "method" if tested else "control"
 
 
@@ -89,7 +90,7 @@ def differences(runs: Sequence[LoadedRun]) -> list[dict[str, Any]]:
                     {
                         "method": name,
                         "reference": reference,
-                        **_document(paired, mean),
+                        **contrast_document(paired, mean),
                         "sentence": difference_sentence(name, reference, mean),
                     }
                 )
@@ -111,7 +112,12 @@ def effects_of(name: str) -> list[Effect]:
     if not found or role(name) == "control":
         return []
     if found[-1] == "ema":
-        return [Effect("averaging", (name, without(name, "ema")), ("fp32+ema", "fp32"))]
+        control = in_float(name)
+        return [
+            Effect("averaging", (name, without(name, "ema")), (control, without(control, "ema")))
+        ]
+    if found[-1] == "distill":
+        return [Effect("teacher", (name, without(name, "distill")), (in_float(name), "fp32"))]
     if found[-1] == "qc":
         reference, control = without(name, "qc"), in_float(name)
         return [
@@ -136,7 +142,7 @@ def net_effects(runs: Sequence[LoadedRun], mode: str) -> list[dict[str, Any]]:
         control_gain = statistics.mean_contrast(measured.control_gains)
         if mean is None or gain is None or control_gain is None:
             continue
-        document = _document(measured.nets, mean)
+        document = contrast_document(measured.nets, mean)
         each = zip(document["pairs"], measured.gains, measured.control_gains, strict=True)
         found.append(
             {
@@ -216,6 +222,8 @@ def net_sentence(
     name, reference = meant.gain
     if meant.kind == "averaging":
         control = f"in FP32 under the same schedule averaging {_moves(control_gain)}"
+    elif meant.kind == "teacher":
+        control = f"taught by itself FP32 {_moves(control_gain)}"
     elif meant.kind == "correction-in-float":
         control = f"in FP32 under the same schedule the same correction {_moves(control_gain)}"
     else:
@@ -238,6 +246,7 @@ def net_sentence(
 def _told(meant: Effect, gain: float, net: MeanContrast) -> str:
     what, target, control = {
         "averaging": ("averaging", " for the quantized training", "averaging by itself"),
+        "teacher": ("the teacher", " for the quantized model", "FP32 taught by itself"),
         "correction-in-float": ("QC", " for the quantized model", "correcting an FP32 model"),
         "correction": ("QC", "", "fresh statistics"),
     }[meant.kind]
@@ -281,7 +290,8 @@ def _worth_comparing(name: str, reference: str) -> bool:
     ours, theirs = _parts(name), _parts(reference)
     if ours is None or theirs is None:
         return False
-    return len(ours) == len(theirs) + 1 and set(theirs) < set(ours)
+    alike = not theirs or ("ptq" in ours) == ("ptq" in theirs)
+    return alike and len(ours) == len(theirs) + 1 and set(theirs) < set(ours)
 
 
 def _parts(name: str) -> tuple[str, ...] | None:
@@ -292,7 +302,8 @@ def _parts(name: str) -> tuple[str, ...] | None:
         return None
 
 
-def _document(contrasts: Sequence[Contrast], mean: MeanContrast) -> dict[str, Any]:
+def contrast_document(contrasts: Sequence[Contrast], mean: MeanContrast) -> dict[str, Any]:
+    """Return a mean contrast and what it is the mean of, as the comparison has it."""
     return {
         "mean": mean.mean,
         "interval": mean.interval and list(mean.interval),

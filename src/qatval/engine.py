@@ -125,6 +125,7 @@ def _prepare(config: RunConfig, roots: Roots, work: Path, progress: Progress) ->
             started = Untrained(work / "start.safetensors", value, layers)
             save_checkpoint(started.path, quantized, info)
     return Prepared(
+        reference=model,
         subset=subset,
         scorer=scorer,
         images=images,
@@ -165,6 +166,9 @@ def _train(
         fused=config.fused,
         stabilizers=recipe.stabilizers,
         track=config.track and recipe.quantized,
+        batchnorm_momentum=profile.batchnorm_momentum,
+        teacher=recipe.teacher,
+        teacher_checkpoint=str(config.checkpoint.resolve()) if recipe.teacher else None,
     )
     identity = uuid.uuid4().hex
     directory = work / identity

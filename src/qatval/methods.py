@@ -64,6 +64,37 @@ class Correction:
     lr: float
 
 
+Statistics = Literal["kept", "reestimated", "shifted"]
+"""What a method leaves the BatchNorm statistics as."""
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """GPTQ in the place of rounding to the nearest code.
+
+    Attributes:
+        images: Calibration images that it looks at.
+    """
+
+    images: int
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """The FP32 checkpoint as a teacher of the training that starts from it.
+
+    Attributes:
+        weight: Of the distance from the teacher's answers, see `qatval.train.distillation`.
+        task: Of the detection loss beside it.
+        hold_statistics: Whether BatchNorm keeps the statistics that it starts with and normalises
+            by them in training too, as the teacher does, so that both compute the same function.
+    """
+
+    weight: float
+    task: float
+    hold_statistics: bool
+
+
 @dataclass(frozen=True)
 class Stabilizer:
     """What takes part in the gradient steps, beside the task loss.
@@ -84,10 +115,12 @@ class Recipe:
     Attributes:
         quantized: Whether weights are fake-quantized; if not, the training is an FP32 control.
         stabilizers: What takes part in the gradient steps.
+        teacher: What is learned from beside the labels, or in their place; None: labels alone.
     """
 
     quantized: bool = True
     stabilizers: tuple[Stabilizer, ...] = ()
+    teacher: Teacher | None = None
 
 
 @dataclass(frozen=True)
@@ -98,14 +131,19 @@ class Method:
         averaging: Take the moving average of the weights instead of the weights.
         correction: Learn QC afterwards; of an FP32 training on the convolutions that quantization
             would reach.
-        reestimation: Take fresh BatchNorm statistics afterwards, and learn nothing.
-        recipe: The training, or None to take the quantized checkpoint as it is (``ptq``).
+        statistics: What the BatchNorm statistics become afterwards, with nothing learned:
+            ``"reestimated"`` (``bn``), or the FP32 checkpoint's ``"shifted"`` by what sets the
+            model apart from it (``shift``).
+        rounding: How the weights of a checkpoint are rounded that nothing trains; None: to the
+            nearest code.
+        recipe: The training, or None for post-training quantization (``ptq``).
     """
 
     name: str
     averaging: Averaging | None = None
     correction: Correction | None = None
-    reestimation: bool = False
+    statistics: Statistics = "kept"
+    rounding: Rounding | None = None
     recipe: Recipe | None = Recipe()
 
     def __post_init__(self) -> None:
@@ -113,10 +151,20 @@ class Method:
             raise UsageError(
                 f"method '{self.name}': without a training there is nothing to average"
             )
-        if self.correction is not None and self.reestimation:
+        if self.correction is not None and self.statistics != "kept":
             raise UsageError(
                 f"method '{self.name}': QC keeps the BatchNorm statistics fixed, so it cannot be "
-                "combined with their re-estimation"
+                "combined with other ones"
+            )
+        if self.recipe is not None and self.rounding:
+            raise UsageError(
+                f"method '{self.name}': only a checkpoint that nothing trains is rounded; say "
+                "ptq+..."
+            )
+        if self.statistics == "shifted" and not self.quantized:
+            raise UsageError(
+                f"method '{self.name}': statistics are shifted by what quantization changes, and "
+                "an FP32 training has none"
             )
         if not self.quantized and self.recipe and self.recipe.stabilizers:
             raise UsageError(
@@ -135,7 +183,7 @@ class Method:
 
 
 # What a part can be, in the order that names have them.
-_KINDS = ("training", "stabilizer", "averaging", "reestimation", "correction")
+_KINDS = ("training", "rounding", "teacher", "stabilizer", "averaging", "statistics", "correction")
 
 
 @functools.cache
@@ -209,20 +257,26 @@ def method(name: str) -> Method:
     chosen = [(part, _presets()["part"][part]) for part in parts(name)]
     averaging = [part["averaging"] for _, part in chosen if "averaging" in part]
     correction = [part["correction"] for _, part in chosen if "correction" in part]
-    fresh = any(part.get("reestimation", False) for _, part in chosen)
+    rounding = [part["rounding"] for _, part in chosen if "rounding" in part]
+    statistics = [part["statistics"] for _, part in chosen if "statistics" in part]
+    if len(statistics) > 1:
+        raise UsageError(f"method '{name}': statistics cannot become two things")
     stabilizers = tuple(Stabilizer(**p["stabilizer"]) for _, p in chosen if "stabilizer" in p)
+    teachers = [part["teacher"] for _, part in chosen if "teacher" in part]
+    teacher = Teacher(**teachers[0]) if teachers else None
     kinds = {part["training"] for _, part in chosen if "training" in part}
-    if kinds == {"none"} and not stabilizers:
+    if kinds == {"none"} and not (stabilizers or teacher):
         recipe = None
     elif "none" in kinds:
         raise UsageError(f"method '{name}': ptq trains nothing, so nothing else can train with it")
     else:
-        recipe = Recipe(quantized="float" not in kinds, stabilizers=stabilizers)
+        recipe = Recipe("float" not in kinds, stabilizers, teacher)
     return Method(
         name=name,
         averaging=Averaging(**averaging[0]) if averaging else None,
         correction=Correction(**correction[0]) if correction else None,
-        reestimation=fresh,
+        statistics=statistics[0] if statistics else "kept",
+        rounding=Rounding(**rounding[0]) if rounding else None,
         recipe=recipe,
     )
 
@@ -230,14 +284,16 @@ def method(name: str) -> Method:
 def with_controls(names: Iterable[str]) -> tuple[str, ...]:
     """Return methods followed by what tells their own effect from what any training would gain.
 
-    The untrained model, the same training in FP32 with and without the averaging and with the same
-    correction, and re-estimated BatchNorm statistics in the place of QC.
+    Post-training quantization, plain and at its best; the same training in FP32 with and without
+    the averaging and with the same correction; re-estimated BatchNorm statistics in QC's place.
     """
     wanted = list(names)
-    controls = ["ptq", "fp32"]
+    controls = [*_presets()["rivals"], "fp32"]
     for name in wanted:
+        if "distill" in parts(name):
+            controls.append("fp32+distill")
         if "ema" in parts(name):
-            controls.append("fp32+ema")
+            controls.append(in_float(without(name, "qc")))
         if "qc" in parts(name):
             controls += [in_float(name), reestimated(name)]
     return (*wanted, *(name for name in dict.fromkeys(controls) if name not in wanted))
@@ -250,7 +306,8 @@ def reestimated(name: str) -> str:
 
 def in_float(name: str) -> str:
     """Return the method that does in FP32 what this one does beside and after the training."""
-    return "+".join(["fp32", *(part for part in parts(name) if part in ("ema", "bn", "qc"))])
+    alike = ("distill", "ema", "bn", "qc")
+    return "+".join(["fp32", *(part for part in parts(name) if part in alike)])
 
 
 def without(name: str, part: str) -> str:

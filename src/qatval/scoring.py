@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import torch
 
 from qatval.config import RunConfig
 from qatval.data.coco_protocol import TOLERANCE, evaluate_coco
-from qatval.methods import Arm, Method
+from qatval.methods import Method
 from qatval.progress import Progress
 from qatval.quant.batchnorm import drift
 from qatval.quant.integer import integer_layers, share_differing
@@ -75,12 +75,13 @@ def score(
     failed: list[FailedCheck] = []
     if trajectory is None or trajectory.stopped is None:
         delivered, final = _deliver(config, method, root, trained, progress)
-        if method.correction is None and not method.reestimation:
-            failed += _check_reload(series[-1], final.value, prepared.device)
-        else:
-            before = "before_qc_value" if method.correction else "before_bn_value"
-            delivered["metrics"][before] = series[-1]
+        if method.correction or method.rounding or method.statistics != "kept":
+            if method.rounding is None:
+                before = "before_qc_value" if method.correction else "before_bn_value"
+                delivered["metrics"][before] = series[-1]
             series.append(final.value)
+        else:
+            failed += _check_reload(series[-1], final.value, prepared.device)
         failed += _check_protocols(delivered["metrics"]["coco"])
         measured = merged(measured, delivered)
     measured = merged(measured, _judged(series, prepared.fp32_value, failed))
@@ -219,14 +220,19 @@ def _deliver(
         progress.stage(f"{method.name}: {stage}", steps)
 
     prepared, subset = trained.prepared, trained.prepared.subset
-    enter("freezing")
-    model = trained.frozen(method.arm)
+    if method.rounding is None:
+        enter("freezing")
+        model = trained.frozen(method)
+    else:
+        assert prepared.naive is not None
+        enter("rounding", sum(layer.bits is not None for layer in prepared.naive.layers))
+        model = trained.frozen(method, progress.step)
     how: dict[str, Any] = {}
     if method.averaging is not None and method.quantized:
-        differing = share_differing(model, trained.frozen("raw"))
+        differing = share_differing(model, trained.frozen(replace(method, averaging=None)))
         how["ema"] = {"codes_differing_from_raw": differing}
-    enter("BatchNorm statistics", len(prepared.images))
-    batchnorm = _drift(trained, method.arm)
+    enter("BatchNorm drift", len(prepared.images))
+    batchnorm = _drift(trained, method)
     if correction := config.correction_of(method):
         enter("correction", correction.epochs * len(prepared.images))
         model, changes = learn_correction(
@@ -237,8 +243,10 @@ def _deliver(
             on_step=lambda step, loss: progress.step(step, loss=loss),
         )
         how["qc"] = {"images": prepared.images.count, "changes": changes}
-    elif method.reestimation:
-        model = trained.reestimated(method.arm)
+    elif method.statistics != "kept":
+        enter("BatchNorm statistics")
+        fresh = method.statistics == "reestimated"
+        model = trained.reestimated(method) if fresh else trained.shifted(method)
         how["bn"] = {"images": prepared.images.count}
     enter("final evaluation")
     folder = artifact_folder(config, method, root)
@@ -290,9 +298,9 @@ def _deliver(
     return delivered, final
 
 
-def _drift(trained: Trained, arm: Arm) -> Summary:
-    """Return how far an arm's running BatchNorm statistics are from those of the images."""
-    layers = drift(trained.frozen(arm), trained.reestimated(arm))
+def _drift(trained: Trained, method: Method) -> Summary:
+    """Return how far the running BatchNorm statistics are from those of the images."""
+    layers = drift(trained.frozen(method), trained.reestimated(method))
     worst = max(layers, key=lambda layer: layer.kl_max)
     return {
         "images": trained.prepared.images.count,

@@ -51,7 +51,13 @@ def announced(config: RunConfig, method: Method) -> Summary:
                 "lr": correction.lr if correction else None,
                 "bn_stats_fixed": True if correction else None,
             },
-            "bn": {"enabled": method.reestimation, "images": None},
+            "bn": {
+                "enabled": method.statistics != "kept",
+                "how": method.statistics,
+                "images": None,
+            },
+            "teacher": asdict(t) if method.recipe and (t := method.recipe.teacher) else None,
+            "rounding": asdict(method.rounding) | {"by": "gptq"} if method.rounding else None,
             "training": _training(method),
             "stabilizers": [
                 {**asdict(stabilizer), "report": {}}

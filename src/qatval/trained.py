@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,11 @@ import torch
 from torch import nn
 
 from qatval.data.subset import Subset
-from qatval.methods import Arm, Averaging
+from qatval.methods import Arm, Averaging, Method, Rounding
 from qatval.quant.batchnorm import reestimate
 from qatval.quant.integer import to_integer
 from qatval.quant.layers import LayerCoverage
+from qatval.quant.start import shift_statistics
 from qatval.train.calibration import CalibrationImages
 from qatval.train.evaluation import Evaluator
 from qatval.train.models import load_checkpoint
@@ -42,6 +43,7 @@ class Prepared:
     """What all trainings of a run have in common.
 
     Attributes:
+        reference: The FP32 checkpoint, on the device.
         subset: The data.
         scorer: Scores models on its validation images.
         images: The training images that QC learns on, and what it is compared with sees.
@@ -55,6 +57,7 @@ class Prepared:
         started: What trainings start from: the same, prepared as the preset says.
     """
 
+    reference: nn.Module
     subset: Subset
     scorer: Evaluator
     images: CalibrationImages
@@ -65,6 +68,9 @@ class Prepared:
     fp32_value: float
     naive: Untrained | None
     started: Untrained | None
+
+
+_Weights = tuple[Arm, Rounding | None]
 
 
 class Trained:
@@ -85,24 +91,51 @@ class Trained:
         self.prepared = prepared
         self.trajectory = trajectory
         self.identity = identity
-        self._frozen: dict[Arm, nn.Module] = {}
-        self._reestimated: dict[Arm, nn.Module] = {}
+        self._frozen: dict[_Weights, nn.Module] = {}
+        self._reestimated: dict[_Weights, nn.Module] = {}
 
-    def frozen(self, arm: Arm) -> nn.Module:
-        """Return an arm's last weights, as integer codes where they are quantized."""
-        if arm not in self._frozen:
-            if self.trajectory is None:
-                assert self.prepared.naive is not None
-                path = self.prepared.naive.path
-            else:
-                path = self.trajectory.weights(arm)
-            self._frozen[arm] = to_integer(load_checkpoint(path))
-        return self._frozen[arm]
+    def frozen(
+        self, method: Method, on_layer: Callable[[int], None] = lambda done: None
+    ) -> nn.Module:
+        """Return the weights that a method takes, as integer codes where they are quantized.
 
-    def reestimated(self, arm: Arm) -> nn.Module:
-        """Return an arm's frozen model with BatchNorm statistics of the calibration images."""
-        if arm not in self._reestimated:
+        Args:
+            method: Says which arm of the training, or how the checkpoint is rounded.
+            on_layer: Called with the number of layers rounded so far, where that takes a while.
+        """
+        key = (method.arm, method.rounding)
+        if key not in self._frozen:
+            model = self._latent(method)
+            if method.rounding is not None:
+                # Half a second that few runs need.
+                from qatval.quant.gptq import at_most, round_by_gptq
+
+                images = self.prepared.images
+                batches = at_most(images.pixels(), method.rounding.images)
+                model = round_by_gptq(model.to(images.device), batches, on_layer).cpu()
+            self._frozen[key] = to_integer(model)
+        return self._frozen[key]
+
+    def _latent(self, method: Method) -> nn.Module:
+        if self.trajectory is not None:
+            path = self.trajectory.weights(method.arm)
+        else:
+            assert self.prepared.naive is not None
+            path = self.prepared.naive.path
+        model: nn.Module = load_checkpoint(path)
+        return model
+
+    def reestimated(self, method: Method) -> nn.Module:
+        """Return a method's frozen model with BatchNorm statistics of the calibration images."""
+        key = (method.arm, method.rounding)
+        if key not in self._reestimated:
             images = self.prepared.images
-            model = copy.deepcopy(self.frozen(arm)).to(images.device)
-            self._reestimated[arm] = reestimate(model, images.pixels()).cpu()
-        return self._reestimated[arm]
+            model = copy.deepcopy(self.frozen(method)).to(images.device)
+            self._reestimated[key] = reestimate(model, images.pixels()).cpu()
+        return self._reestimated[key]
+
+    def shifted(self, method: Method) -> nn.Module:
+        """Return its frozen model with the checkpoint's statistics, moved by what is not alike."""
+        images = self.prepared.images
+        model = copy.deepcopy(self.frozen(method)).to(images.device)
+        return shift_statistics(model, self.prepared.reference, images.pixels).cpu()

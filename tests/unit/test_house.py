@@ -17,7 +17,7 @@ FLOORS = (
     {"errors", "__init__", "numbers"},
     {"methods"},
     {"config", "record", "verdicts", "environment", "progress"},
-    {"statistics", "runs", "precision", "comparability", "pairing", "effects"},
+    {"statistics", "runs", "precision", "comparability", "pairing", "effects", "posttraining"},
     {"comparison", "gate", "thresholds", "scenarios"},
     {"data", "quant", "gpu"},
     {"train"},

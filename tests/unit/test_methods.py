@@ -34,7 +34,7 @@ def test_every_combination_means_what_it_says_or_is_refused(names: tuple[str, st
     found = method(name)
     assert found.name == name
     assert found.arm == ("ema" if average else "raw")
-    assert found.reestimation is (after == "bn")
+    assert found.statistics == ("reestimated" if after == "bn" else "kept")
     assert (found.correction is not None) is (after == "qc")
     assert found.quantized is (recipe != "fp32")
     if recipe == "ptq":
@@ -44,6 +44,30 @@ def test_every_combination_means_what_it_says_or_is_refused(names: tuple[str, st
         kinds = [s.implementation.rpartition(":")[2] for s in found.recipe.stabilizers]
         wanted = {"dampen": "Dampening", "freeze": "Freezing"}
         assert kinds == [wanted[part] for part in recipe.split("+") if part in wanted]
+
+
+@pytest.mark.parametrize("name", ["ptq+gptq", "ptq+shift", "ptq+gptq+bn", "ptq+gptq+shift"])
+def test_post_training_arms_train_nothing(name: str) -> None:
+    found = method(name)
+    assert found.recipe is None
+    assert found.quantized
+    assert (found.rounding is not None) is ("gptq" in name)
+    wanted = {"bn": "reestimated", "shift": "shifted"}.get(name.rpartition("+")[2], "kept")
+    assert found.statistics == wanted
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("gptq", "only a checkpoint that nothing trains"),
+        ("fp32+shift", "an FP32 training has none"),
+        ("ptq+bn+shift", "statistics cannot become two things"),
+        ("ptq+shift+qc", "QC keeps the BatchNorm statistics fixed"),
+    ],
+)
+def test_what_cannot_be_combined_is_refused(name: str, says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        method(name)
 
 
 @given(st.permutations(part_names()).flatmap(lambda p: st.integers(1, 4).map(lambda n: p[:n])))
@@ -78,6 +102,8 @@ def test_controls_follow_from_what_is_tested() -> None:
         "ema",
         "ema+qc",
         "ptq",
+        "ptq+shift",
+        "ptq+gptq+shift",
         "fp32",
         "fp32+ema",
         "fp32+ema+qc",
@@ -85,12 +111,22 @@ def test_controls_follow_from_what_is_tested() -> None:
     )
     assert with_controls(["dampen+ema+qc"])[1:] == (
         "ptq",
+        "ptq+shift",
+        "ptq+gptq+shift",
         "fp32",
         "fp32+ema",
         "fp32+ema+qc",
         "dampen+ema+bn",
     )
-    assert with_controls(["qc", "bn"]) == ("qc", "bn", "ptq", "fp32", "fp32+qc")
+    assert with_controls(["qc", "bn"]) == (
+        "qc",
+        "bn",
+        "ptq",
+        "ptq+shift",
+        "ptq+gptq+shift",
+        "fp32",
+        "fp32+qc",
+    )
     assert with_controls(["ema", "ema"])[:2] == ("ema", "ema")  # for the run to refuse
 
 

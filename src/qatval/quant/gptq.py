@@ -8,24 +8,48 @@ one did to the layer's output on the calibration images.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable
 from copy import deepcopy
 from typing import Any
 
 import torch
-from brevitas.graph.gptq import GPTQ, gptq_mode
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qatval.quant.layers import quantized_layers
+from qatval.quant.layers import codes_and_scale, grid_of, quantized_layers
+from qatval.quant.rounding import round_to_codes
+
+with warnings.catch_warnings():
+    # Of a transform that GPTQ does not use.
+    warnings.filterwarnings("ignore", "fast_hadamard_transform", UserWarning)
+    warnings.filterwarnings("ignore", "brevitas.fx is deprecated", DeprecationWarning)
+    from brevitas.graph.gptq import GPTQ, gptq_mode
 
 
 class _Gptq(GPTQ):  # type: ignore[misc]
-    """Brevitas' own, with the patches of an input taken by torch.
+    """Brevitas' own, with two parts done otherwise that took most of its time.
 
-    Brevitas takes them by a convolution with one-hot kernels, group by group, which for the 256
-    groups of a depthwise layer takes longer than all the rest.
+    The patches of an input are taken by torch; Brevitas takes them by a convolution with one-hot
+    kernels, group by group, of which a depthwise layer has up to 256. And a column is rounded by
+    the layer's scale; Brevitas runs its quantizer for each one.
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Take a layer whose scales are parameters: they stay as they are while it is rounded."""
+        super().__init__(*args, **kwargs)
+        _, scale = codes_and_scale(self.layer)
+        rows = self.layer.weight.shape[0]
+        self._scales = scale.reshape(-1).expand(rows).reshape(self.groups, -1)
+        self._grid = grid_of(self.layer.weight_quant.tensor_quant)
+
+    def get_quant_weights(
+        self, i: int, i1: int, permutation_list: Any, with_quant_history: bool = False
+    ) -> Tensor:
+        """Return one rounded column, ``(groups, out / groups)``."""
+        columns = self.layer.weight.flatten(1).view(*self._scales.shape, -1)
+        column = columns[:, :, i1 + i]
+        return round_to_codes(column, self._scales, self._grid.low, self._grid.high) * self._scales
 
     def process_input(self, inputs: tuple[Tensor, ...]) -> Tensor:
         """Return what each weight column is multiplied by, ``(groups, columns, positions)``."""
@@ -50,7 +74,7 @@ def round_by_gptq(
     layers before it give. Scales, biases and BatchNorm statistics stay as they are.
 
     Args:
-        model: Fake-quantized model, in evaluation mode.
+        model: Fake-quantized model with learned scales.
         batches: Calibration images, on its device; held in memory.
         on_layer: Called with the number of layers that are done.
     """

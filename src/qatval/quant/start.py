@@ -89,19 +89,23 @@ def _least_squares(rows: Tensor, grid: Grid) -> Tensor:
 
 
 def shift_statistics(model: nn.Module, reference: nn.Module, batches: Batches) -> nn.Module:
-    """Return a copy of a model with its statistics moved by what quantization changes.
+    """Return a copy of a model with the reference's statistics, moved by what sets it apart.
 
     With ``m`` and ``v`` the mean and variance of a channel over the images, before its BatchNorm,
-    in the model (q) and in the reference (f), both normalised by the images' own statistics::
+    in the model (q) and in the reference (f), both normalised by the images' own statistics, and
+    ``running`` those of the reference::
 
-        running_mean += m_q - m_f        running_var *= v_q / v_f
+        running_mean + m_q - m_f        running_var * v_q / v_f
+
+    After a training these are fresh statistics as well, but for what sets the few images apart from
+    the many that the reference has seen.
 
     Where no BatchNorm follows a convolution its bias takes the mean, ``bias += m_f - m_q``, with
     the statistics of all others shifted already: bias correction (Nagel et al., *Data-Free
     Quantization*, ICCV 2019, section 4.2, with images in the place of BatchNorm's assumptions).
 
     Args:
-        model: Fake-quantized, or with integer weights.
+        model: Fake-quantized, or with integer weights; trained or not.
         reference: The FP32 model that it was made from: the same BatchNorm layers.
         batches: The calibration images, on the models' device.
     """
@@ -109,11 +113,13 @@ def shift_statistics(model: nn.Module, reference: nn.Module, batches: Batches) -
     ours = dict(tracking(reestimate(model, batches())))
     theirs = dict(tracking(reestimate(reference, batches())))
     with torch.no_grad():
+        kept = dict(tracking(reference))
         for name, layer in tracking(shifted):
-            mine, other = ours[name], theirs[name]
-            (mean, var), (m_q, v_q), (m_f, v_f) = map(statistics, (layer, mine, other))
-            mean += m_q - m_f
-            var *= (v_q + layer.eps) / (v_f + layer.eps)
+            (m_q, v_q), (m_f, v_f) = statistics(ours[name]), statistics(theirs[name])
+            mean, var = statistics(kept[name])
+            new_mean, new_var = statistics(layer)
+            new_mean.copy_(mean + m_q - m_f)
+            new_var.copy_(var * (v_q + layer.eps) / (v_f + layer.eps))
         _correct_biases(shifted, reference, batches)
     return shifted
 

@@ -49,6 +49,9 @@ def _group(group: Mapping[str, Any]) -> Iterator[str]:
         right=("runs", *numeric),
     )
     yield ""
+    if group["against_post_training"]:
+        yield f"**{escape(group['against_post_training']['sentence'])}**"
+        yield ""
     if group["net_effects"]:
         yield "Net of their controls:"
         yield ""

@@ -171,7 +171,11 @@ def _method(summary: Summary) -> Iterator[str]:
     bn = summary["method"].get("bn") or {}
     if bn.get("enabled"):
         images = f" on {bn['images']} training images" if bn.get("images") else ""
-        yield f"- BatchNorm statistics re-estimated{images}, nothing learned"
+        shifted = bn.get("how") == "shifted"
+        how = "moved by what quantization changes" if shifted else "re-estimated"
+        yield f"- BatchNorm statistics {how}{images}, nothing learned"
+    if rounding := summary["method"].get("rounding"):
+        yield f"- weights rounded by GPTQ on {rounding['images']} training images"
     if qc["enabled"]:
         images = f" on {qc['images']} training images" if qc.get("images") else ""
         yield f"- QC: {_setting(qc['epochs'])} epoch(s) of Adam at {_setting(qc['lr'])}{images}"

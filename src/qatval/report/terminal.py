@@ -74,6 +74,8 @@ def _group(group: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> Itera
             ]
         )
     yield from _aligned(rows)
+    if group["against_post_training"]:
+        yield from _wrapped(group["against_post_training"]["sentence"])
     for effect in group["net_effects"]:
         yield from _wrapped(effect["sentence"])
     if group["not_net"]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from qatval.environment import peak_resident_mb
 from qatval.errors import QatvalError
 from qatval.methods import Arm
 from qatval.quant.averaging import WeightAverage
+from qatval.quant.batchnorm import tracking
 from qatval.quant.fused import fuse_quantization
 from qatval.quant.latent import LatentWeights
 from qatval.quant.layers import scale_parameters
@@ -40,12 +41,14 @@ from qatval.quant.oscillation import Oscillation, OscillationTracker
 from qatval.quant.stabilizing import Stabilizer, make_stabilizer
 from qatval.record import atomic_write
 from qatval.train.dataset import SubsetDataset
+from qatval.train.distillation import teach
 from qatval.train.evaluation import Evaluation, Evaluator
 from qatval.train.models import CheckpointInfo, save_checkpoint, starting_model
 from qatval.train.trajectory import (
     EpochRecord,
     TrainingPlan,
     Trajectory,
+    append_csv,
     read_plan,
     read_trajectory,
     write_plan,
@@ -162,6 +165,9 @@ class QatTrainer(DetectionTrainer):  # type: ignore[misc]
         self.model = starting_model(
             path, plan.architecture, self.subset.class_names, plan.quantization
         )
+        if plan.batchnorm_momentum is not None:
+            for _, layer in tracking(self.model):
+                layer.momentum = plan.batchnorm_momentum
 
     def _setup_train(self) -> None:
         """Set up as Ultralytics does, but average with qatval's own horizon."""
@@ -171,10 +177,12 @@ class QatTrainer(DetectionTrainer):  # type: ignore[misc]
         self._parameters = list(self.model.parameters())
         self._updates = -(-len(self.train_loader) // self.accumulate) * self.epochs
         decay, tau = self.plan.averaging.for_steps(self._updates)
-        model = self._live_model()
+        model: Any = self._live_model()
         self.ema = WeightAverage(model, decay, tau, scale_parameters(model))
         if self.plan.quantization is not None:
-            self._watch_weights(self._live_model())
+            self._watch_weights(model)
+        if self.plan.teacher is not None:
+            teach(model, self.plan, self.subset.class_names)
         self._evaluator = Evaluator(
             self.test_loader,
             self.subset.val,
@@ -195,6 +203,13 @@ class QatTrainer(DetectionTrainer):  # type: ignore[misc]
             self._forward_codes = lambda: fused.codes
         if self.plan.track:
             self._tracker = OscillationTracker(weights)
+
+    def _model_train(self) -> None:
+        """Set training mode, but for the BatchNorm of a model whose teacher says so."""
+        super()._model_train()
+        if self.plan.teacher is not None and self.plan.teacher.hold_statistics:
+            for _, layer in tracking(self._live_model()):
+                layer.eval()
 
     def _live_model(self) -> nn.Module:
         model: nn.Module = self.model
@@ -285,7 +300,7 @@ class QatTrainer(DetectionTrainer):  # type: ignore[misc]
                 **{k: v for k, v in learning.items() if k.startswith("lr/")},
             }
             epoch = self.epoch + 1
-            self._append_csv(
+            append_csv(
                 self.save_dir / arm / "results.csv", [{"epoch": epoch, "time": seconds, **row}]
             )
             writer = self._writer(arm)
@@ -299,19 +314,10 @@ class QatTrainer(DetectionTrainer):  # type: ignore[misc]
     def _log_oscillation(self, tracker: OscillationTracker) -> None:
         """Append the epoch's totals to one table and what every layer has come to to another."""
         epoch = self.epoch + 1
-        self._append_csv(self.save_dir / "oscillation.csv", [asdict(tracker.end_epoch(epoch))])
+        append_csv(self.save_dir / "oscillation.csv", [asdict(tracker.end_epoch(epoch))])
         self._oscillation = tracker.result()
         layers = [{"epoch": epoch, **asdict(layer)} for layer in self._oscillation.layers]
-        self._append_csv(self.save_dir / "oscillation_layers.csv", layers)
-
-    def _append_csv(self, path: Path, rows: Sequence[Mapping[str, float | str]]) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lines = [] if path.exists() else [",".join(rows[0])]
-        for row in rows:
-            cells = (v if isinstance(v, str) else f"{v:.6g}" for v in row.values())
-            lines.append(",".join(cells))
-        with path.open("a", encoding="utf-8") as stream:
-            stream.write("\n".join(lines) + "\n")
+        append_csv(self.save_dir / "oscillation_layers.csv", layers)
 
     def _writer(self, arm: Arm) -> Any:
         if arm not in self._writers:

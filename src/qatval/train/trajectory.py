@@ -6,6 +6,7 @@ directory.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +14,7 @@ from typing import Any, Literal
 import msgspec
 
 from qatval.config import Quantization
-from qatval.methods import Arm, Averaging, Stabilizer
+from qatval.methods import Arm, Averaging, Stabilizer, Teacher
 from qatval.quant.oscillation import Oscillation
 from qatval.record import atomic_write
 
@@ -34,6 +35,9 @@ class TrainingPlan:
         fused: Whether all weights are fake-quantized at once instead of layer by layer.
         stabilizers: What takes part in the gradient steps.
         track: Whether the oscillation of the weights is measured.
+        batchnorm_momentum: Of the running statistics, None for Ultralytics' own.
+        teacher: How the FP32 checkpoint teaches, None if it does not.
+        teacher_checkpoint: Where that is.
     """
 
     subset: str
@@ -46,6 +50,9 @@ class TrainingPlan:
     fused: bool = True
     stabilizers: tuple[Stabilizer, ...] = ()
     track: bool = False
+    batchnorm_momentum: float | None = None
+    teacher: Teacher | None = None
+    teacher_checkpoint: str | None = None
 
 
 @dataclass(frozen=True)
@@ -119,6 +126,17 @@ def write_plan(directory: Path, plan: TrainingPlan) -> None:
 def write_trajectory(directory: Path, trajectory: Trajectory) -> None:
     """Leave what a training has come to."""
     _write_json(directory / "trajectory.json", trajectory)
+
+
+def append_csv(path: Path, rows: Sequence[Mapping[str, float | str]]) -> None:
+    """Append rows to a table, with a header where it is new."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [] if path.exists() else [",".join(rows[0])]
+    for row in rows:
+        cells = (v if isinstance(v, str) else f"{v:.6g}" for v in row.values())
+        lines.append(",".join(cells))
+    with path.open("a", encoding="utf-8") as stream:
+        stream.write("\n".join(lines) + "\n")
 
 
 def _write_json(path: Path, value: Any) -> None:

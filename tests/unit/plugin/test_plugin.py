@@ -95,7 +95,8 @@ def test_controls_are_scenarios_where_they_are_asked_for(pytester: pytest.Pytest
     wanted = ("--collect-only", "-q", "-m", "gpu", "-k", "yolo10n and seed0")
     result = pytester.runpytest(*wanted, "--with-controls")
     ids = {line.split("[")[1].rstrip("]") for line in result.outlines if "::" in line}
-    methods = ("ptq", "fp32", "fp32+ema", "fp32+ema+qc", "ema+bn")
+    post_training = ("ptq", "ptq+shift", "ptq+gptq+shift")
+    methods = (*post_training, "fp32", "fp32+ema", "fp32+ema+qc", "ema+bn")
     controls = {f"yolo10n-{m}-smoke-seed0" for m in methods}
     assert controls < ids
     plain = pytester.runpytest(*wanted)

@@ -112,7 +112,7 @@ def test_least_squares_is_no_worse_than_the_others(scale: str) -> None:
         initialise_scales(model, how)
         weights = LatentWeights(model)
         errors[how] = [
-            float((codes * s - w).square().sum())
+            float((codes * s - w.detach()).square().sum())
             for codes, s, w in zip(
                 weights.codes(), weights.scales(), weights.weights(), strict=True
             )
