@@ -159,7 +159,10 @@ def write_study(out: Path, jobs: int) -> Path:
         for run in every
         for stage, took in run.summary["timings"].items()
         if stage
-        in ("freezing", "BatchNorm statistics", "correction", "final evaluation", "second protocol")
+        in (
+            *("freezing", "rounding", "BatchNorm drift", "BatchNorm statistics", "correction"),
+            *("final evaluation", "second protocol"),
+        )
     )
     cost = Cost(
         runs=len(every),

@@ -260,7 +260,8 @@ def test_fresh_statistics_change_statistics_alone(
     assert (
         others["ema+bn"]["metrics"]["before_bn_value"] == together["ema"]["metrics"]["final_value"]
     )
-    assert others["ema+bn"]["method"]["bn"] == {"enabled": True, "images": 16}
+    fresh_statistics = {"enabled": True, "how": "reestimated", "images": 16}
+    assert others["ema+bn"]["method"]["bn"] == fresh_statistics
 
 
 def test_oscillation_is_recorded_and_written(others: dict[str, Summary]) -> None:
@@ -486,3 +487,64 @@ def test_without_a_start_the_training_starts_from_the_naive_model(run_tiny: RunT
     kept = {"start": presets.Start("max", "kept")}
     metrics = run_tiny(["baseline"], precision=kept)["baseline"]["metrics"]
     assert metrics["start_value"] == metrics["ptq_value"]
+
+
+@pytest.fixture(scope="module")
+def untrained_arms(run_tiny: RunTiny) -> dict[str, Summary]:
+    return run_tiny(["baseline", "shift", "ptq", "ptq+shift", "ptq+gptq", "ptq+gptq+bn"])
+
+
+def test_post_training_arms_train_nothing(untrained_arms: dict[str, Summary]) -> None:
+    for name in ("ptq", "ptq+shift", "ptq+gptq", "ptq+gptq+bn"):
+        summary = untrained_arms[name]
+        assert violations(summary) == []
+        assert summary["method"]["training"] == "none"
+        assert summary["training"]["steps"] == 0
+        assert "history" not in summary
+        assert (summary["method"]["rounding"] is not None) is ("gptq" in name)
+        assert summary["quantization"]["coverage"]["max_levels_per_scale"] <= 15
+    assert untrained_arms["ptq+gptq"]["method"]["rounding"] == {"by": "gptq", "images": 32}
+    assert untrained_arms["ptq+gptq+bn"]["method"]["bn"]["how"] == "reestimated"
+
+
+def test_the_start_is_the_arm_that_is_called_so(untrained_arms: dict[str, Summary]) -> None:
+    start = untrained_arms["baseline"]["metrics"]["start_value"]
+    assert untrained_arms["ptq+shift"]["metrics"]["final_value"] == pytest.approx(start, abs=1e-3)
+
+
+def test_statistics_are_shifted_after_a_training_too(untrained_arms: dict[str, Summary]) -> None:
+    baseline, shifted = untrained_arms["baseline"], untrained_arms["shift"]
+    assert shifted["training"]["trajectory"] == baseline["training"]["trajectory"]
+    assert shifted["metrics"]["before_bn_value"] == baseline["metrics"]["final_value"]
+    assert shifted["method"]["bn"] == {"enabled": True, "how": "shifted", "images": 16}
+
+
+def test_gptq_rounds_otherwise_on_the_same_scales(untrained_arms: dict[str, Summary]) -> None:
+    from safetensors.torch import load_file
+
+    def weights(name: str) -> dict[str, Any]:
+        summary = untrained_arms[name]
+        root = Path(summary["artifacts"]["run_root"])
+        return load_file(root / summary["artifacts"]["weights"])
+
+    nearest, rounded = weights("ptq"), weights("ptq+gptq")
+    differing = total = 0
+    for name, tensor in nearest.items():
+        if name.endswith(".codes"):
+            differing += int((tensor != rounded[name]).sum())
+            total += tensor.numel()
+        elif name.endswith(".scale"):
+            assert (tensor == rounded[name]).all()
+    assert 0.02 < differing / total < 0.9
+
+
+def test_a_teacher_takes_the_place_of_the_labels(run_tiny: RunTiny) -> None:
+    found = run_tiny(["baseline", "distill", "fp32+distill"])
+    taught, alone = found["distill"], found["fp32+distill"]
+    teacher = {"weight": 1.0, "task": 0.0, "hold_statistics": True}
+    assert taught["method"]["teacher"] == alone["method"]["teacher"] == teacher
+    assert found["baseline"]["method"]["teacher"] is None
+    assert taught["training"]["trajectory"] != found["baseline"]["training"]["trajectory"]
+    for summary in (taught, alone):
+        assert violations(summary) == []
+        assert summary["status"] == "completed-success"
