@@ -71,7 +71,6 @@ class Profile:
         train_images, val_images: Asked-for counts; None means all.
         imgsz: Side of the square network input in pixels.
         correction_lr: Learning rate of QC where the method's own makes no sense, else None.
-        batchnorm_momentum: Of the running statistics in training; None for Ultralytics' 0.03.
         overrides: Ultralytics training arguments.
     """
 
@@ -83,7 +82,6 @@ class Profile:
     train_images: int | None = None
     val_images: int | None = None
     correction_lr: float | None = None
-    batchnorm_momentum: float | None = None
     overrides: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -297,6 +295,11 @@ class RunConfig:
         names = [m.name for m in self.methods]
         if len(set(names)) != len(names):
             raise UsageError(f"a method is given twice: {', '.join(names)}")
+        if self.quantization.scaling == "statistics" and any(m.rounding for m in self.methods):
+            raise UsageError(
+                "GPTQ needs scales that stay while weights are rounded: use --scaling learned, or "
+                "name the methods without gptq instead of --with-controls"
+            )
         for name, value in (
             ("epochs", self.profile.epochs),
             ("batch", self.profile.batch),

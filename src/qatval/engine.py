@@ -166,7 +166,6 @@ def _train(
         fused=config.fused,
         stabilizers=recipe.stabilizers,
         track=config.track and recipe.quantized,
-        batchnorm_momentum=profile.batchnorm_momentum,
         teacher=recipe.teacher,
         teacher_checkpoint=str(config.checkpoint.resolve()) if recipe.teacher else None,
     )

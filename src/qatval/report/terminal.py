@@ -116,8 +116,10 @@ def outcome(method: Mapping[str, Any]) -> str:
     ]
     if completed and not parts:
         share = method["share_of_fp32"]
-        poor = share is not None and share["mean"] < HALF
-        parts = [f"{completed} of {completed} held" + (" below half of FP32" if poor else "")]
+        poor = ""
+        if share is not None and share["min"] < HALF:
+            poor = " below half of FP32" if share["max"] < HALF else ", some below half of FP32"
+        parts = [f"{completed} of {completed} held{poor}"]
     if method["incomplete"]:
         parts.append(f"{method['incomplete']} incomplete")
     return ", ".join(parts)

@@ -165,9 +165,6 @@ class QatTrainer(DetectionTrainer):  # type: ignore[misc]
         self.model = starting_model(
             path, plan.architecture, self.subset.class_names, plan.quantization
         )
-        if plan.batchnorm_momentum is not None:
-            for _, layer in tracking(self.model):
-                layer.momentum = plan.batchnorm_momentum
 
     def _setup_train(self) -> None:
         """Set up as Ultralytics does, but average with qatval's own horizon."""

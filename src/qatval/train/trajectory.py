@@ -35,7 +35,6 @@ class TrainingPlan:
         fused: Whether all weights are fake-quantized at once instead of layer by layer.
         stabilizers: What takes part in the gradient steps.
         track: Whether the oscillation of the weights is measured.
-        batchnorm_momentum: Of the running statistics, None for Ultralytics' own.
         teacher: How the FP32 checkpoint teaches, None if it does not.
         teacher_checkpoint: Where that is.
     """
@@ -50,7 +49,6 @@ class TrainingPlan:
     fused: bool = True
     stabilizers: tuple[Stabilizer, ...] = ()
     track: bool = False
-    batchnorm_momentum: float | None = None
     teacher: Teacher | None = None
     teacher_checkpoint: str | None = None
 

@@ -6,7 +6,7 @@ import pytest
 
 from qatval.comparison import compare
 from qatval.report.comparison_markdown import render_comparison
-from qatval.report.terminal import WIDTH, terminal_table
+from qatval.report.terminal import WIDTH, outcome, terminal_table
 from qatval.runs import LoadedRun, Unreadable
 
 FINALS = {"baseline": (0.640, 0.652), "ema": (0.655, 0.661), "ema+qc": (0.659, 0.664)}
@@ -95,3 +95,18 @@ def test_without_orientation_the_reader_is_told(make_summary, required_only):
     document = compare([LoadedRun(Path(), required_only(make_summary()))])
     assert "not measured" in terminal_table(document)
     assert "not measured" in render_comparison(document)
+
+
+@pytest.mark.parametrize(
+    ("shares", "said"),
+    [
+        ((0.6, 0.7), "2 of 2 held"),
+        ((0.4, 0.7), "2 of 2 held, some below half of FP32"),
+        ((0.3, 0.4), "2 of 2 held below half of FP32"),
+        (None, "2 of 2 held"),
+    ],
+)
+def test_nothing_holds_below_half_of_fp32_without_saying_so(shares, said):
+    share = None if shares is None else {"min": min(shares), "max": max(shares)}
+    counts = dict.fromkeys(("collapsed", "degenerate", "disputed", "incomplete"), 0)
+    assert outcome({"completed": 2, "share_of_fp32": share, **counts}) == said
