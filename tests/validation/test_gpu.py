@@ -55,6 +55,32 @@ def test_a_gpu_quantizes_weights_as_brevitas_does(gpu: torch.device) -> None:
             torch.testing.assert_close(parameter.grad, grad, rtol=1e-3, atol=1e-3)
 
 
+def test_a_gpu_learns_the_correction_that_autograd_learns(gpu: torch.device) -> None:
+    """Gradients to gamma, beta and the input, in both layouts of the activations."""
+    import torch
+    from torch import nn
+
+    from qatval.quant.correction import CorrectedConv2d
+
+    torch.manual_seed(0)
+    conv = nn.Conv2d(8, 16, 3, padding=1).to(gpu)
+    bn = nn.BatchNorm2d(16).to(gpu).eval()
+    nn.init.uniform_(bn.running_var, 0.5, 2.0)
+    corrected = CorrectedConv2d(conv, bn)
+    # The two convolve with other weights: TensorFloat-32 would round each in its own way.
+    with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+        for layout in (torch.contiguous_format, torch.channels_last):
+            x = torch.randn(4, 8, 9, 9, device=gpu).to(memory_format=layout).requires_grad_()
+            plain = [p.detach().clone().requires_grad_() for p in (corrected.gamma, corrected.beta)]
+            h = conv(x) * plain[0][:, None, None] + plain[1][:, None, None]
+            upstream = torch.randn(4, 16, 9, 9, device=gpu)
+            wanted = torch.autograd.grad(bn(h), (x, *plain), upstream)
+            learned = (x, corrected.gamma, corrected.beta)
+            found = torch.autograd.grad(corrected(x), learned, upstream)
+            for one, other in zip(found, wanted, strict=True):
+                torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
 def test_a_run_keeps_to_its_share_of_a_gpu(gpu: torch.device) -> None:
     """What ``--runs-per-gpu`` relies on."""
     import torch

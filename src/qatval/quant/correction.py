@@ -122,15 +122,17 @@ class _Corrected(torch.autograd.Function):
                 [True, False, False],
             )
         # The sums of grad * (y - still) and of grad over each channel, in one pass: they are what
-        # a BatchNorm of mean ``still`` and variance one would give its weight and bias.
+        # a BatchNorm of mean ``still``, variance and weight one would give its weight and bias.
+        # The CPU takes the first pair of statistics and CUDA, which wants all arguments, the other.
+        ones = torch.ones_like(still)
         _, by_output, total = torch.ops.aten.native_batch_norm_backward(
             grad,
             y,
-            None,
+            ones,
             still,
-            torch.ones_like(still),
-            None,
-            None,
+            ones,
+            still,
+            ones,
             False,
             0.0,
             [False, True, True],
