@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import mmap
+import os
 import subprocess
 import sys
 
 import pytest
 
-from qatval.environment import peak_resident_mb
+from qatval.environment import available_cores, peak_resident_mb
 
 MIB = 2**20
 PAGES = 8 * MIB // mmap.PAGESIZE
@@ -57,3 +58,12 @@ def test_the_peak_of_memory_is_what_was_taken_and_not_what_is_left() -> None:
     assert after is not None
     assert before <= after
     assert after >= 256
+
+
+@pytest.mark.skipif(available_cores() < 2, reason="one core")
+def test_ultralytics_does_not_take_the_cores_from_torch() -> None:
+    program = "import qatval.train, torch; print(torch.get_num_threads())"
+    clean = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, env=clean, capture_output=True, text=True, check=True)
+    assert int(done.stdout) > 1

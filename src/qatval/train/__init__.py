@@ -20,6 +20,8 @@ _settings.mkdir(parents=True, exist_ok=True)
 os.environ["YOLO_OFFLINE"] = "true"
 os.environ["YOLO_VERBOSE"] = "false"  # no progress bars
 
+# Before Ultralytics, which sets OMP_NUM_THREADS to 1: torch would take that for its own.
+import torch  # noqa: E402, F401
 from ultralytics.utils import LOGGER, SETTINGS  # noqa: E402
 
 __all__ = ["LOGGER"]
