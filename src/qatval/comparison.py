@@ -14,8 +14,9 @@ from qatval.comparability import Group, differences, groups
 from qatval.config import PRIMARY_METRIC
 from qatval.effects import method_order
 from qatval.precision import brief, precision
+from qatval.rules import Check
 from qatval.runs import LoadedRun, Unreadable
-from qatval.thresholds import Check, Thresholds
+from qatval.thresholds import Thresholds
 
 SCHEMA_VERSION = "1.1"
 

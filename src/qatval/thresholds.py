@@ -1,10 +1,4 @@
-"""What a validation scenario must reach: rules that need no history, and recorded references.
-
-The rules hold for any run: it is worth something beside the FP32 checkpoint, it did not collapse,
-training did not leave it worse than the quantized model it started from, QC did not cost what it
-started from. None ranks the methods: whether averaging or QC helps is a finding. A rule that
-compares with what a control does not have (an FP32 training has no quantized model, ``ptq`` no
-training) does not apply to it.
+"""What a validation scenario must reach: rules (`qatval.rules`) and recorded references.
 
 A reference holds the values that were measured for a scenario under one quantization, image size,
 number of epochs and batch size, in ``presets/thresholds.json``. It is two-sided: an unexplained
@@ -25,14 +19,13 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from qatval.errors import QatvalError
 from qatval.precision import precision
 from qatval.record import Summary, atomic_write, to_json, violations
-from qatval.runs import FP32
+from qatval.rules import Check, judge, metric, missing
 from qatval.statistics import prediction_half_width
-from qatval.verdicts import stability
 
 MEASUREMENTS_FOR_TOLERANCE = 3
 PREDICTION_LEVEL = 0.99
@@ -41,32 +34,7 @@ REFERENCE = "reference"
 SCENARIO = ("dataset", "variant", "method", "profile", "quantization")
 """What names a scenario; image size, epochs and batch size are conditions of its reference."""
 
-Result = Literal["passed", "failed", "waived", "not judged"]
 Entry = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Check:
-    """One thing a run was checked for.
-
-    Attributes:
-        name: Name of the check, as a waiver refers to it.
-        result: ``"not judged"`` means that nothing is recorded to judge by.
-        detail: One line with the values, the limit and what to do.
-    """
-
-    name: str
-    result: Result
-    detail: str
-
-    @property
-    def failed(self) -> bool:
-        """Whether the scenario must fail."""
-        return self.result == "failed"
-
-    def __str__(self) -> str:
-        """Return the check on one line."""
-        return f"{self.name} {self.result}: {self.detail}"
 
 
 @dataclass(frozen=True)
@@ -125,12 +93,7 @@ def check(summary: Summary, thresholds: Thresholds, today: date | None = None) -
         return [
             Check("complete", "failed", f"the run is incomplete: {summary['error']['message']}")
         ]
-    checks = [_learned(summary), _final_over_best(summary)]
-    checks += [Check(c["name"], "failed", c["detail"]) for c in summary.get("failed_checks", [])]
-    if _trains_quantized(summary):
-        checks.append(_untrained(summary, thresholds.untrained_tolerance))
-    if summary["method"]["qc"]["enabled"]:
-        checks.append(_qc(summary, thresholds.qc_tolerance))
+    checks = judge(summary, thresholds.untrained_tolerance, thresholds.qc_tolerance)
     checks.append(_reference(summary, thresholds))
     return _with_waivers(checks, summary, thresholds, today or datetime.now(UTC).date())
 
@@ -188,61 +151,10 @@ def update(path: Path, summaries: Iterable[Summary]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _learned(summary: Summary) -> Check:
-    best = _metric(summary, "best_value")
-    if best is None:
-        return _missing("learned", "best_value")
-    fp32 = _metric(summary, "fp32_value")
-    good = not stability([best], fp32).degenerate
-    least = "above 0" if fp32 is None else f"1 % of the FP32 checkpoint's {fp32:.4f} or more"
-    return Check("learned", _result(good), f"best mAP {best:.4f}, must be {least}")
-
-
-def _final_over_best(summary: Summary) -> Check:
-    name = "final-over-best"
-    best, final = _metric(summary, "best_value"), _metric(summary, "final_value")
-    if best is None or final is None:
-        return _missing(name, "best_value" if best is None else "final_value")
-    good = not stability([best, final]).collapsed
-    return Check(name, _result(good), f"final mAP {final:.4f}, must be at least half of {best:.4f}")
-
-
-def _trains_quantized(summary: Summary) -> bool:
-    training = summary["method"].get("training", "quantized")
-    return summary["quantization"]["mode"] != FP32 and bool(training != "none")
-
-
-def _untrained(summary: Summary, tolerance: float) -> Check:
-    name = "untrained-w4"
-    started = "start_value" if "start_value" in summary["metrics"] else "ptq_value"
-    final, untrained = _metric(summary, "final_value"), _metric(summary, started)
-    if final is None or untrained is None:
-        return _missing(name, "final_value" if final is None else started)
-    return Check(
-        name,
-        _result(final >= untrained - tolerance),
-        f"final mAP {final:.4f}, must be at least that of the "
-        f"{summary['quantization']['mode']} model that the training started from, "
-        f"{untrained:.4f} - {tolerance:g}",
-    )
-
-
-def _qc(summary: Summary, tolerance: float) -> Check:
-    name = "qc-keeps"
-    final, before = _metric(summary, "final_value"), _metric(summary, "before_qc_value")
-    if final is None or before is None:
-        return _missing(name, "final_value" if final is None else "before_qc_value")
-    return Check(
-        name,
-        _result(final >= before - tolerance),
-        f"mAP {final:.4f} after QC, must be at least {before:.4f} (before) - {tolerance:g}",
-    )
-
-
 def _reference(summary: Summary, thresholds: Thresholds) -> Check:
-    final = _metric(summary, "final_value")
+    final = metric(summary, "final_value")
     if final is None:
-        return _missing(REFERENCE, "final_value")
+        return missing(REFERENCE, "final_value")
     recorded = _matching(summary, thresholds.references)
     if recorded is None or recorded["tolerance"] is None:
         some = "" if recorded is None else f" ({len(recorded['measured'])} measured"
@@ -373,19 +285,6 @@ def _read(path: Path) -> dict[str, Any]:
     if problems := violations(document, "thresholds"):
         raise QatvalError(f"{path} is not a threshold file: {problems[0]}")
     return dict(document)
-
-
-def _metric(summary: Summary, name: str) -> float | None:
-    value = summary["metrics"].get(name)
-    return value if value is not None and math.isfinite(value) else None
-
-
-def _missing(name: str, metric: str) -> Check:
-    return Check(name, "failed", f"the run did not record metrics.{metric}")
-
-
-def _result(good: bool) -> Result:
-    return "passed" if good else "failed"
 
 
 def _minor(version: str) -> str:

@@ -17,6 +17,9 @@ from qatval.config import COLLAPSE_THRESHOLD_RATIO
 DEGENERATE_SHARE = 0.01
 """What of the FP32 checkpoint's value a run must have kept at its best to be worth the name."""
 
+LEAST_SHARE_OF_FP32 = 0.5
+"""What it must keep for "held" to be the whole truth, and for a scenario to pass."""
+
 Status = Literal["completed-success", "completed-failed", "incomplete"]
 
 

@@ -11,7 +11,7 @@ from qatval.errors import QatvalError
 from qatval.statistics import prediction_half_width
 
 TODAY = date(2026, 3, 1)
-RULES = ["learned", "final-over-best", "untrained-w4", "qc-keeps", "reference"]
+RULES = ["learned", "final-over-best", "half-of-fp32", "untrained-w4", "qc-keeps", "reference"]
 
 
 @pytest.fixture
@@ -51,11 +51,12 @@ def test_a_good_run_passes_every_rule(make_summary, shipped):
 @pytest.mark.parametrize(
     ("values", "changes", "fails"),
     [
-        ((0.7, 0.65, 0.34), {}, ["final-over-best", "untrained-w4", "qc-keeps"]),
+        ((0.7, 0.65, 0.34), {}, ["final-over-best", "half-of-fp32", "untrained-w4", "qc-keeps"]),
         ((0.7, 0.65, 0.35), {}, ["untrained-w4", "qc-keeps"]),
         ((0.5, 0.565, 0.565), {}, ["untrained-w4"]),
         ((0.5, 0.65, 0.64), {}, ["qc-keeps"]),
-        ((0.0, 0.0, 0.0), {"metrics": {"start_value": 0.0}}, ["learned"]),
+        ((0.2, 0.3, 0.3), {"metrics": {"start_value": 0.2}}, ["half-of-fp32"]),
+        ((0.0, 0.0, 0.0), {"metrics": {"start_value": 0.0}}, ["learned", "half-of-fp32"]),
     ],
 )
 def test_a_bad_run_fails_the_rules_it_breaks(make_summary, shipped, values, changes, fails):
@@ -95,7 +96,11 @@ def test_the_shipped_references_hold_under_the_conditions_they_were_measured_und
     ("metric", "fails"),
     [
         ("best_value", ["learned", "final-over-best"]),
-        ("final_value", ["final-over-best", "untrained-w4", "qc-keeps", "reference"]),
+        ("fp32_value", ["half-of-fp32"]),
+        (
+            "final_value",
+            ["final-over-best", "half-of-fp32", "untrained-w4", "qc-keeps", "reference"],
+        ),
         ("start_value", ["untrained-w4"]),
         ("before_qc_value", ["qc-keeps"]),
     ],

@@ -21,8 +21,9 @@ from qatval.report.drawing import Chart
 from qatval.report.group_charts import net_chart, value_charts
 from qatval.report.images import Strip, strip
 from qatval.report.run_charts import RunView, run_view
-from qatval.report.terminal import HALF, orientation, outcome, share_of_fp32
+from qatval.report.terminal import orientation, outcome, share_of_fp32
 from qatval.runs import LoadedRun
+from qatval.verdicts import LEAST_SHARE_OF_FP32
 
 # A page of a thousand runs helps nobody; those that did not hold come first.
 DETAILED_RUNS = 36
@@ -117,7 +118,7 @@ def _headline(document: Comparison) -> str:
         return "No run was completed"
     failed = completed - totals["held"]
     if failed == 0:
-        poor = sum((run["share_of_fp32"] or 1.0) < HALF for run in document["runs"])
+        poor = sum((run["share_of_fp32"] or 1.0) < LEAST_SHARE_OF_FP32 for run in document["runs"])
         below = f", {poor if completed > 1 else 'but'} below half of FP32" if poor else ""
         held = "The run held" if completed == 1 else f"All {completed} completed runs held"
         return held + below

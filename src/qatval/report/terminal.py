@@ -9,9 +9,9 @@ from typing import Any
 from qatval import numbers
 from qatval.comparison import Comparison
 from qatval.runs import FP32
+from qatval.verdicts import LEAST_SHARE_OF_FP32
 
 WIDTH = 100
-HALF = 0.5
 """What of FP32 a model must keep for "held" to stand alone."""
 
 _SEED_COLUMNS = 5
@@ -117,8 +117,12 @@ def outcome(method: Mapping[str, Any]) -> str:
     if completed and not parts:
         share = method["share_of_fp32"]
         poor = ""
-        if share is not None and share["min"] < HALF:
-            poor = " below half of FP32" if share["max"] < HALF else ", some below half of FP32"
+        if share is not None and share["min"] < LEAST_SHARE_OF_FP32:
+            poor = (
+                " below half of FP32"
+                if share["max"] < LEAST_SHARE_OF_FP32
+                else ", some below half of FP32"
+            )
         parts = [f"{completed} of {completed} held{poor}"]
     if method["incomplete"]:
         parts.append(f"{method['incomplete']} incomplete")
