@@ -27,39 +27,56 @@ with warnings.catch_warnings():
     from brevitas.graph.gptq import GPTQ, gptq_mode
 
 
-class _Gptq(GPTQ):  # type: ignore[misc]
-    """Brevitas' own, with two parts done otherwise that took most of its time.
+class PerColumn:
+    """Two parts of Brevitas' roundings done otherwise, that took most of their time.
 
     The patches of an input are taken by torch; Brevitas takes them by a convolution with one-hot
     kernels, group by group, of which a depthwise layer has up to 256. And a column is rounded by
     the layer's scale; Brevitas runs its quantizer for each one.
     """
 
+    layer: Any
+    groups: int
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Take a layer whose scales are parameters: they stay as they are while it is rounded."""
         super().__init__(*args, **kwargs)
         _, scale = codes_and_scale(self.layer)
         rows = self.layer.weight.shape[0]
-        self._scales = scale.reshape(-1).expand(rows).reshape(self.groups, -1)
+        self._scales = scale.reshape(-1).expand(rows).reshape(self.groups, -1, 1)
         self._grid = grid_of(self.layer.weight_quant.tensor_quant)
 
     def get_quant_weights(
-        self, i: int, i1: int, permutation_list: Any, with_quant_history: bool = False
+        self,
+        i: int,
+        i1: int,
+        permutation_list: list[Tensor],
+        with_quant_history: bool = False,
     ) -> Tensor:
-        """Return one rounded column, ``(groups, out / groups)``."""
-        columns = self.layer.weight.flatten(1).view(*self._scales.shape, -1)
-        column = columns[:, :, i1 + i]
-        return round_to_codes(column, self._scales, self._grid.low, self._grid.high) * self._scales
+        """Return column ``i1 + i`` of each group's order rounded, or all the ones before it."""
+        at = i1 + i
+        rows = self._scales.shape[1]
+        columns = self.layer.weight.flatten(1).view(self.groups, rows, -1)
+        order = torch.stack(permutation_list).to(columns.device)
+        order = order[:, :at] if with_quant_history else order[:, at : at + 1]
+        chosen = columns.gather(2, order[:, None].expand(-1, rows, -1))
+        codes = round_to_codes(chosen, self._scales, self._grid.low, self._grid.high)
+        rounded: Tensor = codes * self._scales
+        return rounded if with_quant_history else rounded[:, :, 0]
 
     def process_input(self, inputs: tuple[Tensor, ...]) -> Tensor:
         """Return what each weight column is multiplied by, ``(groups, columns, positions)``."""
-        layer: Any = self.layer
+        layer = self.layer
         x = layer.input_quant(inputs[0])
         x = getattr(x, "value", x)
         patches = F.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
         images, columns, positions = patches.shape
         grouped = patches.view(images, self.groups, columns // self.groups, positions)
         return grouped.permute(1, 2, 0, 3).flatten(2)
+
+
+class _Gptq(PerColumn, GPTQ):  # type: ignore[misc]
+    pass
 
 
 @torch.no_grad()
