@@ -13,7 +13,6 @@ import argparse
 import copy
 import dataclasses
 import itertools
-import os
 import tempfile
 from pathlib import Path
 from typing import Any, get_args
@@ -25,14 +24,14 @@ prepare_process()
 import torch  # noqa: E402
 from torch import nn  # noqa: E402
 
-from measure import REPOSITORY, publish, table  # noqa: E402
+from campaign import photographs, real_data  # noqa: E402
+from measure import publish, table  # noqa: E402
 from qatval import config as presets  # noqa: E402
 from qatval.config import Start, StartScale  # noqa: E402
 from qatval.data.subset import build_subset  # noqa: E402
 from qatval.quant.batchnorm import reestimate, statistics, tracking  # noqa: E402
 from qatval.quant.layers import insert_quantizers  # noqa: E402
 from qatval.quant.start import start  # noqa: E402
-from qatval.scenarios import REAL_DATA_VARIABLE, RealData  # noqa: E402
 from qatval.train.calibration import CalibrationImages  # noqa: E402
 from qatval.train.evaluation import evaluator  # noqa: E402
 from qatval.train.models import load_pretrained  # noqa: E402
@@ -52,18 +51,11 @@ def blended(model: nn.Module, fresh: nn.Module) -> nn.Module:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    beside = REPOSITORY.parent / "shared" / "real"
-    named = Path(os.environ.get(REAL_DATA_VARIABLE, beside))
-    parser.add_argument("--data", type=Path, default=named)
+    parser.add_argument("--data", type=Path, default=real_data())
     parser.add_argument("--imgsz", type=int, default=320)
     args = parser.parse_args()
-    data = RealData(args.data)
-    if missing := data.missing("yolo10n"):
-        raise SystemExit(missing[0])
-    assert data.coco_root is not None
-    checkpoint = data.checkpoint("yolo10n")
-    assert checkpoint is not None
-    subset = build_subset(data.coco_root, train_images=None, val_images=None, seed=0)
+    coco_root, checkpoint = photographs(args.data)
+    subset = build_subset(coco_root, train_images=None, val_images=None, seed=0)
     arguments: dict[str, Any] = {"batch": 16, "imgsz": args.imgsz, "workers": 0, "epochs": 1}
     cpu = torch.device("cpu")
     with tempfile.TemporaryDirectory() as nothing:

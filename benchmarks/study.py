@@ -1,35 +1,33 @@
-"""Whether the methods work, net of their controls: every method, W4 and W3, five seeds.
+"""Whether the methods work, net of their controls.
 
     python benchmarks/study.py [--out runs/study] [--seeds 0,1,2,3,4] [--jobs 2]
+    python benchmarks/study.py --photographs [--seeds 0,1,2]
 
-Runs everything on the embedded data (about an hour on two cores), compares it with ``qatval``'s
-own comparison and writes ``docs/study.md`` from that. Two schedules: the profile's own, whose
-learning rate decays, with every method; and the same with a constant learning rate, where averaging
-has something to average, with the methods under test. Finished runs are not run again, so an
-interrupted study goes on where it was; with everything there it only writes the document.
+On the embedded data (about an hour on two cores): every method, W4 and W3, under two schedules, the
+profile's own, whose learning rate decays, and the same with a constant one, where averaging has
+something to average. On photographs, in a folder as QATVAL_REAL_DATA names one (about an hour as
+well): the methods under test, the teacher and the post-training arms, at 4 bits and with the first
+and last layers at 8. Either writes its part of ``docs/study.md`` from ``qatval``'s own comparison
+and leaves the other as it is. Finished runs are not run again, so an interrupted study goes on
+where it was; with everything there it only writes.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import multiprocessing
 import os
-import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
+from campaign import Part, carry_out, photographs, real_data
 from measure import REPOSITORY, provenance
 from qatval.cli.options import positive, seeds
 from qatval.comparison import compare
-from qatval.environment import available_cores, prepare_process
+from qatval.environment import available_cores
 from qatval.methods import method, method_names, with_controls
-from qatval.record import SUMMARY_NAME, load_summary
 from qatval.report.comparison import write_comparison
 from qatval.runs import collect
-from study_text import SCHEDULES, Cost, render
+from study_text import EMBEDDED, PHOTOGRAPHS, Cost, Section, replaced
 
 PRECISIONS = {
     f"w{bits} {scale}": {"weight_bit_width": bits, "scale": scale}
@@ -43,109 +41,101 @@ EVERY_METHOD = with_controls(
     ]
 )
 FLOAT = tuple(name for name in EVERY_METHOD if not method(name).quantized)
+ON_PHOTOGRAPHS = with_controls([*method_names(), "ema+shift", "distill", "distill+shift"])
+AT_OTHER_SETTINGS = (*method_names(), "ema+bn", "ema+shift", "ptq+shift")
+RATES = {"rate-1e-5": 1e-5, "rate-1.2e-4": 1.2e-4}
+EPOCHS = 6
+DOCUMENT = REPOSITORY / "docs" / "study.md"
 
 
-@dataclass(frozen=True)
-class Part:
-    """Runs of one seed, precision and schedule, made by one process."""
+def embedded_parts(out: Path, numbers: Sequence[int]) -> list[Part]:
+    """List what is run on the embedded data."""
+    from qatval.data.shapes import draw_dataset
 
-    schedule: str
-    precision: str
-    seed: int
-    methods: tuple[str, ...]
-    root: Path
-    data: Path
-
-    @property
-    def roots(self) -> list[Path]:
-        return [self.root / method for method in self.methods]
-
-    @property
-    def done(self) -> bool:
-        found = [root for root in self.roots if (root / SUMMARY_NAME).exists()]
-        return len(found) == len(self.roots) and all(
-            load_summary(root)["status"] != "incomplete" for root in found
-        )
-
-
-def parts(out: Path, data: Path, numbers: Sequence[int]) -> list[Part]:
-    """List what is run. The FP32 controls of a seed serve all precisions, so they run once."""
+    draw_dataset(out / "shapes")
     found = []
     for seed in numbers:
         for precision in PRECISIONS:
-            first = precision == "w4 per-tensor"
-            methods = tuple(m for m in EVERY_METHOD if first or m not in FLOAT)
-            root = out / "decayed" / f"{precision.replace(' ', '-')}-seed{seed}"
-            found.append(Part("decayed", precision, seed, methods, root, data))
+            found.append(_part(out, "decayed", precision, seed, EVERY_METHOD))
         for precision in ("w4 per-tensor", "w3 per-tensor"):
             every = with_controls(method_names())
-            first = precision == "w4 per-tensor"
-            methods = tuple(m for m in every if first or m not in FLOAT)
-            root = out / "constant" / f"{precision.replace(' ', '-')}-seed{seed}"
-            found.append(Part("constant", precision, seed, methods, root, data))
+            found.append(_part(out, "constant", precision, seed, every))
     return found
 
 
-def run(part: Part) -> float:
-    """Run a part and return how long it took."""
-    from qatval import runner
-    from qatval.progress import Progress
-
-    started = time.monotonic()
-    config = runner.configure(
-        variant="yolo10n",
-        methods=part.methods,
-        profile="smoke",
-        run_root=part.root,
-        coco_root=part.data,
-        seed=part.seed,
-        precision=PRECISIONS[part.precision],
-        device="cpu",
-        cache_dir=part.data.parent / "cache",
-        overwrite=True,
+def _part(out: Path, schedule: str, precision: str, seed: int, methods: Sequence[str]) -> Part:
+    constant = schedule == "constant"
+    return Part(
+        label=f"{schedule} {precision} seed {seed}",
+        root=out / schedule / f"{precision.replace(' ', '-')}-seed{seed}",
+        # The FP32 controls of a seed serve all precisions, so they run once.
+        methods=tuple(m for m in methods if precision == "w4 per-tensor" or m not in FLOAT),
+        seed=seed,
+        coco_root=out / "shapes",
+        precision=PRECISIONS[precision],
+        schedule="constant" if constant else None,
+        overrides={"lrf": 1.0} if constant else {},
+        options={"profile": "smoke", "device": "cpu"},
     )
-    if part.schedule == "constant":
-        overrides = {**config.profile.overrides, "lrf": 1.0}
-        profile = dataclasses.replace(
-            config.profile, name=f"{config.profile.name}-constant", overrides=overrides
+
+
+def photograph_parts(out: Path, numbers: Sequence[int], folder: Path, device: str) -> list[Part]:
+    """List what is run on photographs: every method, then other settings with fewer."""
+    coco_root, checkpoint = photographs(folder)
+    options = {
+        "profile": "short",
+        "epochs": EPOCHS,
+        "imgsz": 320,
+        "checkpoint": checkpoint,
+        "device": device,
+    }
+    in_float = [name for name in FLOAT if name in with_controls(method_names())]
+    settings = (
+        ("rate-1e-5", "w4", {}, ON_PHOTOGRAPHS),
+        ("rate-1e-5", "w4 boundary 8", {"boundary_bit_width": 8}, AT_OTHER_SETTINGS),
+        ("rate-1.2e-4", "w4", {}, (*AT_OTHER_SETTINGS, *in_float)),
+    )
+    return [
+        Part(
+            label=f"{schedule} {precision} seed {seed}",
+            root=out / schedule / f"{precision.replace(' ', '-')}-seed{seed}",
+            methods=tuple(methods),
+            seed=seed,
+            coco_root=coco_root,
+            precision=fields,
+            schedule=schedule,
+            overrides={"lr0": RATES[schedule]},
+            options=options,
         )
-        config = dataclasses.replace(config, profile=profile)
-    runner.run(config, Progress("", quiet=True))
-    return time.monotonic() - started
+        for seed in numbers
+        for schedule, precision, fields, methods in settings
+    ]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=REPOSITORY / "runs" / "study")
-    parser.add_argument("--seeds", type=seeds, default=(0, 1, 2, 3, 4))
+    parser.add_argument("--photographs", type=Path, nargs="?", const=real_data(), metavar="DIR")
+    parser.add_argument("--seeds", type=seeds)
     parser.add_argument("--jobs", type=positive, default=available_cores())
+    parser.add_argument("--device", default="cpu", help="of the photographs")
     args = parser.parse_args()
     os.chdir(REPOSITORY)  # checkpoints are named relative to it
     out: Path = args.out.resolve()
-    os.environ["OMP_NUM_THREADS"] = str(max(1, available_cores() // args.jobs))
-    prepare_process()
-    from qatval.data.shapes import draw_dataset
-
-    draw_dataset(out / "shapes")
-    wanted = parts(out, out / "shapes", args.seeds)
-    missing = [part for part in wanted if not part.done]
-    started = time.monotonic()
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(args.jobs, mp_context=spawn, max_tasks_per_child=1) as pool:
-        for number, (part, took) in enumerate(zip(missing, pool.map(run, missing), strict=True), 1):
-            minutes = (time.monotonic() - started) / 60
-            print(
-                f"{number}/{len(missing)} {part.schedule} {part.precision} seed {part.seed}: "
-                f"{took:.0f} s, {minutes:.0f} min so far",
-                flush=True,
-            )
-    print(write_study(out, args.jobs))
+    if args.photographs is None:
+        section = EMBEDDED
+        wanted = embedded_parts(out, args.seeds or (0, 1, 2, 3, 4))
+    else:
+        section = PHOTOGRAPHS
+        wanted = photograph_parts(out, args.seeds or (0, 1, 2), args.photographs, args.device)
+    carry_out(wanted, args.jobs, out / "cache")
+    print(write_study(out, section, args.jobs))
 
 
-def write_study(out: Path, jobs: int) -> Path:
-    """Compare what was run, schedule by schedule, and write the document."""
+def write_study(out: Path, section: Section, jobs: int) -> Path:
+    """Compare what was run, schedule by schedule, and write the section."""
     documents, every = {}, []
-    for schedule in SCHEDULES:
+    for schedule in section.schedules:
         runs, unreadable = collect([out / schedule])
         document = compare(runs, unreadable)
         write_comparison(document, runs, out / schedule / "comparison.json")
@@ -173,10 +163,11 @@ def write_study(out: Path, jobs: int) -> Path:
         apart_hours=sum(run.summary["timings"]["training"] for run in trained) / 3600,
         jobs=jobs,
     )
-    path = REPOSITORY / "docs" / "study.md"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(render(documents, cost, provenance()), encoding="utf-8")
-    return path
+    known = DOCUMENT.read_text(encoding="utf-8") if DOCUMENT.exists() else ""
+    DOCUMENT.parent.mkdir(exist_ok=True)
+    text = section.render(documents, cost, provenance())
+    DOCUMENT.write_text(replaced(known, section, text), encoding="utf-8")
+    return DOCUMENT
 
 
 if __name__ == "__main__":
