@@ -32,9 +32,9 @@ from campaign import photographs, real_data  # noqa: E402
 from measure import publish, table  # noqa: E402
 from qatval import config as presets  # noqa: E402
 from qatval.data.subset import build_subset  # noqa: E402
+from qatval.quant.anchoring import shift_statistics  # noqa: E402
 from qatval.quant.gptq import PerColumn, at_most  # noqa: E402
 from qatval.quant.layers import insert_quantizers, quantized_layers  # noqa: E402
-from qatval.quant.start import shift_statistics  # noqa: E402
 from qatval.train.calibration import CalibrationImages  # noqa: E402
 from qatval.train.evaluation import evaluator  # noqa: E402
 from qatval.train.models import load_pretrained  # noqa: E402

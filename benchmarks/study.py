@@ -18,11 +18,13 @@ import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from campaign import Part, carry_out, photographs, real_data
 from measure import REPOSITORY, provenance
 from qatval.cli.options import positive, seeds
 from qatval.comparison import compare
+from qatval.config import BatchNorm
 from qatval.environment import available_cores
 from qatval.methods import method, method_names, with_controls
 from qatval.report.comparison import write_comparison
@@ -42,8 +44,7 @@ EVERY_METHOD = with_controls(
 )
 FLOAT = tuple(name for name in EVERY_METHOD if not method(name).quantized)
 ON_PHOTOGRAPHS = with_controls([*method_names(), "ema+shift", "distill", "distill+shift"])
-AT_OTHER_SETTINGS = (*method_names(), "ema+bn", "ema+shift", "ptq+shift")
-RATES = {"rate-1e-5": 1e-5, "rate-1.2e-4": 1.2e-4}
+RATE = "1e-5"
 EPOCHS = 6
 DOCUMENT = REPOSITORY / "docs" / "study.md"
 
@@ -89,26 +90,26 @@ def photograph_parts(out: Path, numbers: Sequence[int], folder: Path, device: st
         "checkpoint": checkpoint,
         "device": device,
     }
-    in_float = [name for name in FLOAT if name in with_controls(method_names())]
-    settings = (
-        ("rate-1e-5", "w4", {}, ON_PHOTOGRAPHS),
-        ("rate-1e-5", "w4 boundary 8", {"boundary_bit_width": 8}, AT_OTHER_SETTINGS),
-        ("rate-1.2e-4", "w4", {}, (*AT_OTHER_SETTINGS, *in_float)),
+    boundary = {"boundary_bit_width": 8}
+    settings: tuple[tuple[BatchNorm, str, dict[str, Any], Sequence[str]], ...] = (
+        ("running", "w4", {}, ON_PHOTOGRAPHS),
+        ("anchored", "w4", {}, with_controls(method_names())),
+        ("anchored", "w4 boundary 8", boundary, (*method_names(), "ema+bn", "ptq+shift")),
     )
     return [
         Part(
-            label=f"{schedule} {precision} seed {seed}",
-            root=out / schedule / f"{precision.replace(' ', '-')}-seed{seed}",
+            label=f"{batchnorm} {precision} seed {seed}",
+            root=out / batchnorm / f"{precision.replace(' ', '-')}-seed{seed}",
             methods=tuple(methods),
             seed=seed,
             coco_root=coco_root,
             precision=fields,
-            schedule=schedule,
-            overrides={"lr0": RATES[schedule]},
-            options=options,
+            schedule=f"rate-{RATE}",
+            overrides={"lr0": float(RATE)},
+            options={**options, "batchnorm": batchnorm},
         )
+        for batchnorm, precision, fields, methods in settings
         for seed in numbers
-        for schedule, precision, fields, methods in settings
     ]
 
 

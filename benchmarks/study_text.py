@@ -112,13 +112,16 @@ PHOTOGRAPHS = Section(
     command="python benchmarks/study.py --photographs",
     data=(
         "a yolo10n that was trained on COCO, on 128 photographs of train2017, scored on 128 of "
-        "val2017, 320 px, profile `short` for six epochs of 8 steps at two learning rates"
+        "val2017, 320 px, profile `short` for six epochs of 8 steps at a learning rate of 1e-5"
     ),
     schedules={
-        "rate-1e-5": ("At a learning rate of 1e-5", "At 1e-5, "),
-        "rate-1.2e-4": (
-            "At 1.2e-4, the rate of a long fine-tuning on COCO",
-            "At 1.2e-4, ",
+        "anchored": (
+            "BatchNorm statistics anchored to the checkpoint's (`--batchnorm anchored`)",
+            "With anchored statistics, ",
+        ),
+        "running": (
+            "Running averages of BatchNorm statistics, as Ultralytics keeps them",
+            "With running averages, ",
         ),
     },
     supports=(

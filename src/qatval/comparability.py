@@ -57,7 +57,11 @@ def conditions(summary: Summary) -> Conditions:
     identity = dataset.get("identity")
     return {
         "model": {"variant": model["variant"], "imgsz": model["imgsz"]},
-        "training": {"epochs": training["epochs"], "batch": training["batch"]},
+        "training": {
+            "epochs": training["epochs"],
+            "batch": training["batch"],
+            "batchnorm": training.get("batchnorm", "running"),
+        },
         "dataset": {
             "train_images": dataset["train_images"],
             "val_images": dataset["val_images"],

@@ -29,6 +29,10 @@ Scaling = Literal["learned", "statistics"]
 
 StartScale = Literal["max", "mse", "lsq"]
 
+BatchNorm = Literal["running", "anchored"]
+"""What BatchNorm statistics a training is scored and ends with: running averages over its batches,
+or the FP32 checkpoint's, moved by what sets the trained model apart from it."""
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -71,6 +75,7 @@ class Profile:
         train_images, val_images: Asked-for counts; None means all.
         imgsz: Side of the square network input in pixels.
         correction_lr: Learning rate of QC where the method's own makes no sense, else None.
+        batchnorm: Statistics of the trained model.
         overrides: Ultralytics training arguments.
     """
 
@@ -82,6 +87,7 @@ class Profile:
     train_images: int | None = None
     val_images: int | None = None
     correction_lr: float | None = None
+    batchnorm: BatchNorm = "running"
     overrides: Mapping[str, Any] = field(default_factory=dict)
 
 

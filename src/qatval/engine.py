@@ -167,7 +167,8 @@ def _train(
         stabilizers=recipe.stabilizers,
         track=config.track and recipe.quantized,
         teacher=recipe.teacher,
-        teacher_checkpoint=str(config.checkpoint.resolve()) if recipe.teacher else None,
+        batchnorm=profile.batchnorm,
+        reference=str(config.checkpoint.resolve()),
     )
     identity = uuid.uuid4().hex
     directory = work / identity

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from qatval import config as presets
-from qatval.config import Quantization, RunConfig
+from qatval.config import BatchNorm, Quantization, RunConfig
 from qatval.errors import QatvalError
 from qatval.methods import method
 from qatval.progress import Progress
@@ -38,6 +38,7 @@ def configure(
     epochs: int | None = None,
     batch: int | None = None,
     imgsz: int | None = None,
+    batchnorm: BatchNorm | None = None,
     quantization: str = "w4a16",
     precision: Mapping[str, Any] | None = None,
     **options: Any,
@@ -49,7 +50,7 @@ def configure(
         run_root: The run's folder.
         coco_root: The dataset; the embedded one is recognised by its manifest.
         seed: Seed of the run.
-        checkpoint, epochs, batch, imgsz: Replace what the presets say, None to keep it.
+        checkpoint, epochs, batch, imgsz, batchnorm: Replace what the presets say, None to keep it.
         quantization: Name of a preset.
         precision: Fields of `Quantization` that replace what the preset says; of ``start`` a
             mapping of those of `Start`.
@@ -72,6 +73,7 @@ def configure(
             epochs=epochs or preset.epochs,
             batch=batch or preset.batch,
             imgsz=imgsz or preset.imgsz,
+            batchnorm=batchnorm or preset.batchnorm,
         ),
         quantization=_quantization(quantization, precision or {}),
         seed=seed,

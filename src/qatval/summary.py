@@ -81,6 +81,7 @@ def announced(config: RunConfig, method: Method) -> Summary:
             "amp": config.amp,
             "fused": config.fused,
             "tracked": config.track,
+            "batchnorm": profile.batchnorm,
             "overrides": dict(profile.overrides),
         },
         "artifacts": {

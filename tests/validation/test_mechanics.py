@@ -264,6 +264,24 @@ def test_fresh_statistics_change_statistics_alone(
     assert others["ema+bn"]["method"]["bn"] == fresh_statistics
 
 
+def test_anchored_statistics_take_no_part_in_the_training(
+    together: dict[str, Summary], others: dict[str, Summary], run_tiny: RunTiny
+) -> None:
+    """The same weights, whose running averages are the only thing that was anchored."""
+    import safetensors.torch
+
+    anchored = run_tiny(["baseline", "ema", "fp32"], batchnorm="anchored")
+    running = {**together, "fp32": others["fp32"]}
+    for name, summary in anchored.items():
+        assert summary["training"]["batchnorm"] == "anchored"
+        assert running[name]["training"]["batchnorm"] == "running"
+        ours, theirs = (safetensors.torch.load(weights(s)) for s in (summary, running[name]))
+        differing = {key for key in ours if not ours[key].equal(theirs[key])}
+        assert differing
+        assert all(key.endswith(("running_mean", "running_var")) for key in differing)
+        assert summary["history"][-1]["value"] == summary["metrics"]["final_value"]
+
+
 def test_oscillation_is_recorded_and_written(others: dict[str, Summary]) -> None:
     summary = others["baseline"]
     oscillation = summary["oscillation"]

@@ -102,6 +102,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--epochs", type=positive, metavar="N", help="default: the profile's")
     parser.add_argument("--batch", type=positive, metavar="N", help="default: the profile's")
     parser.add_argument(
+        "--batchnorm",
+        choices=("running", "anchored"),
+        help="statistics that a training is scored and ends with: running averages over its "
+        "batches, or the FP32 checkpoint's moved by what sets the trained model apart from it "
+        "(default: the profile's)",
+    )
+    parser.add_argument(
         "--device", metavar="D", help="0, 0,1 or cpu (default: 0 if there is a GPU, else cpu)"
     )
     parser.add_argument(
@@ -166,6 +173,7 @@ def run(args: argparse.Namespace) -> int:
         epochs=args.epochs,
         batch=args.batch,
         imgsz=args.imgsz,
+        batchnorm=args.batchnorm,
         device=args.device,
         workers=args.workers,
         amp=args.amp,

@@ -33,44 +33,66 @@ class BatchNormDrift:
     kl_max: float
 
 
-def reestimate(model: nn.Module, batches: Iterable[Tensor]) -> nn.Module:
-    """Return a copy of a model with BatchNorm statistics from these batches alone.
+Statistics: TypeAlias = dict[str, tuple[Tensor, Tensor]]
+"""Mean and variance of each channel, by the full name of the BatchNorm layer."""
+
+
+@torch.no_grad()
+def measure(model: nn.Module, batches: Iterable[Tensor]) -> Statistics:
+    """Return the statistics of these batches, and leave the model as it is.
 
     The mean over the batches of the batch means, and of the batch variances (unbiased, as torch
-    keeps them); batches count alike, whatever their sizes. All other modules run in evaluation
-    mode. The model, its modes and the random state stay as they are, and so does everything else
-    in the copy. A layer that no batch reaches keeps the statistics that it has.
+    keeps them); batches count alike, whatever their sizes. BatchNorm normalises by the batch
+    meanwhile, all other modules run in evaluation mode. The random state stays as it is.
 
     Args:
         model: Any model; quantized weights are quantized as in evaluation.
         batches: What the model takes, one batch after the other, on its device.
 
+    Returns:
+        Those of the layers that a batch has reached.
+
     Raises:
         ValueError: If there is no batch.
     """
-    copy = deepcopy(model)
-    modes = [(module, module.training) for module in copy.modules()]
-    copy.eval()
-    layers = dict(tracking(copy))
-    momenta = {name: layer.momentum for name, layer in layers.items()}
+    modes = [(module, module.training) for module in model.modules()]
+    layers = dict(tracking(model))
+    known = {name: (deepcopy(layer.state_dict()), layer.momentum) for name, layer in layers.items()}
+    model.eval()
     for layer in layers.values():
         layer.reset_running_stats()
         layer.momentum = None  # torch's cumulative average
         layer.train()
-    seen = 0
-    with torch.no_grad():
-        for batch in batches:
-            copy(batch)
-            seen += 1
-    if not seen:
-        raise ValueError("there is no batch to estimate BatchNorm statistics from")
-    originals = dict(tracking(model))
-    for name, layer in layers.items():
-        layer.momentum = momenta[name]
-        if not layer.num_batches_tracked:
-            layer.load_state_dict(originals[name].state_dict())
-    for module, training in modes:
-        module.training = training
+    try:
+        seen = sum(1 for batch in batches if model(batch) is not None)
+        if not seen:
+            raise ValueError("there is no batch to estimate BatchNorm statistics from")
+        reached = {name: layer for name, layer in layers.items() if layer.num_batches_tracked}
+        return {
+            name: (mean.clone(), var.clone())
+            for name, layer in reached.items()
+            for mean, var in [statistics(layer)]
+        }
+    finally:
+        for name, layer in layers.items():
+            state, layer.momentum = known[name]
+            layer.load_state_dict(state)
+        for module, training in modes:
+            module.training = training
+
+
+@torch.no_grad()
+def replace(model: nn.Module, found: Statistics) -> None:
+    """Give the layers of a model other statistics, in place; those without any keep theirs."""
+    for name, layer in tracking(model):
+        for kept, new in zip(statistics(layer), found.get(name, ()), strict=False):
+            kept.copy_(new)
+
+
+def reestimate(model: nn.Module, batches: Iterable[Tensor]) -> nn.Module:
+    """Return a copy of a model with the statistics of these batches alone; see `measure`."""
+    copy = deepcopy(model)
+    replace(copy, measure(copy, batches))
     return copy
 
 

@@ -181,6 +181,7 @@ def _group_facts(group: Entry) -> list[str]:
         ),
         numbers.count(wanted["training"]["epochs"], "epoch"),
         f"batch {wanted['training']['batch']}",
+        *(["anchored statistics"] if wanted["training"].get("batchnorm") == "anchored" else []),
         in_words(wanted["quantization"]),
         group["precision"],
     ]

@@ -299,7 +299,8 @@ def _setup(summary: Summary) -> Iterator[str]:
             "training",
             f"{f'profile {profile}, ' if profile else ''}"
             f"{numbers.count(training['epochs'], 'epoch')}, batch {training['batch']}, "
-            f"seed {training['seed']}, device {training['device']}",
+            f"seed {training['seed']}, device {training['device']}"
+            f"{', anchored statistics' if training.get('batchnorm') == 'anchored' else ''}",
         ),
         ("commit", f"{git['commit'][:12]}{changed}" if git["commit"] else "unknown"),
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,12 +15,15 @@ from ultralytics.cfg import get_cfg
 from ultralytics.utils import DEFAULT_CFG
 
 from qatval.data.subset import Subset
-from qatval.methods import Correction
+from qatval.methods import Correction, calibration_images
+from qatval.quant.anchoring import Anchor
 from qatval.quant.correction import attach_corrections, corrections, fold_corrections
 from qatval.train.dataset import SubsetDataset
+from qatval.train.models import load_pretrained
+from qatval.train.trajectory import TrainingPlan
 
 
-def calibration_images(train_images: int, wanted: int, seed: int) -> list[int]:
+def draw(train_images: int, wanted: int, seed: int) -> list[int]:
     """Draw the indices of the calibration images among a run's training images, in visit order."""
     rng = np.random.default_rng(seed)
     drawn: list[int] = rng.permutation(train_images)[:wanted].tolist()
@@ -59,7 +63,7 @@ class CalibrationImages:
             augment=False,
             args=self.args,
         )
-        drawn = calibration_images(len(subset.train), wanted, seed)
+        drawn = draw(len(subset.train), wanted, seed)
         self.count = len(drawn)
         self.device = device
         self._loader: DataLoader[Any] = DataLoader(
@@ -86,6 +90,23 @@ class CalibrationImages:
         """Yield the batches' images alone, ``(batch, 3, imgsz, imgsz)`` in [0, 1]."""
         for batch in self:
             yield batch["img"]
+
+
+def anchor(plan: TrainingPlan, subset: Subset, args: Any, device: torch.device) -> Anchor:
+    """Return what anchors the statistics of a training, measured on its calibration images.
+
+    Args:
+        plan: Names the FP32 checkpoint.
+        subset: The training's data.
+        args: Ultralytics' arguments, its seed among them.
+        device: Where the training runs.
+    """
+    assert plan.reference is not None
+    reference = load_pretrained(Path(plan.reference), plan.architecture, subset.class_names)
+    images = CalibrationImages(
+        subset, calibration_images(), vars(args), seed=args.seed, device=device
+    )
+    return Anchor(reference.to(device), images.pixels)
 
 
 def learn_correction(

@@ -32,8 +32,8 @@ def teach(model: Any, plan: TrainingPlan, class_names: Sequence[str]) -> None:
     a teacher each.
     """
     assert plan.teacher is not None
-    assert plan.teacher_checkpoint is not None
-    teacher = load_pretrained(Path(plan.teacher_checkpoint), plan.architecture, class_names)
+    assert plan.reference is not None
+    teacher = load_pretrained(Path(plan.reference), plan.architecture, class_names)
     teacher.to(next(model.parameters()).device)
     model.criterion = DistilledCriterion(
         model, teacher, weight=plan.teacher.weight, task=plan.teacher.task

@@ -12,10 +12,9 @@ multi-GPU run.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,6 @@ from typing import Any
 import torch
 from torch import distributed as dist
 from torch import nn
-from ultralytics.engine import trainer as trainer_module
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils import DEFAULT_CFG
 
@@ -32,18 +30,21 @@ from qatval.data.subset import open_subset
 from qatval.environment import peak_resident_mb
 from qatval.errors import QatvalError
 from qatval.methods import Arm
+from qatval.quant.anchoring import Anchor
 from qatval.quant.averaging import WeightAverage
 from qatval.quant.batchnorm import tracking
-from qatval.quant.fused import fuse_quantization
+from qatval.quant.fused import fuse_quantization, quantized_once
 from qatval.quant.latent import LatentWeights
 from qatval.quant.layers import scale_parameters
 from qatval.quant.oscillation import Oscillation, OscillationTracker
 from qatval.quant.stabilizing import Stabilizer, make_stabilizer
 from qatval.record import atomic_write
+from qatval.train.calibration import anchor
 from qatval.train.dataset import SubsetDataset
 from qatval.train.distillation import teach
 from qatval.train.evaluation import Evaluation, Evaluator
 from qatval.train.models import CheckpointInfo, save_checkpoint, starting_model
+from qatval.train.patches import own_setup
 from qatval.train.trajectory import (
     EpochRecord,
     TrainingPlan,
@@ -131,6 +132,7 @@ class QatTrainer(DetectionTrainer):  # type: ignore[misc]
         self._stabilizers: list[Stabilizer] = []
         self._tracker: OscillationTracker | None = None
         self._oscillation: Oscillation | None = None
+        self._anchor: Anchor | None = None
         self.stopped: str | None = None
         super().__init__(cfg, overrides, _callbacks)
         # Ultralytics leaves a core idle on CPU, which costs nearly half the speed on two cores.
@@ -168,7 +170,7 @@ class QatTrainer(DetectionTrainer):  # type: ignore[misc]
 
     def _setup_train(self) -> None:
         """Set up as Ultralytics does, but average with qatval's own horizon."""
-        with _own_setup():
+        with own_setup():
             super()._setup_train()
         # Walking the modules of a quantized model takes as long as clipping its gradients.
         self._parameters = list(self.model.parameters())
@@ -180,6 +182,8 @@ class QatTrainer(DetectionTrainer):  # type: ignore[misc]
             self._watch_weights(model)
         if self.plan.teacher is not None:
             teach(model, self.plan, self.subset.class_names)
+        if self.plan.batchnorm == "anchored":
+            self._anchor = anchor(self.plan, self.subset, self.args, self.device)
         self._evaluator = Evaluator(
             self.test_loader,
             self.subset.val,
@@ -269,6 +273,13 @@ class QatTrainer(DetectionTrainer):  # type: ignore[misc]
 
     def validate(self) -> tuple[dict[str, float], float]:
         """Score every arm; Ultralytics sees the first one's metrics."""
+        if self._anchor is not None:
+            # Both arms, so that a training is the same whichever are scored: where BatchNorm holds
+            # its statistics in training they take part in it.
+            arms: tuple[Arm, ...] = ("raw", "ema")
+            for model in map(self._arm_model, arms):
+                with quantized_once(model):
+                    self._anchor.settle(model)
         if self.world_size > 1:
             # BatchNorm statistics differ between ranks; all score with those of rank 0.
             for arm in self.plan.arms:
@@ -376,19 +387,3 @@ def _peak_memory_mb(device: torch.device) -> int | None:
     if device.type == "cuda":
         return torch.cuda.max_memory_reserved(device) // 2**20
     return peak_resident_mb()
-
-
-@contextlib.contextmanager
-def _own_setup() -> Iterator[None]:
-    """Take ``amp`` as it was asked for on a GPU, and let nothing be averaged by Ultralytics.
-
-    Its check downloads a model and loads it as a pickle, which no run may do; its average would be
-    replaced at once.
-    """
-    original = trainer_module.check_amp, trainer_module.ModelEMA
-    trainer_module.check_amp = lambda model: next(model.parameters()).device.type == "cuda"
-    trainer_module.ModelEMA = lambda model: None
-    try:
-        yield
-    finally:
-        trainer_module.check_amp, trainer_module.ModelEMA = original

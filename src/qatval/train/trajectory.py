@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from qatval.config import Quantization
+from qatval.config import BatchNorm, Quantization
 from qatval.methods import Arm, Averaging, Stabilizer, Teacher
 from qatval.quant.oscillation import Oscillation
 from qatval.record import atomic_write
@@ -36,7 +36,8 @@ class TrainingPlan:
         stabilizers: What takes part in the gradient steps.
         track: Whether the oscillation of the weights is measured.
         teacher: How the FP32 checkpoint teaches, None if it does not.
-        teacher_checkpoint: Where that is.
+        batchnorm: What statistics the model is scored and saved with.
+        reference: The FP32 checkpoint, for a teacher and for anchored statistics.
     """
 
     subset: str
@@ -50,7 +51,8 @@ class TrainingPlan:
     stabilizers: tuple[Stabilizer, ...] = ()
     track: bool = False
     teacher: Teacher | None = None
-    teacher_checkpoint: str | None = None
+    batchnorm: BatchNorm = "running"
+    reference: str | None = None
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from qatval.config import Start, StartScale, quantization
 from qatval.errors import UsageError
+from qatval.quant.anchoring import Anchor, shift_statistics
 from qatval.quant.latent import LatentWeights
 from qatval.quant.layers import insert_quantizers
-from qatval.quant.start import initialise_scales, shift_statistics, start
+from qatval.quant.start import initialise_scales, start
 
 SPEC = quantization("w4a16")
 
@@ -64,6 +65,26 @@ def test_of_the_model_itself_shifting_changes_nothing() -> None:
     assert shifted is not model
     for name, value in model.state_dict().items():
         assert torch.allclose(shifted.state_dict()[name], value, atol=1e-6), name
+
+
+def test_a_settled_model_is_settled() -> None:
+    """Of what an anchor sets, nothing depends on what was there before."""
+    reference, model = a_model(), quantized(a_model(), bits=3).train()
+    anchor = Anchor(reference, batches)
+    modes = [module.training for module in model.modules()]
+    anchor.settle(model)
+    once = copy.deepcopy(model.state_dict())
+    for layer in (model.get_submodule("0.bn"), model.get_submodule("1.bn")):
+        layer.get_buffer("running_mean").add_(3.0)
+        layer.get_buffer("running_var").mul_(2.0)
+    anchor.settle(model)
+    assert [module.training for module in model.modules()] == modes
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, once[name]), name
+    shifted = shift_statistics(quantized(a_model(), bits=3), reference, batches)
+    for layer in ("0.bn", "1.bn"):
+        for kind in ("running_mean", "running_var"):
+            assert torch.equal(once[f"{layer}.{kind}"], shifted.state_dict()[f"{layer}.{kind}"])
 
 
 @settings(max_examples=15, deadline=None)
