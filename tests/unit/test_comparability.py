@@ -35,6 +35,7 @@ DIFFERING = [
     ("dataset.identity.train.images", {"dataset": {"identity": {"train": {"images": 9}}}}),
     ("dataset.identity", {"dataset": {"identity": None}}),
     ("training.epochs", {"training": {"epochs": 7}}),
+    ("training.batchnorm", {"training": {"batchnorm": "anchored"}}),
 ]
 
 
@@ -50,6 +51,7 @@ def test_a_condition_that_differs_is_named(make_summary, field, changes):
         {"dataset": {"coco_root": "elsewhere", "dataset_yaml": "other.yaml"}},
         {"model": {"checkpoint": "elsewhere.pt"}},
         {"training": {"device": "0", "amp": True, "threads": 8}},
+        {"training": {"batchnorm": "running"}},  # what runs did before it was recorded
         {"environment": {"torch": "2.16.0"}},
         {"artifacts": {"run_root": "elsewhere"}},
     ],
