@@ -153,7 +153,7 @@ def _answers(documents: Mapping[str, Document]) -> Iterator[str]:
     for where, document in documents.items():
         groups = document["groups"]
         yield from (
-            f"- {group['against_post_training']['sentence']}."
+            f"- {where}{_setting(group)}: {group['against_post_training']['sentence']}."
             for group in groups
             if group["against_post_training"]
         )
@@ -262,8 +262,8 @@ def _mean(spread: Document | None) -> float | None:
 
 
 def _setting(group: Document) -> str:
-    """Name a precision; scales are learned in all of them."""
-    return str(group["precision"]).removesuffix(" learned")
+    """Name a precision; scales are learned in all of them, and what is started from is the preset's."""
+    return str(group["precision"]).replace(" learned", "").removesuffix(" from max shifted")
 
 
 def _cost(cost: Cost) -> Iterable[str]:
