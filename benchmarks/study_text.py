@@ -262,7 +262,7 @@ def _mean(spread: Document | None) -> float | None:
 
 
 def _setting(group: Document) -> str:
-    """Name a precision; scales are learned in all of them, and what is started from is the preset's."""
+    """Name a precision; scales are learned in all of them and start as the preset says."""
     return str(group["precision"]).replace(" learned", "").removesuffix(" from max shifted")
 
 
