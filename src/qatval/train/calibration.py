@@ -71,8 +71,6 @@ class CalibrationImages:
             batch_size=self.args.batch,
             collate_fn=dataset.collate_fn,
             num_workers=self.args.workers if device.type == "cuda" else 0,
-            # Each pass draws a seed for its workers: not from what a training draws from.
-            generator=torch.Generator(),
         )
 
     def __len__(self) -> int:

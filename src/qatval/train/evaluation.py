@@ -250,13 +250,25 @@ def evaluator(
 
 
 @contextlib.contextmanager
-def _unchanged(model: nn.Module) -> Iterator[None]:
-    training = model.training
+def same_randomness() -> Iterator[None]:
+    """Leave every generator of random numbers as it was: Python's, numpy's and torch's.
+
+    Ultralytics draws from them whenever it looks at an image, augmented or not.
+    """
     python_state, numpy_state = random.getstate(), np.random.get_state()
     with torch.random.fork_rng():
         try:
             yield
         finally:
-            model.train(training)
             random.setstate(python_state)
             np.random.set_state(numpy_state)
+
+
+@contextlib.contextmanager
+def _unchanged(model: nn.Module) -> Iterator[None]:
+    training = model.training
+    with same_randomness():
+        try:
+            yield
+        finally:
+            model.train(training)

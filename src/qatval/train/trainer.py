@@ -42,7 +42,7 @@ from qatval.record import atomic_write
 from qatval.train.calibration import anchor
 from qatval.train.dataset import SubsetDataset
 from qatval.train.distillation import teach
-from qatval.train.evaluation import Evaluation, Evaluator
+from qatval.train.evaluation import Evaluation, Evaluator, same_randomness
 from qatval.train.models import CheckpointInfo, save_checkpoint, starting_model
 from qatval.train.patches import own_setup
 from qatval.train.trajectory import (
@@ -183,7 +183,8 @@ class QatTrainer(DetectionTrainer):  # type: ignore[misc]
         if self.plan.teacher is not None:
             teach(model, self.plan, self.subset.class_names)
         if self.plan.batchnorm == "anchored":
-            self._anchor = anchor(self.plan, self.subset, self.args, self.device)
+            with same_randomness():
+                self._anchor = anchor(self.plan, self.subset, self.args, self.device)
         self._evaluator = Evaluator(
             self.test_loader,
             self.subset.val,
@@ -278,7 +279,7 @@ class QatTrainer(DetectionTrainer):  # type: ignore[misc]
             # its statistics in training they take part in it.
             arms: tuple[Arm, ...] = ("raw", "ema")
             for model in map(self._arm_model, arms):
-                with quantized_once(model):
+                with same_randomness(), quantized_once(model):
                     self._anchor.settle(model)
         if self.world_size > 1:
             # BatchNorm statistics differ between ranks; all score with those of rank 0.
