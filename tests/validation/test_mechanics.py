@@ -419,7 +419,8 @@ def test_a_training_that_diverges_is_a_result(run_tiny: RunTiny) -> None:
     overrides = {**TINY.overrides, "optimizer": "SGD", "lr0": 1.0, "warmup_epochs": 0.0}
     summary = run_tiny(["baseline"], overrides=overrides, epochs=3)["baseline"]
     assert summary["status"] == "completed-failed"
-    assert summary["metrics"]["final_value"] in (0.0, None)
+    # What is left of it differs between processors: nothing, or next to nothing.
+    assert (summary["metrics"]["final_value"] or 0.0) < 0.01 * summary["metrics"]["fp32_value"]
 
 
 def test_progress_without_a_terminal_is_one_line_per_milestone(run_tiny: RunTiny) -> None:
