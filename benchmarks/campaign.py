@@ -29,7 +29,6 @@ class Part:
         precision: Fields of `Quantization` that replace the preset's.
         schedule: Name of a schedule other than the profile's, made of ``overrides``.
         overrides: Ultralytics' training arguments in the place of the profile's.
-        correction_lr: Learning rate of QC, None for the profile's.
         options: Further arguments of `qatval.runner.configure`.
     """
 
@@ -41,7 +40,6 @@ class Part:
     precision: Mapping[str, Any]
     schedule: str | None = None
     overrides: Mapping[str, Any] = field(default_factory=dict)
-    correction_lr: float | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -107,8 +105,6 @@ def _run(part: Part, cache: Path) -> float:
             name=f"{profile.name}-{part.schedule}",
             overrides={**profile.overrides, **part.overrides},
         )
-    if part.correction_lr is not None:
-        profile = dataclasses.replace(profile, correction_lr=part.correction_lr)
     runner.run(dataclasses.replace(config, profile=profile), Progress("", quiet=True))
     return time.monotonic() - started
 
