@@ -85,8 +85,9 @@ def measure(model: nn.Module, batches: Iterable[Tensor]) -> Statistics:
 def replace(model: nn.Module, found: Statistics) -> None:
     """Give the layers of a model other statistics, in place; those without any keep theirs."""
     for name, layer in tracking(model):
-        for kept, new in zip(statistics(layer), found.get(name, ()), strict=False):
-            kept.copy_(new)
+        if name in found:
+            for kept, new in zip(statistics(layer), found[name], strict=True):
+                kept.copy_(new)
 
 
 def reestimate(model: nn.Module, batches: Iterable[Tensor]) -> nn.Module:
