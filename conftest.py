@@ -1,4 +1,4 @@
-"""Options, fixtures and scenarios come from the plugin ``qatval.pytest_plugin``.
+"""Options, fixtures and scenarios come from the plugin ``qatval.testing``.
 
 The installed package registers it; this file only says what is collected.
 """

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from measure import REPOSITORY
-from qatval.environment import available_cores, prepare_process
-from qatval.record import SUMMARY_NAME, load_summary
-from qatval.scenarios import REAL_DATA_VARIABLE, RealData
+from qatval.core.environment import available_cores, prepare_process
+from qatval.core.summary import SUMMARY_NAME, load_summary
+from qatval.testing.scenarios import REAL_DATA_VARIABLE, RealData
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Part:
         precision: Fields of `Quantization` that replace the preset's.
         schedule: Name of a schedule other than the profile's, made of ``overrides``.
         overrides: Ultralytics' training arguments in the place of the profile's.
-        options: Further arguments of `qatval.runner.configure`.
+        options: Further arguments of `qatval.run.configuration.configure`.
     """
 
     label: str
@@ -82,12 +82,13 @@ def carry_out(parts: Sequence[Part], jobs: int, cache: Path) -> None:
 
 def _run(part: Part, cache: Path) -> float:
     """Run a part and return how long it took."""
-    from qatval import runner
-    from qatval.progress import Progress
+    from qatval.core.progress import Progress
+    from qatval.run import runner
+    from qatval.run.configuration import configure
 
     os.chdir(REPOSITORY)  # checkpoints are named relative to it
     started = time.monotonic()
-    config = runner.configure(
+    config = configure(
         variant="yolo10n",
         methods=part.methods,
         run_root=part.root,

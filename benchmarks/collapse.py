@@ -19,10 +19,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from measure import REPOSITORY
-from qatval import config, methods
-from qatval.cli.options import positive, seed
-from qatval.environment import prepare_process
-from qatval.verdicts import stability
+from qatval.core import presets as config
+from qatval.core.environment import prepare_process
+from qatval.core.options import positive, seed
+from qatval.core.stability import stability
+from qatval.quant import methods
 
 FLOAT = 32
 

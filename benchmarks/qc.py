@@ -14,7 +14,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from qatval.environment import prepare_process
+from qatval.core.environment import prepare_process
 
 prepare_process()
 

@@ -18,7 +18,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-from qatval.environment import prepare_process
+from qatval.core.environment import prepare_process
 
 prepare_process()
 
@@ -30,7 +30,7 @@ from torch import Tensor, nn  # noqa: E402
 
 from campaign import photographs, real_data  # noqa: E402
 from measure import publish, table  # noqa: E402
-from qatval import config as presets  # noqa: E402
+from qatval.core import presets  # noqa: E402
 from qatval.data.subset import build_subset  # noqa: E402
 from qatval.quant.anchoring import shift_statistics  # noqa: E402
 from qatval.quant.gptq import PerColumn, at_most  # noqa: E402

@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, get_args
 
-from qatval.environment import prepare_process
+from qatval.core.environment import prepare_process
 
 prepare_process()
 
@@ -26,8 +26,8 @@ from torch import nn  # noqa: E402
 
 from campaign import photographs, real_data  # noqa: E402
 from measure import publish, table  # noqa: E402
-from qatval import config as presets  # noqa: E402
-from qatval.config import Start, StartScale  # noqa: E402
+from qatval.core import presets  # noqa: E402
+from qatval.core.quantization import Start, StartScale  # noqa: E402
 from qatval.data.subset import build_subset  # noqa: E402
 from qatval.quant.batchnorm import reestimate, statistics, tracking  # noqa: E402
 from qatval.quant.layers import insert_quantizers  # noqa: E402

@@ -33,7 +33,7 @@ for path in [*sorted(root.glob("train2017/*"))[:256], *sorted(root.glob("val2017
 RUN = """
 import os, sys, time
 from qatval.cli.main import main
-from qatval.environment import prepare_process
+from qatval.core.environment import prepare_process
 prepare_process()
 from qatval.train.evaluation import Evaluator
 from qatval.train.trainer import QatTrainer

@@ -24,7 +24,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from qatval.environment import peak_resident_mb, prepare_process
+from qatval.core.environment import peak_resident_mb, prepare_process
 
 prepare_process()
 
@@ -32,7 +32,7 @@ import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 from measure import publish, ratio, spread, table  # noqa: E402
-from qatval.config import quantization  # noqa: E402
+from qatval.core.presets import quantization  # noqa: E402
 from qatval.quant.averaging import WeightAverage  # noqa: E402
 from qatval.quant.fused import fuse_quantization  # noqa: E402
 from qatval.quant.layers import (  # noqa: E402
@@ -54,7 +54,7 @@ class Peer:
     Attributes:
         quantizer: How it quantizes.
         trainer: Whose steps it takes.
-        mode: Preset of `qatval.config.quantization`, where the quantizer takes one.
+        mode: Preset of `qatval.core.presets.quantization`, where the quantizer takes one.
     """
 
     quantizer: Literal["none", "qatval", "Brevitas", "Brevitas, statistics", "ModelOpt"]

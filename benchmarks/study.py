@@ -22,13 +22,13 @@ from typing import Any
 
 from campaign import Part, carry_out, photographs, real_data
 from measure import REPOSITORY, provenance
-from qatval.cli.options import positive, seeds
-from qatval.comparison import compare
-from qatval.config import BatchNorm
-from qatval.environment import available_cores
-from qatval.methods import method, method_names, with_controls
+from qatval.analysis.comparison import compare
+from qatval.analysis.runs import collect
+from qatval.core.environment import available_cores
+from qatval.core.options import positive, seeds
+from qatval.core.presets import BatchNorm
+from qatval.quant.methods import method, method_names, with_controls
 from qatval.report.comparison import write_comparison
-from qatval.runs import collect
 from study_text import EMBEDDED, PHOTOGRAPHS, Cost, Section, replaced
 
 PRECISIONS = {

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from measure import table
-from qatval import numbers
+from qatval.core import formatting
 from qatval.report.terminal import share_of_fp32
 
 Document = Mapping[str, Any]
@@ -187,11 +187,11 @@ def _told(what: str, found: Sequence[tuple[Document, Document]]) -> Iterator[str
     means = [one["mean"] for _, one in found]
     yield (
         f"- {what}: of {len(found)} cases {above} above zero, {len(told) - above} below, "
-        f"{len(found) - len(told)} not told from zero. Means from {numbers.signed(min(means))} to "
-        f"{numbers.signed(max(means))}."
+        f"{len(found) - len(told)} not told from zero. Means from "
+        f"{formatting.signed(min(means))} to {formatting.signed(max(means))}."
     )
     for group, one in told:
-        mean, interval = numbers.signed(one["mean"]), numbers.interval(one["interval"])
+        mean, interval = formatting.signed(one["mean"]), formatting.interval(one["interval"])
         yield f"  - {one['method']} at {_setting(group)}: {mean} {interval}"
 
 
@@ -202,7 +202,7 @@ def _schedule(document: Document, title: str) -> Iterator[str]:
         yield f"#### {_setting(group)}"
         yield ""
         if group["fp32_value"]:
-            checkpoint = numbers.value(group["fp32_value"]["mean"])
+            checkpoint = formatting.value(group["fp32_value"]["mean"])
             yield f"The FP32 checkpoint scores {checkpoint}."
             yield ""
         yield table(
@@ -228,7 +228,7 @@ def _schedule(document: Document, title: str) -> Iterator[str]:
 def _row(method: Document, group: Document) -> list[str]:
     against = next(
         (
-            f"{numbers.signed(d['mean'])} {numbers.interval(d['interval'])}"
+            f"{formatting.signed(d['mean'])} {formatting.interval(d['interval'])}"
             for d in group["differences"]
             if (d["method"], d["reference"]) == (method["method"], "baseline")
         ),
@@ -238,22 +238,22 @@ def _row(method: Document, group: Document) -> list[str]:
     control = " (control)" if method["role"] == "control" else ""
     return [
         f"{method['method']}{control}",
-        numbers.value(final and final["mean"]),
-        numbers.value(final and final["deviation"]),
+        formatting.value(final and final["mean"]),
+        formatting.value(final and final["deviation"]),
         share_of_fp32(method),
         against,
-        numbers.percent(_mean(method["oscillating"])),
-        numbers.divergence(_mean(method["batchnorm_drift"])),
+        formatting.percent(_mean(method["oscillating"])),
+        formatting.divergence(_mean(method["batchnorm_drift"])),
     ]
 
 
 def _net(effect: Document) -> list[str]:
     return [
         f"{effect['method']} over {effect['reference']}, net of {effect['control']}",
-        numbers.signed(effect["gain"]),
-        numbers.signed(effect["control_gain"]),
-        numbers.signed(effect["mean"]),
-        numbers.interval(effect["interval"]),
+        formatting.signed(effect["gain"]),
+        formatting.signed(effect["control_gain"]),
+        formatting.signed(effect["mean"]),
+        formatting.interval(effect["interval"]),
     ]
 
 
@@ -270,7 +270,7 @@ def _cost(cost: Cost) -> Iterable[str]:
     yield "### What it took"
     yield ""
     took, trainings, apart = (
-        numbers.duration(3600 * hours)
+        formatting.duration(3600 * hours)
         for hours in (cost.hours, cost.training_hours, cost.apart_hours)
     )
     yield (

@@ -19,16 +19,17 @@ import time
 from pathlib import Path
 
 from measure import REPOSITORY, publish, table
-from qatval.config import profile_names
+from qatval.core.presets import profile_names
 
 RUN = """
 import sys, time
 started = time.perf_counter()
 import functools, json
-from qatval.environment import prepare_process
+from qatval.core.environment import prepare_process
 prepare_process()
-import qatval.engine
-from qatval import runner, runroot
+import qatval.run.pipeline
+from qatval.run import runner
+from qatval.run import root as runroot
 from qatval.cli.main import main
 from qatval.report import run_markdown
 from qatval.train.dataset import SubsetDataset

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import pytest
 
-from qatval.thresholds import Thresholds
+from qatval.analysis.thresholds import Thresholds
 
 Summary = dict[str, Any]
 
@@ -57,7 +57,7 @@ def build_summary(
     """Build the summary of a run as qatval writes it.
 
     Args:
-        method: Name made of parts, as ``qatval.methods`` spells it.
+        method: Name made of parts, as ``qatval.quant.methods`` spells it.
         seed: Of the run; methods of equal seed and equal training parts share a training.
         values: mAP 50-95 per epoch; for a method with QC or re-estimation the last one is that
             afterwards, and for an untrained one all others are left out.

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from qatval import checkpoint_store
-from qatval.checkpoint_store import CHECKSUMS_NAME, fetch, verify
 from qatval.cli import checkpoints as command
-from qatval.errors import QatvalError, UsageError
+from qatval.core.errors import QatvalError, UsageError
+from qatval.data import checkpoints as checkpoint_store
+from qatval.data.checkpoints import CHECKSUMS_NAME, fetch, verify
 
 CONTENT = bytes(range(256)) * 1000
 DIGEST = hashlib.sha256(CONTENT).hexdigest()

@@ -2,8 +2,8 @@
 
 import pytest
 
-from qatval.comparability import comparable_identity, conditions, differences, groups
-from qatval.runs import LoadedRun
+from qatval.analysis.comparability import comparable_identity, conditions, differences, groups
+from qatval.analysis.runs import LoadedRun
 
 
 @pytest.fixture

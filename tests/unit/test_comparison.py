@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from qatval import thresholds
-from qatval.comparison import compare
-from qatval.pairing import pairs
-from qatval.record import violations
-from qatval.runs import LoadedRun, Unreadable
-from qatval.statistics import MeanContrast
+from qatval.analysis import thresholds
+from qatval.analysis.comparison import compare
+from qatval.analysis.intervals import MeanContrast
+from qatval.analysis.pairing import pairs
+from qatval.analysis.runs import LoadedRun, Unreadable
+from qatval.core.summary import violations
 
 
 @pytest.fixture

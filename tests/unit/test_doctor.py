@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 
-from qatval import doctor
-from qatval.cli import doctor as command
-from qatval.doctor import Finding, examine
+from qatval.cli import doctor
+from qatval.cli.doctor import Finding, examine
 
 
 @pytest.fixture(autouse=True)
@@ -75,7 +74,7 @@ def test_the_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     parser = argparse.ArgumentParser()
-    command.add_parser(parser.add_subparsers())
+    doctor.add_parser(parser.add_subparsers())
     args = parser.parse_args(
         ["doctor", "--coco-root", str(tmp_path), "--cache-dir", str(tmp_path / "cache")]
     )

@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qatval.effects import effects_of, net_effects, net_sentence, not_net
-from qatval.pairing import net
-from qatval.runs import LoadedRun
-from qatval.statistics import MeanContrast
+from qatval.analysis.effects import effects_of, net_effects, net_sentence, not_net
+from qatval.analysis.intervals import MeanContrast
+from qatval.analysis.pairing import net
+from qatval.analysis.runs import LoadedRun
 
 
 @pytest.fixture(scope="module")

@@ -9,13 +9,13 @@ import sys
 
 import pytest
 
-from qatval.environment import available_cores, peak_resident_mb
+from qatval.core.environment import available_cores, peak_resident_mb
 
 MIB = 2**20
 PAGES = 8 * MIB // mmap.PAGESIZE
 FAULTS = """
 import resource, sys
-from qatval.environment import prepare_process
+from qatval.core.environment import prepare_process
 prepare_process()
 faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 def fill(): return [b"x" * 2**20 for _ in range(8)]

@@ -2,8 +2,8 @@
 
 import pytest
 
-from qatval.gate import decide
-from qatval.runs import LoadedRun
+from qatval.analysis.gate import decide
+from qatval.analysis.runs import LoadedRun
 
 METHODS = ("baseline", "ema", "ema+qc")
 COLLAPSED = (0.2, 0.4, 0.1)

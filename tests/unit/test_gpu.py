@@ -6,7 +6,7 @@ import threading
 import time
 from pathlib import Path
 
-from qatval.gpu import gpu_slot
+from qatval.testing.gpus import gpu_slot
 
 
 def test_runs_spread_over_gpus_before_two_share_one(tmp_path: Path) -> None:

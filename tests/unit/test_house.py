@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from importlib.resources import files
@@ -12,40 +13,22 @@ import pytest
 
 PACKAGE = Path(str(files("qatval")))
 
-# Lower floors first; a module may import from its own floor and those below it.
-FLOORS = (
-    {"errors", "__init__", "numbers"},
-    {"methods"},
-    {"config", "record", "verdicts", "environment", "progress"},
-    {
-        "statistics",
-        "runs",
-        "precision",
-        "comparability",
-        "pairing",
-        "effects",
-        "posttraining",
-        "rules",
-    },
-    {"comparison", "gate", "thresholds", "scenarios"},
-    {"data", "quant", "gpu"},
-    {"train"},
-    {"report"},
-    {"runroot", "summary", "checkpoint_store", "doctor"},
-    {"trained"},
-    {"scoring"},
-    {"engine"},
-    {"runner"},
-    {"pytest_report"},
-    {"cli", "pytest_options", "pytest_plugin"},
-)
-FLOOR = {name: level for level, names in enumerate(FLOORS) for name in names}
+ARCHITECTURE = Path(__file__).parents[2] / "ARCHITECTURE.md"
 
 
-def unit(module: str) -> str:
-    """Return the part of the house a module belongs to."""
-    parts = module.split(".")
-    return parts[1] if len(parts) > 1 else "__init__"
+def wings() -> dict[str, set[str]]:
+    """Return what each package may import, from the table in ARCHITECTURE.md."""
+    rows = re.findall(r"^\| `([\w./]+)/` \|.*\| ([^|]*) \|$", ARCHITECTURE.read_text("utf-8"), re.M)
+    return {name: set(re.findall(r"[\w./]+", allowed)) for name, allowed in rows}
+
+
+WINGS = wings()
+
+
+def wing_of(module: str) -> str:
+    """Return the wing a module belongs to, e.g. ``"quant/methods"`` or ``"quant"``."""
+    path = "/".join(module.split(".")[1:])
+    return max((w for w in WINGS if f"{path}/".startswith(f"{w}/")), key=len, default="")
 
 
 def imports(path: Path) -> set[str]:
@@ -53,10 +36,7 @@ def imports(path: Path) -> set[str]:
     found = set()
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("qatval"):
-            if node.module == "qatval":
-                found |= {f"qatval.{alias.name}" for alias in node.names}
-            else:
-                found.add(node.module)
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names if alias.name.startswith("qatval")}
     return found
@@ -65,25 +45,32 @@ def imports(path: Path) -> set[str]:
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
+def test_the_table_names_every_package() -> None:
+    packages = {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()}
+    assert {wing.split("/")[0] for wing in WINGS} == packages
+    assert len(packages) <= 9
+    assert {path.stem for path in PACKAGE.glob("*.py")} == {"__init__"}
+
+
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_dependencies_point_down(path: Path) -> None:
-    own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-    for module in imports(path):
-        below = unit(module)
-        if below.startswith("__version__"):
-            continue
-        assert FLOOR[below] <= FLOOR[own], f"{own} imports {module}, which is above it"
+def test_a_package_imports_what_the_table_allows(path: Path) -> None:
+    module = ".".join(("qatval", *path.relative_to(PACKAGE).with_suffix("").parts))
+    own = wing_of(module.removesuffix(".__init__"))
+    for imported in imports(path):
+        other = wing_of(imported)
+        allowed = {own, *WINGS.get(own, set())}
+        assert not other or other in allowed, f"{module} imports {imported}"
 
 
 def test_only_the_right_modules_know_the_libraries() -> None:
     owners = {
-        "ultralytics": {"train", "doctor"},
-        "brevitas": {"quant", "doctor"},
-        "pycocotools": {"data", "doctor"},
-        "pytest": {"pytest_options", "pytest_plugin"},
+        "ultralytics": {"train"},
+        "brevitas": {"quant"},
+        "pycocotools": {"data"},
+        "pytest": {"testing"},
     }
     for path in MODULES:
-        own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        own = path.relative_to(PACKAGE).parts[0]
         tree = ast.parse(path.read_text("utf-8"))
         for node in ast.walk(tree):
             names = []
@@ -118,18 +105,18 @@ def loaded_by(code: str) -> set[str]:
 @pytest.mark.parametrize(
     "module",
     [
-        "methods",
-        "config",
-        "record",
-        "verdicts",
-        "comparison",
-        "gate",
-        "thresholds",
-        "runner",
-        "scenarios",
+        "core.presets",
+        "core.summary",
+        "quant.methods",
+        "analysis.comparison",
+        "analysis.gate",
+        "analysis.thresholds",
+        "run.runner",
+        "run.configuration",
+        "testing.scenarios",
     ],
 )
-def test_the_lower_floors_load_nothing_heavy(module: str) -> None:
+def test_choices_and_verdicts_load_nothing_heavy(module: str) -> None:
     assert loaded_by(f"import qatval.{module}") == set()
 
 

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qatval import methods
-from qatval.errors import UsageError
-from qatval.methods import Recipe, method, part_names, parts, with_controls
+from qatval.core.errors import UsageError
+from qatval.quant import methods
+from qatval.quant.methods import Recipe, method, part_names, parts, with_controls
 
 RECIPES = ("", "ptq", "fp32", "dampen", "freeze", "dampen+freeze")
 AFTER = ("", "bn", "qc")

@@ -2,8 +2,8 @@
 
 import pytest
 
-from qatval.posttraining import against_post_training
-from qatval.runs import LoadedRun
+from qatval.analysis.posttraining import against_post_training
+from qatval.analysis.runs import LoadedRun
 
 
 @pytest.fixture

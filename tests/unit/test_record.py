@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qatval.record import violations
+from qatval.core.summary import violations
 
 METHODS = ["baseline", "ema+qc", "dampen+ema+qc", "bn", "ptq", "fp32", "fp32+ema", "of their own"]
 
@@ -47,7 +47,7 @@ def test_a_summary_that_contradicts_itself_is_refused(make_summary, method, chan
     assert found[0].startswith(says)
 
 
-TEXT = (files("qatval") / "schemas" / "run_summary.schema.json").read_text("utf-8")
+TEXT = (files("qatval.core") / "schemas" / "run_summary.schema.json").read_text("utf-8")
 SCHEMA = json.loads(TEXT)
 SECTIONS = [("oscillation", "epochs"), ("oscillation", "layers"), ("batchnorm", "layers")]
 odd = st.sampled_from([None, True, False, "text", "", [], {}, -1, 0, 1, 7, 0.5, 1.0, 1.5, -0.1])

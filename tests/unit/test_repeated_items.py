@@ -2,7 +2,7 @@
 
 import pytest
 
-from qatval.record import violations
+from qatval.core.summary import violations
 
 GOOD = {"name": "a", "bits": 4, "reason": None}
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from qatval.cli.main import main
-from qatval.record import Summary, load_summary, write_summary
+from qatval.core.summary import Summary, load_summary, write_summary
 
 
 @pytest.fixture(scope="module")

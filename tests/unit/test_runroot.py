@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from qatval.errors import QatvalError
-from qatval.record import load_summary, violations
-from qatval.runroot import RunRoot, merged, publish
+from qatval.core.errors import QatvalError
+from qatval.core.summary import load_summary, violations
+from qatval.run.root import RunRoot, merged, publish
 
 
 @pytest.fixture

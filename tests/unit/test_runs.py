@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from qatval.runs import LoadedRun, collect
+from qatval.analysis.runs import LoadedRun, collect
 
 
 def test_runs_are_found_at_any_depth(tmp_path, write_run):

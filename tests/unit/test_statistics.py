@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qatval.statistics import (
+from qatval.analysis.intervals import (
     Contrast,
     ImageResamples,
     Term,

@@ -6,9 +6,9 @@ from datetime import date
 
 import pytest
 
-from qatval import thresholds
-from qatval.errors import QatvalError
-from qatval.statistics import prediction_half_width
+from qatval.analysis import thresholds
+from qatval.analysis.intervals import prediction_half_width
+from qatval.core.errors import QatvalError
 
 TODAY = date(2026, 3, 1)
 RULES = ["learned", "final-over-best", "half-of-fp32", "untrained-w4", "qc-keeps", "reference"]

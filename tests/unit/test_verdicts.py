@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qatval.verdicts import stability
+from qatval.core.stability import stability
 
 MAP = st.floats(0.0, 1.0)
 

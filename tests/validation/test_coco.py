@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from qatval.record import violations
-from qatval.runs import LoadedRun
-from qatval.scenarios import Scenario
+from qatval.analysis.runs import LoadedRun
+from qatval.core.summary import violations
+from qatval.testing.scenarios import Scenario
 
 
 def test_run_is_stable(

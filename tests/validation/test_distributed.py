@@ -54,7 +54,7 @@ if rank <= 0:
 
 
 def test_ranks_together_score_what_one_process_scores(tmp_path: Path) -> None:
-    from qatval.config import variant
+    from qatval.core.presets import variant
     from qatval.data.shapes import draw_dataset
 
     draw_dataset(tmp_path / "shapes", train_images=2, val_images=14)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from qatval.record import load_summary, violations
-from qatval.runs import LoadedRun
-from qatval.scenarios import Scenario
+from qatval.analysis.runs import LoadedRun
+from qatval.core.summary import load_summary, violations
+from qatval.testing.scenarios import Scenario
 
 GiveRun = Callable[[Scenario], LoadedRun]
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from qatval.pytest_plugin import Settings
+from qatval.testing.plugin import Settings
 
 if TYPE_CHECKING:  # collecting scenarios loads no torch
     import torch
@@ -28,7 +28,7 @@ def test_a_gpu_quantizes_weights_as_brevitas_does(gpu: torch.device) -> None:
     """Values and gradients of yolo10n's weights to the last bit, scales but for their sums."""
     import torch
 
-    from qatval.config import quantization
+    from qatval.core.presets import quantization
     from qatval.quant.fused import FusedQuantizer
     from qatval.quant.layers import insert_quantizers, quantized_layers
     from qatval.train.models import build_model

@@ -11,15 +11,16 @@ from typing import Any
 
 import pytest
 
-from qatval import config as presets
-from qatval import runner
-from qatval.config import Profile, RunConfig
-from qatval.errors import QatvalError
-from qatval.methods import Averaging, Method, method_names
-from qatval.methods import method as named_method
-from qatval.progress import Progress
-from qatval.record import Summary, load_summary, violations
-from qatval.runs import LoadedRun
+from qatval.analysis.runs import LoadedRun
+from qatval.core import presets
+from qatval.core.errors import QatvalError
+from qatval.core.presets import Profile
+from qatval.core.progress import Progress
+from qatval.core.summary import Summary, load_summary, violations
+from qatval.quant.methods import Averaging, Method, method_names
+from qatval.quant.methods import method as named_method
+from qatval.run import runner
+from qatval.run.configuration import RunConfig
 
 pytestmark = [pytest.mark.cpu, pytest.mark.smoke]
 
@@ -476,7 +477,7 @@ def test_the_batch_is_never_halved_silently(
 def test_a_disputed_measurement_costs_the_success_and_nothing_else(
     run_tiny: RunTiny, together: dict[str, Summary], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from qatval import scoring
+    from qatval.run import delivery as scoring
 
     monkeypatch.setattr(scoring, "TOLERANCE", -1.0)  # no two values are as close as that
     disputed = run_tiny(method_names())

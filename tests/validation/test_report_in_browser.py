@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from qatval import numbers
-from qatval.comparison import compare
+from qatval.analysis.comparison import compare
+from qatval.analysis.runs import collect
+from qatval.analysis.thresholds import Thresholds
+from qatval.core import formatting
 from qatval.data.coco import read_annotations
 from qatval.data.shapes import draw_dataset
 from qatval.report.comparison import Written, write_comparison
-from qatval.runs import collect
-from qatval.thresholds import Thresholds
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
@@ -262,7 +262,9 @@ def test_the_tables_numbers_are_the_documents(report, tmp_path):
     assert [name for name, _ in shown] == [name for name, _ in expected]
     for (_, cells), (_, values) in zip(shown, expected, strict=True):
         assert [_number(value) for _, value in cells] == values
-        assert [text.removesuffix(" ✕") for text, _ in cells] == [numbers.value(v) for v in values]
+        assert [text.removesuffix(" ✕") for text, _ in cells] == [
+            formatting.value(v) for v in values
+        ]
 
     by_run = dict(tables(dom, "data-run"))
     assert by_run.keys() == {run["run_id"] for run in document["runs"]}

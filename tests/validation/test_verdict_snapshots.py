@@ -16,13 +16,13 @@ from typing import Any
 import pytest
 from syrupy.assertion import SnapshotAssertion
 
-from qatval import gate
-from qatval.comparison import compare
+from qatval.analysis import gate
+from qatval.analysis.comparison import compare
+from qatval.analysis.runs import LoadedRun, collect
+from qatval.analysis.thresholds import Thresholds
 from qatval.report.comparison_markdown import render_comparison
 from qatval.report.run_markdown import render_run
 from qatval.report.terminal import terminal_table
-from qatval.runs import LoadedRun, collect
-from qatval.thresholds import Thresholds
 
 DATA = Path(__file__).parent / "data"
 STORED = ("stable", "collapsed", "incomplete", "other_size", "older_tool", "float_control")

@@ -46,8 +46,8 @@ def list_entries(args: argparse.Namespace) -> int:
 
 def remove_entries(args: argparse.Namespace) -> int:
     """Remove the entries named, or all."""
+    from qatval.core.errors import UsageError
     from qatval.data.cache import Cache
-    from qatval.errors import UsageError
 
     if args.all == bool(args.keys):
         raise UsageError("cache rm: name the keys to remove, or --all ('qatval cache ls' has them)")
@@ -102,9 +102,9 @@ def _bytes(entry: Path) -> int:
 
 
 def _describe(entry: Path) -> str:
+    from qatval.core.errors import QatvalError
     from qatval.data.cache import DamagedError
     from qatval.data.subset import open_subset
-    from qatval.errors import QatvalError
 
     if not entry.is_dir():
         return "annotation index"

@@ -6,9 +6,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from qatval import checkpoint_store
-from qatval.config import variant, variant_names
-from qatval.errors import UsageError
+from qatval.core.errors import UsageError
+from qatval.core.presets import variant, variant_names
+from qatval.data import checkpoints as checkpoint_store
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from qatval.cli.options import positive, seed
-from qatval.config import DEFAULT_COCO_ROOT, profile, profile_names
+from qatval.core.options import positive, seed
+from qatval.core.presets import DEFAULT_COCO_ROOT, profile, profile_names
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

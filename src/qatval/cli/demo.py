@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from qatval import config, methods
-from qatval.cli.options import seeds
-from qatval.progress import Progress
+from qatval.core import presets as config
+from qatval.core.options import seeds
+from qatval.core.progress import Progress
+from qatval.quant import methods
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -49,17 +50,18 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Run everything and end with the comparison."""
-    from qatval import runner
-    from qatval.comparison import compare
+    from qatval.analysis.comparison import compare
+    from qatval.analysis.runs import collect
     from qatval.data.shapes import draw_dataset
     from qatval.report.comparison import write_comparison
     from qatval.report.terminal import terminal_table
-    from qatval.runs import collect
+    from qatval.run import runner
+    from qatval.run.configuration import configure
 
     draw_dataset(args.data)
     roots = []
     for number in args.seeds:
-        settled = runner.configure(
+        settled = configure(
             variant=args.variant,
             methods=methods.with_controls(methods.method_names()),
             profile=args.profile,

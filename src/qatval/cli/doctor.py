@@ -1,13 +1,58 @@
-"""`qatval doctor`: one screen about this machine."""
+"""`qatval doctor`: what this machine has for a run, piece by piece, what to do about the rest."""
 
 from __future__ import annotations
 
 import argparse
+import importlib
+import importlib.metadata
+import io
+import os
+import platform
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
-from qatval.config import DEFAULT_COCO_ROOT
+from qatval.core.errors import QatvalError
+from qatval.core.presets import DEFAULT_COCO_ROOT, variant, variant_names
+
+if TYPE_CHECKING:
+    from packaging.specifiers import SpecifierSet
+
+LOW_DISK_BYTES = 5e9
+COCO_IMAGES = {"train": 118_287, "val": 5_000}
+
+# Imported, not only looked up: a wheel for another machine fails when it is loaded.
+_NEEDED_MODULES = {
+    "torch": "torch",
+    "ultralytics": "qatval.train",
+    "brevitas": "brevitas",
+    "pycocotools": "pycocotools.mask",
+    "opencv-python": "cv2",
+    "msgspec": "msgspec",
+}
 
 _MARKS = {"ok": "ok", "optional": "--", "missing": "NO"}
+
+Level = Literal["ok", "optional", "missing"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report.
+
+    Attributes:
+        subject: What was looked at.
+        level: ``"missing"`` if not even a CPU run on the embedded data is possible without it,
+            ``"optional"`` if only other runs need it.
+        message: What was found, or what to do.
+    """
+
+    subject: str
+    level: Level
+    message: str
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -26,8 +71,6 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def report(args: argparse.Namespace) -> int:
     """Print one line for each piece; exit code 0 if the embedded data can be run on the CPU."""
-    from qatval.doctor import examine
-
     levels = set()
     for finding in examine(args.coco_root, args.cache_dir):
         print(f"{_MARKS[finding.level]}  {finding.subject:14} {finding.message}", flush=True)
@@ -37,3 +80,149 @@ def report(args: argparse.Namespace) -> int:
         return 1
     print("A CPU run on the embedded data is possible.")
     return 0
+
+
+def examine(coco_root: Path, cache_dir: Path | None = None) -> Iterator[Finding]:
+    """Look at every piece in turn; a check that fails becomes a finding, never an exception."""
+    checks: dict[str, Callable[[], Finding]] = {"Python": _python}
+    for package in _NEEDED_MODULES:
+        checks[package] = lambda package=package: _package(package)  # type: ignore[misc]
+    checks["GPU"] = _gpu
+    checks["embedded"] = _embedded_checkpoints
+    checks["COCO"] = lambda: _coco(coco_root)
+    for name in variant_names():
+        checks[name] = lambda name=name: _checkpoint(name)  # type: ignore[misc]
+    checks["cache"] = lambda: _cache(cache_dir)
+    checks["disk"] = _disk
+    for subject, check in checks.items():
+        try:
+            yield check()
+        except Exception as error:
+            yield Finding(subject, "missing", f"could not be examined: {error!r}")
+
+
+def _python() -> Finding:
+    return Finding("Python", "ok", f"{platform.python_version()}, {os.cpu_count()} CPU cores")
+
+
+def _package(package: str) -> Finding:
+    try:
+        version = importlib.metadata.version(package)
+        # Some announce themselves when they are first imported.
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            importlib.import_module(_NEEDED_MODULES[package])
+    except Exception as error:
+        return Finding(package, "missing", f"{error!r}; 'make setup' installs it")
+    tested = _tested_versions(package)
+    if tested is None:
+        return Finding(package, "ok", version)
+    if not tested.contains(version, prereleases=True):
+        return Finding(package, "optional", f"{version} is untested; tested: {tested}")
+    return Finding(package, "ok", f"{version} (tested: {tested})")
+
+
+def _tested_versions(package: str) -> SpecifierSet | None:
+    """Return the versions that qatval itself requires, where that can be found out."""
+    try:
+        from packaging.requirements import Requirement
+
+        requirements = [Requirement(line) for line in importlib.metadata.requires("qatval") or ()]
+    except (ImportError, importlib.metadata.PackageNotFoundError):
+        return None
+    return next((item.specifier for item in requirements if item.name == package), None)
+
+
+def _gpu() -> Finding:
+    import torch
+
+    if not torch.cuda.is_available():
+        reason = "no GPU" if torch.version.cuda else "torch is built without CUDA"
+        return Finding(
+            "GPU", "optional", f"{reason}: run with --device cpu, or on a machine with CUDA"
+        )
+    devices = []
+    for index in range(torch.cuda.device_count()):
+        free, total = torch.cuda.mem_get_info(index)
+        name = torch.cuda.get_device_name(index)
+        devices.append(f"{index}: {name}, {free / 1e9:.0f} of {total / 1e9:.0f} GB free")
+    return Finding("GPU", "ok", f"CUDA {torch.version.cuda}, {_driver()}; {'; '.join(devices)}")
+
+
+def _driver() -> str:
+    path = Path("/proc/driver/nvidia/version")
+    words = path.read_text().split("\n", 1)[0].split() if path.is_file() else []
+    version = next((word for word in words if word[0].isdigit() and "." in word), "unknown")
+    return f"driver {version}"
+
+
+def _coco(coco_root: Path) -> Finding:
+    from qatval.data.coco import coco_files
+    from qatval.data.shapes import read_manifest
+
+    try:
+        files = coco_files(coco_root)
+    except QatvalError as error:
+        return Finding("COCO", "optional", str(error))
+    manifest = read_manifest(coco_root)
+    counts = []
+    for split, split_files in files.items():
+        with os.scandir(split_files.image_dir) as listing:
+            found = sum(item.name.endswith(".jpg") for item in listing)
+        expected = manifest[f"{split}_images"] if manifest else COCO_IMAGES[split]
+        if found < expected:
+            return Finding(
+                "COCO",
+                "optional",
+                f"{split_files.image_dir}: {found} of {expected} images; unpack "
+                f"{split_files.image_dir.name}.zip there completely",
+            )
+        counts.append(f"{found} {split}")
+    name = "the embedded dataset" if manifest else "COCO 2017"
+    return Finding("COCO", "ok", f"{coco_root}: {name}, {' and '.join(counts)} images")
+
+
+def _embedded_checkpoints() -> Finding:
+    paths = [path for name in variant_names() if (path := variant(name).embedded_checkpoint)]
+    for path in paths:
+        if not path.is_file():
+            return Finding(
+                "embedded",
+                "missing",
+                f"{path} is missing; it comes with the repository: run in its root, or restore it",
+            )
+    return Finding("embedded", "ok", ", ".join(map(str, paths)))
+
+
+def _checkpoint(name: str) -> Finding:
+    path = variant(name).checkpoint
+    if not path.is_file():
+        return Finding(
+            name, "optional", f"{path} is missing; 'qatval checkpoints fetch {name}' gets it"
+        )
+    return Finding(name, "ok", f"{path}, {path.stat().st_size / 1e6:.1f} MB")
+
+
+def _cache(cache_dir: Path | None) -> Finding:
+    from qatval.data.cache import ENVIRONMENT_VARIABLE, Cache
+
+    cache = Cache(cache_dir)
+    if not os.access(_nearest_existing(cache.directory), os.W_OK):
+        return Finding(
+            "cache",
+            "missing",
+            f"{cache.directory} cannot be written; name another with --cache-dir or "
+            f"{ENVIRONMENT_VARIABLE}",
+        )
+    return Finding("cache", "ok", f"{cache.directory}, {len(cache.entries())} entries")
+
+
+def _disk() -> Finding:
+    free = shutil.disk_usage(Path.cwd()).free
+    message = f"{free / 1e9:.1f} GB free in {Path.cwd()}"
+    if free < LOW_DISK_BYTES:
+        return Finding("disk", "optional", f"{message}; long runs want {LOW_DISK_BYTES / 1e9:.0f}")
+    return Finding("disk", "ok", message)
+
+
+def _nearest_existing(path: Path) -> Path:
+    return next(parent for parent in (path, *path.parents) if parent.exists())

@@ -30,8 +30,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def decide(args: argparse.Namespace) -> int:
     """Print the decision and its reasons."""
-    from qatval import gate
-    from qatval.runs import collect
+    from qatval.analysis import gate
+    from qatval.analysis.runs import collect
 
     runs, unreadable = collect(args.run_roots)
     for item in unreadable:

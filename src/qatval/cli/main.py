@@ -14,8 +14,8 @@ from types import FrameType
 
 from qatval import __version__
 from qatval.cli import cache, checkpoints, dataset, demo, doctor, gate, pretrain, run, summarize
-from qatval.environment import prepare_process
-from qatval.errors import QatvalError
+from qatval.core.environment import prepare_process
+from qatval.core.errors import QatvalError
 
 _COMMANDS = (demo, run, summarize, gate, dataset, cache, checkpoints, doctor, pretrain)
 

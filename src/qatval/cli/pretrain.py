@@ -6,9 +6,10 @@ import argparse
 import dataclasses
 from pathlib import Path
 
-from qatval import config
-from qatval.cli.options import positive
-from qatval.progress import Progress
+from qatval.core import presets as config
+from qatval.core.options import positive
+from qatval.core.progress import Progress
+from qatval.core.stability import PRIMARY_METRIC
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -48,5 +49,5 @@ def run(args: argparse.Namespace) -> int:
             cache_dir=args.cache_dir,
             progress=progress,
         )
-    print(f"{args.out}  mAP50-95 {manifest['metrics'][config.PRIMARY_METRIC]:.4f}")
+    print(f"{args.out}  mAP50-95 {manifest['metrics'][PRIMARY_METRIC]:.4f}")
     return 0

@@ -7,9 +7,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from qatval import config, methods
-from qatval.cli.options import activation_bits, bits, positive, seed
-from qatval.progress import Progress
+from qatval.core import presets as config
+from qatval.core.options import activation_bits, bits, positive, seed
+from qatval.core.progress import Progress
+from qatval.quant import methods
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -156,11 +157,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Run, and print the outcome of each method."""
-    from qatval import runner
-    from qatval.numbers import percent, value
+    from qatval.core.formatting import percent, value
+    from qatval.run import runner
+    from qatval.run.configuration import configure
 
     names = args.method.split(",")
-    settled = runner.configure(
+    settled = configure(
         variant=args.variant,
         methods=methods.with_controls(names) if args.with_controls else names,
         quantization=args.quantization,

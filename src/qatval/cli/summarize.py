@@ -40,10 +40,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def summarize(args: argparse.Namespace) -> int:
     """Write the comparison and print it as a table."""
-    from qatval.comparison import compare
+    from qatval.analysis.comparison import compare
+    from qatval.analysis.runs import collect
     from qatval.report.comparison import check_path, write_comparison
     from qatval.report.terminal import terminal_table
-    from qatval.runs import collect
 
     check_path(args.out_path)
     runs, unreadable = collect(args.run_roots)

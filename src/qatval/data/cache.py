@@ -26,8 +26,8 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
+from qatval.core.errors import QatvalError
 from qatval.data.coco import AnnotationIndex, read_annotations
-from qatval.errors import QatvalError
 
 INDEX_VERSION = 1
 ENVIRONMENT_VARIABLE = "QATVAL_CACHE_DIR"

@@ -19,7 +19,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from qatval.errors import QatvalError
+from qatval.core.errors import QatvalError
 
 SPLITS = ("train", "val")
 

@@ -11,8 +11,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from qatval.core.errors import QatvalError
 from qatval.data.coco import AnnotationIndex
-from qatval.errors import QatvalError
 
 Rule = Literal["all", "random", "first", "list"]
 

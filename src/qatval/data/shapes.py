@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qatval.core.errors import QatvalError
 from qatval.data.scenes import (
     CLASS_NAMES,
     SAMPLES,
@@ -28,7 +29,6 @@ from qatval.data.scenes import (
     polygon_area,
 )
 from qatval.data.staging import staged_directory
-from qatval.errors import QatvalError
 
 MANIFEST_NAME = "qatval-dataset.json"
 VERSION = 2

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from qatval.errors import QatvalError
+from qatval.core.errors import QatvalError
 
 
 @contextmanager

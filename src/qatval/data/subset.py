@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from qatval.core.errors import QatvalError, UsageError
 from qatval.data.cache import (
     Cache,
     DamagedError,
@@ -33,7 +34,6 @@ from qatval.data.naming import name_of
 from qatval.data.selection import Selection, draw_random, read_list, take_first
 from qatval.data.shapes import read_manifest
 from qatval.data.staging import staged_directory
-from qatval.errors import QatvalError, UsageError
 
 __all__ = ["Split", "Subset", "build_subset", "open_subset", "presets_of", "verify_subset"]
 

@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from qatval.errors import UsageError
+from qatval.core.errors import UsageError
 from qatval.quant.latent import LatentWeights
 from qatval.quant.stabilizing import Stabilizer
 

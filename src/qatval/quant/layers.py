@@ -28,8 +28,8 @@ from brevitas.quant import (
 )
 from torch import Tensor, nn
 
-from qatval.config import Quantization, ScaleGranularity, Scaling
-from qatval.errors import QatvalError
+from qatval.core.errors import QatvalError
+from qatval.core.quantization import Quantization, ScaleGranularity, Scaling
 from qatval.quant.rounding import at_least_float32
 
 

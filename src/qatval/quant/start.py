@@ -16,7 +16,7 @@ from copy import deepcopy
 import torch
 from torch import Tensor, nn
 
-from qatval.config import Start, StartScale
+from qatval.core.quantization import Start, StartScale
 from qatval.quant.anchoring import Batches, shift_statistics
 from qatval.quant.batchnorm import reestimate
 from qatval.quant.latent import LatentWeights

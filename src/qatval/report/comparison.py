@@ -6,11 +6,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from qatval.comparison import Comparison
-from qatval.errors import UsageError
-from qatval.record import atomic_write, to_json, violations
+from qatval.analysis.comparison import Comparison
+from qatval.analysis.runs import LoadedRun
+from qatval.core.errors import UsageError
+from qatval.core.summary import atomic_write, to_json, violations
 from qatval.report.comparison_markdown import render_comparison
-from qatval.runs import LoadedRun
 
 SUFFIXES = (".json", ".md", ".html")
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from qatval import numbers
-from qatval.comparison import Comparison
+from qatval.analysis.comparison import Comparison
+from qatval.core import formatting
 from qatval.report.run_markdown import escape, table
 from qatval.report.terminal import orientation, outcome, share_of_fp32
 
@@ -74,17 +74,17 @@ def _group(group: Mapping[str, Any]) -> Iterator[str]:
 
 def _method(method: Mapping[str, Any]) -> list[str]:
     final = method["final_value"]
-    agree = {True: "yes", False: "no", None: numbers.MISSING}[method["outcomes_agree"]]
+    agree = {True: "yes", False: "no", None: formatting.MISSING}[method["outcomes_agree"]]
     control = " (control)" if method["role"] == "control" else ""
     return [
         method["method"] + control,
         str(method["runs"]),
-        ", ".join(str(seed) for seed in method["seeds"]) or numbers.MISSING,
-        numbers.value(final and final["mean"]),
-        numbers.value(final and final["deviation"]),
+        ", ".join(str(seed) for seed in method["seeds"]) or formatting.MISSING,
+        formatting.value(final and final["mean"]),
+        formatting.value(final and final["deviation"]),
         share_of_fp32(method),
-        numbers.percent(_mean(method["oscillating"])),
-        numbers.divergence(_mean(method["batchnorm_drift"])),
+        formatting.percent(_mean(method["oscillating"])),
+        formatting.divergence(_mean(method["batchnorm_drift"])),
         outcome(method),
         agree,
     ]
@@ -96,7 +96,7 @@ def _mean(spread: Mapping[str, Any] | None) -> float | None:
 
 def _orientation(group: Mapping[str, Any]) -> Iterator[list[str]]:
     for _, label, measured in orientation(group):
-        mean = numbers.value(None if measured is None else measured["mean"])
+        mean = formatting.value(None if measured is None else measured["mean"])
         yield [label, "", "", mean, "", "", "", "", "" if measured else "not measured", ""]
 
 
@@ -109,11 +109,11 @@ def _runs(document: Comparison) -> Iterator[str]:
             (
                 run["run_id"],
                 run["outcome"] + (f": {run['error']}" if run["error"] else ""),
-                numbers.value(run["best_value"]),
-                numbers.value(run["final_value"]),
-                numbers.percent(run["final_over_best_ratio"]),
-                numbers.percent(run["share_of_fp32"]),
-                run["reference"]["result"] if run["reference"] else numbers.MISSING,
+                formatting.value(run["best_value"]),
+                formatting.value(run["final_value"]),
+                formatting.percent(run["final_over_best_ratio"]),
+                formatting.percent(run["share_of_fp32"]),
+                run["reference"]["result"] if run["reference"] else formatting.MISSING,
             )
             for run in document["runs"]
         ],

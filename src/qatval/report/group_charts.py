@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from qatval import numbers
+from qatval.core import formatting
 from qatval.report.charts import Level, Row, dot_chart
 from qatval.report.drawing import Chart
 from qatval.report.terminal import orientation
@@ -40,7 +40,7 @@ def _values(group: Entry, entries: Sequence[Entry], styles: Mapping[str, int]) -
         dots = [
             (
                 entry["final_value"],
-                f"{name}, seed {entry['seed']}: {numbers.value(entry['final_value'])}"
+                f"{name}, seed {entry['seed']}: {formatting.value(entry['final_value'])}"
                 + ("" if entry["outcome"] == "stable" else f", {entry['outcome']}"),
                 entry["outcome"] != "stable",
                 entry["trajectory"] or entry["seed"],
@@ -48,7 +48,7 @@ def _values(group: Entry, entries: Sequence[Entry], styles: Mapping[str, int]) -
             for entry in of_method
         ]
         rows.append(Row(name, styles[name], dots, final["mean"]))
-        table += [[name, str(e["seed"]), numbers.value(e["final_value"])] for e in of_method]
+        table += [[name, str(e["seed"]), formatting.value(e["final_value"])] for e in of_method]
     if not rows:
         return None
     levels = [
@@ -73,12 +73,17 @@ def net_chart(group: Entry, styles: Mapping[str, int]) -> Chart | None:
     """Return the chart of a group's net effects, None if it has none."""
     effects = group["net_effects"]
     table = [
-        [_label(effect), str(pair["seed"]), *map(numbers.signed, _gains(pair)), _with_error(pair)]
+        [
+            _label(effect),
+            str(pair["seed"]),
+            *map(formatting.signed, _gains(pair)),
+            _with_error(pair),
+        ]
         for effect in effects
         for pair in effect["pairs"]
     ]
     table += [
-        [_label(e), "all, 95 %", *map(numbers.signed, (e["gain"], e["control_gain"])), _mean(e)]
+        [_label(e), "all, 95 %", *map(formatting.signed, (e["gain"], e["control_gain"])), _mean(e)]
         for e in effects
         if e["interval"] is not None
     ]
@@ -126,7 +131,7 @@ def _row(contrast: Entry, styles: Mapping[str, int]) -> Row:
     dots = [
         (
             pair["difference"],
-            f"{label}, seed {pair['seed']}: {numbers.signed(pair['difference'])}",
+            f"{label}, seed {pair['seed']}: {formatting.signed(pair['difference'])}",
             False,
             None,
         )
@@ -148,9 +153,9 @@ def _gains(pair: Entry) -> Iterable[float]:
 
 def _with_error(pair: Entry) -> str:
     error = pair["image_error"]
-    over_images = "" if error is None else f" ± {numbers.value(error)}"
-    return numbers.signed(pair["difference"]) + over_images
+    over_images = "" if error is None else f" ± {formatting.value(error)}"
+    return formatting.signed(pair["difference"]) + over_images
 
 
 def _mean(contrast: Entry) -> str:
-    return f"{numbers.signed(contrast['mean'])} {numbers.interval(contrast['interval'])}"
+    return f"{formatting.signed(contrast['mean'])} {formatting.interval(contrast['interval'])}"

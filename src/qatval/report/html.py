@@ -13,17 +13,17 @@ from typing import Any
 import jinja2
 import markupsafe
 
-from qatval import numbers
-from qatval.comparison import Comparison
-from qatval.effects import method_order
-from qatval.precision import in_words
+from qatval.analysis.comparison import Comparison
+from qatval.analysis.effects import method_order
+from qatval.analysis.runs import LoadedRun
+from qatval.core import formatting
+from qatval.core.quantization import in_words
+from qatval.core.stability import LEAST_SHARE_OF_FP32
 from qatval.report.drawing import Chart
 from qatval.report.group_charts import net_chart, value_charts
 from qatval.report.images import Strip, strip
 from qatval.report.run_charts import RunView, run_view
 from qatval.report.terminal import orientation, outcome, share_of_fp32
-from qatval.runs import LoadedRun
-from qatval.verdicts import LEAST_SHARE_OF_FP32
 
 # A page of a thousand runs helps nobody; those that did not hold come first.
 DETAILED_RUNS = 36
@@ -69,10 +69,10 @@ def render_html(document: Comparison, runs: Sequence[LoadedRun]) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "value": numbers.value,
-        "signed": numbers.signed,
-        "interval": numbers.interval,
-        "percent": numbers.percent,
+        "value": formatting.value,
+        "signed": formatting.signed,
+        "interval": formatting.interval,
+        "percent": formatting.percent,
     }
     source, _, _ = jinja2.PackageLoader("qatval", "report").get_source(environment, "report.css")
     return environment.get_template("comparison.html.jinja").render(
@@ -123,7 +123,7 @@ def _headline(document: Comparison) -> str:
         held = "The run held" if completed == 1 else f"All {completed} completed runs held"
         return held + below
     what = "collapsed" if totals["collapsed"] == failed else "did not hold"
-    return f"{failed} of {numbers.count(completed, 'completed run')} {what}"
+    return f"{failed} of {formatting.count(completed, 'completed run')} {what}"
 
 
 def _group(
@@ -175,11 +175,11 @@ def _group_facts(group: Entry) -> list[str]:
     return [
         f"{wanted['model']['imgsz']} px",
         *(
-            numbers.count(images[f"{split}_images"], f"{what} image")
+            formatting.count(images[f"{split}_images"], f"{what} image")
             for split, what in (("train", "training"), ("val", "validation"))
             if images[f"{split}_images"] is not None
         ),
-        numbers.count(wanted["training"]["epochs"], "epoch"),
+        formatting.count(wanted["training"]["epochs"], "epoch"),
         f"batch {wanted['training']['batch']}",
         *(["anchored statistics"] if wanted["training"].get("batchnorm") == "anchored" else []),
         in_words(wanted["quantization"]),

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from qatval import numbers
-from qatval.errors import QatvalError
-from qatval.runs import LoadedRun
+from qatval.analysis.runs import LoadedRun
+from qatval.core import formatting
+from qatval.core.errors import QatvalError
 
 if TYPE_CHECKING:
     from qatval.data.coco import AnnotationIndex
@@ -155,7 +155,7 @@ def _example(
         Box(x, y, w, h, "truth", index.category_names[class_])
         for (x, y, w, h), class_ in zip(index.boxes[own].tolist(), index.classes[own], strict=True)
     ]
-    panels = [Panel("ground truth", truth, numbers.count(len(truth), "object"))]
+    panels = [Panel("ground truth", truth, formatting.count(len(truth), "object"))]
     for method, by_image in detections:
         panels.append(_panel(method, by_image.get(image_id, []), truth, names))
     jpeg = _jpeg(folder / index.file_names[row])

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qatval import numbers
+from qatval.analysis.runs import LoadedRun
+from qatval.core import formatting
 from qatval.report.charts import Level, Series, line_chart, range_chart
 from qatval.report.drawing import Chart
 from qatval.report.group_charts import KINDS
-from qatval.runs import LoadedRun
 
 Entry = Mapping[str, Any]
 
@@ -47,32 +47,32 @@ def _run_facts(run: LoadedRun) -> list[tuple[str, str]]:
     method, training = run.section("method"), run.section("training")
     environment, ema = run.section("environment"), method["ema"]
     facts = [
-        ("best", numbers.value(run.best)),
-        ("final", numbers.value(run.final)),
-        ("FP32 checkpoint", numbers.value(run.metric("fp32_value"))),
+        ("best", formatting.value(run.best)),
+        ("final", formatting.value(run.final)),
+        ("FP32 checkpoint", formatting.value(run.metric("fp32_value"))),
     ]
     if run.quantized:
-        facts.append((f"untrained {run.mode}", numbers.value(run.metric("ptq_value"))))
+        facts.append((f"untrained {run.mode}", formatting.value(run.metric("ptq_value"))))
     if (start := run.metric("start_value")) is not None and run.trained:
-        facts.append(("start of training", numbers.value(start)))
+        facts.append(("start of training", formatting.value(start)))
     if run.kept is not None:
-        facts.append(("final of FP32", numbers.percent(run.kept)))
+        facts.append(("final of FP32", formatting.percent(run.kept)))
     for what, metric in (("QC", "before_qc_value"), ("re-estimation", "before_bn_value")):
         if (before := run.metric(metric)) is not None:
-            facts.append((f"before {what}", numbers.value(before)))
+            facts.append((f"before {what}", formatting.value(before)))
     if ema["enabled"]:
         if (effective := ema.get("effective_decay")) is not None:
             facts.append(("effective decay", f"{effective:.4f}"))
         if (differing := ema.get("codes_differing_from_raw")) is not None:
-            facts.append(("codes unlike raw", numbers.percent(differing)))
+            facts.append(("codes unlike raw", formatting.percent(differing)))
     if (share := run.section("oscillation").get("oscillating")) is not None:
-        facts.append(("oscillating weights", numbers.percent(share)))
+        facts.append(("oscillating weights", formatting.percent(share)))
     if (drift := run.section("batchnorm").get("kl_mean")) is not None:
         facts.append(("BatchNorm drift", f"{drift:.3g} nats"))
     facts.append(("device", str(training["device"])))
     facts += [(name, str(environment[name])) for name in ("torch",) if environment.get(name)]
     if isinstance(total := run.section("timings").get("total"), int | float):
-        facts.append(("time", numbers.duration(total)))
+        facts.append(("time", formatting.duration(total)))
     return facts
 
 
@@ -108,7 +108,7 @@ def _accuracy(run: LoadedRun, style: int) -> Chart | None:
         x_names=names,
         levels=levels,
         zero=True,
-        show=numbers.value,
+        show=formatting.value,
     )
 
 
@@ -177,7 +177,7 @@ def _oscillation(run: LoadedRun) -> list[Chart]:
                     _share("near a threshold", 4, epochs, "near_threshold"),
                 ],
                 levels=[Level("", 0.1, "even")],
-                show=numbers.percent,
+                show=formatting.percent,
                 zero=True,
             ),
             line_chart(
@@ -188,7 +188,7 @@ def _oscillation(run: LoadedRun) -> list[Chart]:
                     _share("change their code", 3, epochs, "change_rate"),
                     _share("turn back", 4, epochs, "reversal_rate"),
                 ],
-                show=numbers.percent,
+                show=formatting.percent,
                 zero=True,
             ),
         ]
@@ -200,7 +200,7 @@ def _oscillation(run: LoadedRun) -> list[Chart]:
                 [(layer["name"], 0.0, layer["oscillating"]) for layer in layers],
                 unchanged=0.0,
                 header=["layer", "weights", "oscillating", *_LAYER_COLUMNS.values()],
-                show=numbers.percent,
+                show=formatting.percent,
                 table=[_layer_row(layer) for layer in layers],
             )
         )
@@ -223,7 +223,7 @@ def _share(label: str, style: int, epochs: Sequence[Entry], name: str) -> Series
 def _layer_row(layer: Entry) -> list[str]:
     shares = ("oscillating", "near_threshold")
     shown = [
-        numbers.percent(layer[name]) if name in shares else f"{layer[name]:.3g}"
+        formatting.percent(layer[name]) if name in shares else f"{layer[name]:.3g}"
         for name in ("oscillating", *_LAYER_COLUMNS)
     ]
     return [layer["name"], f"{layer['weights']:,}", *shown]

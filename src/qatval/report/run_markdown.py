@@ -6,9 +6,9 @@ import math
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from qatval import numbers
-from qatval.precision import in_words, precision
-from qatval.record import Summary
+from qatval.core import formatting
+from qatval.core.quantization import in_words, quantization_label
+from qatval.core.summary import Summary
 
 _METRIC = "mAP 50-95"
 
@@ -53,7 +53,7 @@ def _verdict(summary: Summary) -> Iterator[str]:
     yield f"# {_headline(summary)}: {summary['run_id']}"
     yield ""
     metrics, ratio = summary["metrics"], summary["stability"]["final_over_best_ratio"]
-    final, best = numbers.value(metrics["final_value"]), numbers.value(metrics["best_value"])
+    final, best = formatting.value(metrics["final_value"]), formatting.value(metrics["best_value"])
     limit = summary["stability"]["collapse_threshold_ratio"]
     if summary["status"] == "incomplete":
         error = summary["error"]
@@ -74,7 +74,7 @@ def _verdict(summary: Summary) -> Iterator[str]:
             f"{_of_fp32(summary)}."
         )
     else:
-        share = "" if ratio is None else f" ({numbers.percent(ratio)})"
+        share = "" if ratio is None else f" ({formatting.percent(ratio)})"
         yield (
             f"**The training held**: final mAP 50-95 is {final} of a best {best}{share}"
             f"{_of_fp32(summary)}; below {limit:g} of its best it would count as collapsed."
@@ -99,7 +99,7 @@ def _of_fp32(summary: Summary) -> str:
     if final is None or not fp32:
         return ""
     poor = ", less than half" if final < 0.5 * fp32 else ""
-    return f", {numbers.percent(final / fp32)} of FP32's {numbers.value(fp32)}{poor}"
+    return f", {formatting.percent(final / fp32)} of FP32's {formatting.value(fp32)}{poor}"
 
 
 def _untrained(summary: Summary) -> bool:
@@ -132,7 +132,7 @@ def _metrics(summary: Summary) -> Iterator[str]:
     ]
     fp32 = metrics.get("fp32_value")
     measured = [
-        (name, numbers.value(value), numbers.percent(value / fp32 if fp32 else None))
+        (name, formatting.value(value), formatting.percent(value / fp32 if fp32 else None))
         for name, value in rows
         if value is not None
     ]
@@ -145,7 +145,7 @@ def _metrics(summary: Summary) -> Iterator[str]:
     if bootstrap := metrics.get("bootstrap"):
         yield (
             f"Another draw of {bootstrap['images']} validation images would move the final value "
-            f"by about ±{numbers.value(_deviation(bootstrap['values']))} (one standard error)."
+            f"by about ±{formatting.value(_deviation(bootstrap['values']))} (one standard error)."
         )
         yield ""
 
@@ -207,7 +207,7 @@ def _setting(value: float | None) -> str:
 def _codes(differing: float) -> str:
     if differing == 0:
         return "not one weight code differs from the raw model's: this EMA was the raw weights"
-    return f"{numbers.percent(differing)} of the weight codes differ from the raw model's"
+    return f"{formatting.percent(differing)} of the weight codes differ from the raw model's"
 
 
 def _history(summary: Summary) -> Iterator[str]:
@@ -216,13 +216,13 @@ def _history(summary: Summary) -> Iterator[str]:
         return
     yield "## Epochs"
     yield ""
-    rows = [(str(entry["epoch"]), numbers.value(entry["value"])) for entry in history]
+    rows = [(str(entry["epoch"]), formatting.value(entry["value"])) for entry in history]
     if (start := summary["metrics"].get("start_value")) is not None:
-        rows.insert(0, ("start", numbers.value(start)))
+        rows.insert(0, ("start", formatting.value(start)))
     bn = summary["method"].get("bn") or {}
     after = "QC" if summary["method"]["qc"]["enabled"] else "re-estimation"
     if (after == "QC" or bn.get("enabled")) and summary["status"] != "incomplete":
-        rows.append((f"after {after}", numbers.value(summary["metrics"]["final_value"])))
+        rows.append((f"after {after}", formatting.value(summary["metrics"]["final_value"])))
     yield from table(("epoch", _METRIC), rows, right=("epoch", _METRIC))
     yield ""
 
@@ -236,21 +236,21 @@ def _oscillation(summary: Summary) -> Iterator[str]:
     where = (
         ""
         if most is None
-        else (f", most in `{most['name']}` ({numbers.percent(most['oscillating'])})")
+        else (f", most in `{most['name']}` ({formatting.percent(most['oscillating'])})")
     )
     yield "## Oscillation of the raw weights"
     yield ""
     yield (
-        f"- {numbers.percent(found['oscillating'])} of the weights oscillate at the end "
+        f"- {formatting.percent(found['oscillating'])} of the weights oscillate at the end "
         f"(frequency above {found['threshold']:g}, momentum {found['momentum']:g}"
         f"{_memory(found)}){where}; in a "
-        f"step of the last epoch {numbers.percent(last['change_rate'])} change their code, "
-        f"{numbers.percent(last['reversal_rate'])} against their last direction"
+        f"step of the last epoch {formatting.percent(last['change_rate'])} change their code, "
+        f"{formatting.percent(last['reversal_rate'])} against their last direction"
     )
     yield (
         f"- they lie {last['threshold_distance']:.3f} steps from a rounding threshold (0.250 if "
-        f"spread evenly), {numbers.percent(last['near_threshold'])} within 0.05 (10.0 %); scales "
-        f"moved by a factor of {2 ** last['scale_drift']:.3f}"
+        f"spread evenly), {formatting.percent(last['near_threshold'])} within 0.05 (10.0 %); "
+        f"scales moved by a factor of {2 ** last['scale_drift']:.3f}"
     )
     yield ""
 
@@ -273,7 +273,7 @@ def _batchnorm(summary: Summary) -> Iterator[str]:
     yield ""
     yield (
         "- running statistics against those of "
-        f"{numbers.count(found['images'], 'training image')}: KL divergence "
+        f"{formatting.count(found['images'], 'training image')}: KL divergence "
         f"{found['kl_mean']:.3g} nats on average, at most {found['kl_max']:.3g} in a channel of "
         f"`{found['worst_layer']}`"
     )
@@ -293,12 +293,12 @@ def _setup(summary: Summary) -> Iterator[str]:
         ("dataset", f"{name or dataset['dataset_yaml']}: {_images(dataset)}"),
         (
             "quantization",
-            f"{precision(summary['quantization'])}: {in_words(summary['quantization'])}",
+            f"{quantization_label(summary['quantization'])}: {in_words(summary['quantization'])}",
         ),
         (
             "training",
             f"{f'profile {profile}, ' if profile else ''}"
-            f"{numbers.count(training['epochs'], 'epoch')}, batch {training['batch']}, "
+            f"{formatting.count(training['epochs'], 'epoch')}, batch {training['batch']}, "
             f"seed {training['seed']}, device {training['device']}"
             f"{', anchored statistics' if training.get('batchnorm') == 'anchored' else ''}",
         ),
@@ -310,7 +310,7 @@ def _setup(summary: Summary) -> Iterator[str]:
     if versions:
         rows.append(("versions", ", ".join(versions)))
     if timings := summary.get("timings"):
-        spent = ", ".join(f"{stage} {numbers.duration(s)}" for stage, s in timings.items())
+        spent = ", ".join(f"{stage} {formatting.duration(s)}" for stage, s in timings.items())
         rows.append(("time", spent))
     yield "## How it was made"
     yield ""

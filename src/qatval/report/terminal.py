@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from textwrap import wrap
 from typing import Any
 
-from qatval import numbers
-from qatval.comparison import Comparison
-from qatval.runs import FP32
-from qatval.verdicts import LEAST_SHARE_OF_FP32
+from qatval.analysis.comparison import Comparison
+from qatval.core import formatting
+from qatval.core.quantization import FLOAT_MODE
+from qatval.core.stability import LEAST_SHARE_OF_FP32
 
 WIDTH = 100
 """What of FP32 a model must keep for "held" to stand alone."""
@@ -56,8 +56,8 @@ def _group(group: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> Itera
             [
                 method["method"],
                 *cells,
-                numbers.value(final and final["mean"]),
-                numbers.value(final and final["deviation"]),
+                formatting.value(final and final["mean"]),
+                formatting.value(final and final["deviation"]),
                 share_of_fp32(method),
                 outcome(method),
             ]
@@ -67,7 +67,7 @@ def _group(group: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> Itera
             [
                 label,
                 *[""] * len(per_seed),
-                numbers.value(None if measured is None else measured["mean"]),
+                formatting.value(None if measured is None else measured["mean"]),
                 "",
                 "",
                 "" if measured else "not measured",
@@ -90,7 +90,7 @@ def orientation(group: Mapping[str, Any]) -> Sequence[tuple[str, str, Mapping[st
     """Return what was measured beside the methods: its key, its name, and its spread."""
     mode = group["conditions"]["quantization"]["mode"]
     measured = [("fp32_value", "FP32 checkpoint", group["fp32_value"])]
-    if mode != FP32:
+    if mode != FLOAT_MODE:
         measured.append(("ptq_value", f"untrained {mode}", group["ptq_value"]))
         if group["start_value"] is not None and group["start_value"] != group["ptq_value"]:
             measured.append(("start_value", "start of training", group["start_value"]))
@@ -100,7 +100,7 @@ def orientation(group: Mapping[str, Any]) -> Sequence[tuple[str, str, Mapping[st
 def share_of_fp32(method: Mapping[str, Any]) -> str:
     """Write the mean share of the FP32 checkpoint's value that a method's runs keep."""
     share = method["share_of_fp32"]
-    return numbers.MISSING if share is None else f"{share['mean']:.0%}"
+    return formatting.MISSING if share is None else f"{share['mean']:.0%}"
 
 
 def outcome(method: Mapping[str, Any]) -> str:
@@ -132,10 +132,10 @@ def outcome(method: Mapping[str, Any]) -> str:
 def _of_seed(runs: Sequence[Mapping[str, Any]]) -> str:
     completed = [run for run in runs if run["outcome"] != "incomplete"]
     if not completed:
-        return "incomplete" if runs else numbers.MISSING
+        return "incomplete" if runs else formatting.MISSING
     last = completed[-1]
     mark = "" if last["outcome"] == "stable" else "!"
-    return numbers.value(last["final_value"]) + mark
+    return formatting.value(last["final_value"]) + mark
 
 
 def _validation_images(group: Mapping[str, Any]) -> str:

@@ -15,9 +15,9 @@ from ultralytics.cfg import get_cfg
 from ultralytics.utils import DEFAULT_CFG
 
 from qatval.data.subset import Subset
-from qatval.methods import Correction, calibration_images
 from qatval.quant.anchoring import Anchor
 from qatval.quant.correction import attach_corrections, corrections, fold_corrections
+from qatval.quant.methods import Correction, calibration_images
 from qatval.train.dataset import SubsetDataset
 from qatval.train.models import load_pretrained
 from qatval.train.trajectory import TrainingPlan

@@ -20,7 +20,7 @@ from ultralytics.data import build_dataloader
 from ultralytics.models.yolo.detect import DetectionValidator
 from ultralytics.utils import DEFAULT_CFG, ops
 
-from qatval.config import PRIMARY_METRIC
+from qatval.core.stability import PRIMARY_METRIC
 from qatval.data.coco_protocol import MAX_DETECTIONS, Detection, interpolated_map
 from qatval.data.subset import Split, Subset
 from qatval.quant.fused import quantized_once

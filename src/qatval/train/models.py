@@ -24,11 +24,11 @@ import torch
 from torch import Tensor, nn
 from ultralytics.nn.tasks import DetectionModel, torch_safe_load
 
-from qatval.config import Quantization
-from qatval.errors import QatvalError
+from qatval.core.errors import QatvalError
+from qatval.core.quantization import Quantization
+from qatval.core.summary import atomic_write
 from qatval.quant.integer import blank_integer_layer
 from qatval.quant.layers import insert_quantizers
-from qatval.record import atomic_write
 
 # What convolutions on a CPU, and on a GPU in mixed precision, would turn weights and images into
 # at every step. On a GPU under Windows Ultralytics measured steps three times as long with it.

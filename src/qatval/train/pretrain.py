@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 
-from qatval.config import PRIMARY_METRIC, Profile, Variant
+from qatval.core.environment import machine, versions
+from qatval.core.presets import Profile, Variant
+from qatval.core.progress import Progress
+from qatval.core.stability import PRIMARY_METRIC
+from qatval.core.summary import atomic_write, to_json
 from qatval.data.subset import build_subset
-from qatval.environment import machine, versions
-from qatval.methods import method
-from qatval.progress import Progress
-from qatval.record import atomic_write, to_json
+from qatval.quant.methods import method
 from qatval.train.evaluation import evaluator
 from qatval.train.models import CheckpointInfo, load_checkpoint, save_checkpoint, sha256
 from qatval.train.trainer import QatTrainer, train

@@ -25,20 +25,21 @@ from torch import nn
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils import DEFAULT_CFG
 
-from qatval.config import PRIMARY_METRIC
+from qatval.core.environment import peak_resident_mb
+from qatval.core.errors import QatvalError
+from qatval.core.stability import PRIMARY_METRIC
+from qatval.core.summary import atomic_write
 from qatval.data.subset import open_subset
-from qatval.environment import peak_resident_mb
-from qatval.errors import QatvalError
-from qatval.methods import Arm
 from qatval.quant.anchoring import Anchor
 from qatval.quant.averaging import WeightAverage
 from qatval.quant.batchnorm import tracking
 from qatval.quant.fused import fuse_quantization, quantized_once
 from qatval.quant.latent import LatentWeights
 from qatval.quant.layers import scale_parameters
+from qatval.quant.methods import Arm
+from qatval.quant.methods.stabilizers import make_stabilizer
 from qatval.quant.oscillation import Oscillation, OscillationTracker
-from qatval.quant.stabilizing import Stabilizer, make_stabilizer
-from qatval.record import atomic_write
+from qatval.quant.stabilizing import Stabilizer
 from qatval.train.calibration import anchor
 from qatval.train.dataset import SubsetDataset
 from qatval.train.distillation import teach

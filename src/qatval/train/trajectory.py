@@ -13,10 +13,11 @@ from typing import Any, Literal
 
 import msgspec
 
-from qatval.config import BatchNorm, Quantization
-from qatval.methods import Arm, Averaging, Stabilizer, Teacher
+from qatval.core.presets import BatchNorm
+from qatval.core.quantization import Quantization
+from qatval.core.summary import atomic_write
+from qatval.quant.methods import Arm, Averaging, Stabilizer, Teacher
 from qatval.quant.oscillation import Oscillation
-from qatval.record import atomic_write
 
 
 @dataclass(frozen=True)

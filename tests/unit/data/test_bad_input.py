@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from qatval.core.errors import QatvalError, UsageError
 from qatval.data.subset import build_subset
-from qatval.errors import QatvalError, UsageError
 
 Spoil = Callable[[Path, dict[str, Any]], None]
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from qatval.cli import cache, dataset
-from qatval.errors import UsageError
+from qatval.core.errors import UsageError
 
 
 def run(*words: object) -> int:

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qatval.core.errors import QatvalError
 from qatval.data.coco import AnnotationIndex
 from qatval.data.selection import draw_random, read_list, take_first
-from qatval.errors import QatvalError
 
 
 def index_of(image_ids: list[int]) -> AnnotationIndex:

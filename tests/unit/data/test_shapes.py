@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
+from qatval.core.errors import QatvalError
 from qatval.data import shapes
 from qatval.data.scenes import SAMPLES, UNIT, coverage, polygon_area
 from qatval.data.shapes import draw_dataset, read_manifest
-from qatval.errors import QatvalError
 
 TRAIN, VAL = 120, 24
 

@@ -207,7 +207,7 @@ def test_altered_content_of_equal_size_is_repaired(write_coco: Any, build: Build
 
 
 def test_an_image_that_disappears_is_noticed(write_coco: Any, build: Build) -> None:
-    from qatval.errors import QatvalError
+    from qatval.core.errors import QatvalError
 
     root = write_coco()
     subset = build(root)

@@ -21,8 +21,8 @@ STORED_RUNS = """
 import os, time
 from pathlib import Path
 import pytest
-from qatval import runner
-from qatval.record import write_summary
+from qatval.run import runner
+from qatval.core.summary import write_summary
 
 CALLS = Path(__file__).parent / "calls.txt"
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from qatval.config import quantization
-from qatval.errors import UsageError
-from qatval.methods import Averaging
+from qatval.core.errors import UsageError
+from qatval.core.presets import quantization
 from qatval.quant.averaging import WeightAverage
 from qatval.quant.integer import integer_layers, share_differing, to_integer
 from qatval.quant.layers import insert_quantizers, scale_parameters
+from qatval.quant.methods import Averaging
 
 
 def a_model(seed: int = 0) -> nn.Module:

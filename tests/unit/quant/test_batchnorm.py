@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
-from qatval.config import quantization
+from qatval.core.presets import quantization
 from qatval.quant.batchnorm import drift, reestimate
 from qatval.quant.layers import insert_quantizers
 from qatval.train.models import build_model

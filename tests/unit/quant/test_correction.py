@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from qatval.config import quantization
+from qatval.core.presets import quantization
 from qatval.quant.correction import (
     CorrectedConv2d,
     attach_corrections,

@@ -12,7 +12,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from qatval.config import quantization
+from qatval.core.presets import quantization
 from qatval.quant.freezing import Freezing
 from qatval.quant.latent import LatentWeights
 from qatval.quant.layers import insert_quantizers

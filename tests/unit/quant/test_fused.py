@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from qatval.config import quantization
+from qatval.core.presets import quantization
 from qatval.quant.fused import FusedQuantizer, fuse_quantization, quantized_once
 from qatval.quant.layers import insert_quantizers, quantized_layers, scale_parameters
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from qatval.config import quantization
+from qatval.core.presets import quantization
 from qatval.quant.gptq import GPTQ, _Gptq, at_most, round_by_gptq
 from qatval.quant.integer import integer_layers, to_integer
 from qatval.quant.layers import insert_quantizers, quantized_layers

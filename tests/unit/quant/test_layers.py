@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from qatval.config import Quantization, ScaleGranularity, quantization
-from qatval.errors import QatvalError
+from qatval.core.errors import QatvalError
+from qatval.core.presets import quantization
+from qatval.core.quantization import Quantization, ScaleGranularity
 from qatval.quant.integer import IntegerConv2d, integer_layers, share_differing, to_integer
 from qatval.quant.layers import (
     batchnorm_after,

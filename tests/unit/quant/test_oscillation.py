@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from qatval.config import quantization
+from qatval.core.presets import quantization
 from qatval.quant.dampening import Dampening
 from qatval.quant.freezing import Freezing
 from qatval.quant.latent import LatentWeights

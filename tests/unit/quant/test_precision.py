@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from qatval.config import Quantization, quantization
-from qatval.errors import QatvalError
+from qatval.core.errors import QatvalError
+from qatval.core.presets import quantization
+from qatval.core.quantization import Quantization
 from qatval.quant.averaging import WeightAverage
 from qatval.quant.correction import attach_corrections, corrections, fold_corrections
 from qatval.quant.fused import FusedQuantizer, fuse_quantization, quantized_once

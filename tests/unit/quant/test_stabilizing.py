@@ -6,14 +6,15 @@ import pytest
 import torch
 from torch import nn
 
-from qatval import methods
-from qatval.config import quantization
-from qatval.errors import UsageError
+from qatval.core.errors import UsageError
+from qatval.core.presets import quantization
+from qatval.quant import methods
 from qatval.quant.dampening import Dampening
 from qatval.quant.freezing import Freezing
 from qatval.quant.latent import LatentWeights
 from qatval.quant.layers import insert_quantizers
-from qatval.quant.stabilizing import Stabilizer, make_stabilizer
+from qatval.quant.methods.stabilizers import make_stabilizer
+from qatval.quant.stabilizing import Stabilizer
 
 DAMPENING = "qatval.quant.dampening:Dampening"
 FREEZING = "qatval.quant.freezing:Freezing"
@@ -48,7 +49,7 @@ def test_the_shipped_presets_start(
         ("qatval.quant.dampening", "'module:Class'"),
         (":Dampening", "'module:Class'"),
         ("qatval.quant.latent:LatentWeights", "subclass of Stabilizer"),
-        ("qatval.quant.stabilizing:make_stabilizer", "subclass of Stabilizer"),
+        ("qatval.quant.methods.stabilizers:make_stabilizer", "subclass of Stabilizer"),
     ],
 )
 def test_what_is_no_stabilizer_is_refused(

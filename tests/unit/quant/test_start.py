@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from qatval.config import Start, StartScale, quantization
-from qatval.errors import UsageError
+from qatval.core.errors import UsageError
+from qatval.core.presets import quantization
+from qatval.core.quantization import Start, StartScale
 from qatval.quant.anchoring import Anchor, shift_statistics
 from qatval.quant.latent import LatentWeights
 from qatval.quant.layers import insert_quantizers

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from qatval.comparison import compare
+from qatval.analysis.comparison import compare
+from qatval.analysis.runs import LoadedRun, Unreadable
 from qatval.report.comparison_markdown import render_comparison
 from qatval.report.terminal import WIDTH, outcome, terminal_table
-from qatval.runs import LoadedRun, Unreadable
 
 FINALS = {"baseline": (0.640, 0.652), "ema": (0.655, 0.661), "ema+qc": (0.659, 0.664)}
 

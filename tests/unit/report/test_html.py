@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from qatval.comparison import compare
+from qatval.analysis.comparison import compare
+from qatval.analysis.runs import LoadedRun, Unreadable
 from qatval.report import html
-from qatval.runs import LoadedRun, Unreadable
 
 
 @pytest.fixture

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
+from qatval.analysis.runs import LoadedRun
 from qatval.data.coco import read_annotations
 from qatval.data.shapes import draw_dataset
 from qatval.report.images import EXAMPLES, strip
-from qatval.runs import LoadedRun
 
 
 @pytest.fixture(scope="module")

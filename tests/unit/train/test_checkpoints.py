@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from qatval.config import quantization
-from qatval.errors import QatvalError
+from qatval.core.errors import QatvalError
+from qatval.core.presets import quantization
 from qatval.quant.integer import to_integer
 from qatval.quant.layers import calibrate_activations, coverage, insert_quantizers
 from qatval.train.models import (

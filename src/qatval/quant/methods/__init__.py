@@ -1,9 +1,9 @@
 """Stabilisation methods and their controls: names, and what they stand for.
 
 A name joins parts with ``+``: ``baseline`` has none, ``dampen+ema+qc`` dampens oscillations in
-training, takes the moving average and corrects it. Parts are tables of ``presets/methods.toml`` and
+training, takes the moving average and corrects it. Parts are tables of ``methods.toml`` and
 of the same file in any installed package that names itself in the entry-point group
-``qatval.methods``. Nothing here imports torch.
+``qatval.quant.methods``. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from importlib.metadata import entry_points
 from importlib.resources import files
 from typing import Any, Literal
 
-from qatval.errors import UsageError
+from qatval.core.errors import UsageError
+from qatval.core.quantization import Statistics
 
 BASELINE = "baseline"
 ENTRY_POINTS = "qatval.methods"
@@ -62,10 +63,6 @@ class Correction:
 
     epochs: int
     lr: float
-
-
-Statistics = Literal["kept", "reestimated", "shifted"]
-"""What a method leaves the BatchNorm statistics as."""
 
 
 @dataclass(frozen=True)
@@ -189,7 +186,7 @@ _KINDS = ("training", "rounding", "teacher", "stabilizer", "averaging", "statist
 @functools.cache
 def _presets() -> dict[str, Any]:
     """Return the shipped preset file, with the parts of installed packages added."""
-    found = tomllib.loads((files("qatval") / "presets" / "methods.toml").read_text("utf-8"))
+    found = tomllib.loads((files("qatval.quant.methods") / "methods.toml").read_text("utf-8"))
     for entry in entry_points(group=ENTRY_POINTS):
         try:
             text = (files(entry.module) / "methods.toml").read_text("utf-8")

@@ -9,14 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from qatval import effects, gate, numbers, posttraining, statistics, thresholds
-from qatval.comparability import Group, differences, groups
-from qatval.config import PRIMARY_METRIC
-from qatval.effects import method_order
-from qatval.precision import brief, precision
-from qatval.rules import Check
-from qatval.runs import LoadedRun, Unreadable
-from qatval.thresholds import Thresholds
+from qatval.analysis import effects, gate, intervals, posttraining, thresholds
+from qatval.analysis.comparability import Group, differences, groups
+from qatval.analysis.effects import method_order
+from qatval.analysis.rules import Check
+from qatval.analysis.runs import LoadedRun, Unreadable
+from qatval.analysis.thresholds import Thresholds
+from qatval.core import formatting
+from qatval.core.quantization import brief, quantization_label
+from qatval.core.stability import PRIMARY_METRIC
 
 SCHEMA_VERSION = "1.1"
 
@@ -96,7 +97,7 @@ def standings(judged: Iterable[tuple[LoadedRun, Check | None]]) -> list[dict[str
     for run, check in judged:
         if check is not None:
             found.setdefault(check.result, []).append(run)
-    completed = numbers.count(sum(map(len, found.values())), "completed run")
+    completed = formatting.count(sum(map(len, found.values())), "completed run")
     said = []
     for result, words in _STANDINGS.items():
         if runs := found.get(result):
@@ -132,7 +133,7 @@ def _groups(runs: Sequence[LoadedRun]) -> _Groups:
             profile = next((run.profile for run in members if run.profile), None)
             dataset = members[0].dataset or "unknown dataset"
             name = "/".join(filter(None, (variant, dataset, profile)))
-            name = " ".join(filter(None, (name, brief(precision(wanted["quantization"])))))
+            name = " ".join(filter(None, (name, brief(quantization_label(wanted["quantization"])))))
             same = sum(other == name or other.startswith(f"{name} (") for other in named)
             named[f"{name} ({same + 1})" if same else name] = (wanted, members)
     return named
@@ -150,7 +151,7 @@ def _group_documents(grouped: _Groups, judged: Mapping[str, Check | None]) -> li
                 "variant": members[0].variant,
                 "dataset": members[0].dataset,
                 "profile": next((run.profile for run in members if run.profile), None),
-                "precision": precision(wanted["quantization"]),
+                "precision": quantization_label(wanted["quantization"]),
                 "conditions": dict(wanted),
                 "not_comparable_with": None if compared_with == name else compared_with,
                 "differs_in": [
@@ -252,7 +253,7 @@ def _values(members: Iterable[LoadedRun], metric: str) -> list[float]:
 
 
 def _spread(values: Sequence[float]) -> dict[str, Any] | None:
-    summary = statistics.spread(values)
+    summary = intervals.spread(values)
     if summary is None:
         return None
     return {

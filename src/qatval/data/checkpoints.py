@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from qatval.errors import QatvalError
+from qatval.core.errors import QatvalError
 
 RELEASE_URL = "https://github.com/ultralytics/assets/releases/download/v8.4.0"
 CHECKSUMS_NAME = "checksums.json"

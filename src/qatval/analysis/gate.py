@@ -14,9 +14,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from qatval.comparability import conditions, differences, groups
-from qatval.methods import method_names
-from qatval.runs import LoadedRun
+from qatval.analysis.comparability import conditions, differences, groups
+from qatval.analysis.runs import LoadedRun
+from qatval.quant.methods import method_names
 
 GATE = "yolo10m_allowed"
 REQUIRED_VARIANTS = ("yolo10n", "yolo10s")

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from qatval import config as presets
-from qatval.gate import decide
-from qatval.methods import method_names, with_controls
-from qatval.runs import collect
+from qatval.analysis.gate import decide
+from qatval.analysis.runs import collect
+from qatval.core import presets
+from qatval.quant.methods import method_names, with_controls
 
 EMBEDDED = "shapes"
 COCO = "coco2017"

@@ -14,24 +14,25 @@ from typing import Any
 
 import torch
 
-from qatval.config import RunConfig, Start
+from qatval.core.errors import QatvalError, UsageError
+from qatval.core.progress import Progress
+from qatval.core.quantization import Start
 from qatval.data.folder import write_dataset_folder
 from qatval.data.subset import build_subset
-from qatval.errors import QatvalError, UsageError
-from qatval.methods import Averaging, Method, Recipe, calibration_images
-from qatval.methods import method as named_method
-from qatval.progress import Progress
 from qatval.quant.layers import calibrate_activations, insert_quantizers
+from qatval.quant.methods import Averaging, Method, Recipe, calibration_images
+from qatval.quant.methods import method as named_method
 from qatval.quant.start import start
-from qatval.runroot import RunRoot, publish
-from qatval.scoring import artifact_folder, score
+from qatval.run.configuration import RunConfig
+from qatval.run.delivery import artifact_folder, score
+from qatval.run.root import RunRoot, publish
+from qatval.run.trained import Prepared, Trained, Untrained
 from qatval.train import LOGGER
 from qatval.train.calibration import CalibrationImages
 from qatval.train.evaluation import evaluator
 from qatval.train.models import CheckpointInfo, load_pretrained, save_checkpoint
 from qatval.train.trainer import QatTrainer, train
 from qatval.train.trajectory import TrainingPlan, read_trajectory
-from qatval.trained import Prepared, Trained, Untrained
 
 Roots = Mapping[str, RunRoot]
 

@@ -10,10 +10,11 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from qatval import numbers, statistics
-from qatval.effects import contrast_document, role
-from qatval.pairing import pairs
-from qatval.runs import LoadedRun
+from qatval.analysis import intervals
+from qatval.analysis.effects import contrast_document, role
+from qatval.analysis.pairing import pairs
+from qatval.analysis.runs import LoadedRun
+from qatval.core import formatting
 
 # The stages of a run that its model took; the others score it, or wait for other methods.
 _STAGES = (
@@ -39,7 +40,7 @@ def against_post_training(runs: Sequence[LoadedRun], mode: str) -> dict[str, Any
         return None
     method, arm = trained[0], arms[0]
     paired = pairs(scored, method, arm)
-    mean = statistics.mean_contrast(paired)
+    mean = intervals.mean_contrast(paired)
     if mean is None:
         return None
     minutes = {name: _minutes([r for r in scored if r.method == name]) for name in (method, arm)}
@@ -73,12 +74,12 @@ def _minutes(runs: Sequence[LoadedRun]) -> float | None:
 
 
 def _sentence(found: dict[str, Any], mode: str) -> str:
-    value = numbers.signed(found["mean"])
-    seeds = numbers.count(found["seeds"], "seed")
+    value = formatting.signed(found["mean"])
+    seeds = formatting.count(found["seeds"], "seed")
     if found["interval"] is None:
-        tells = f"{value} on {seeds}, which cannot tell (it takes {statistics.SEEDS_TO_TELL} seeds)"
+        tells = f"{value} on {seeds}, which cannot tell (it takes {intervals.SEEDS_TO_TELL} seeds)"
     else:
-        tells = f"{value} {numbers.interval(found['interval'])} on {seeds}"
+        tells = f"{value} {formatting.interval(found['interval'])} on {seeds}"
         if not found["tells"]:
             tells += ", which does not tell the two apart"
     best = _best(found["method"], found["methods"], "method")

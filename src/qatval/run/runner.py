@@ -1,93 +1,25 @@
 """The life of a run: settle what to run, claim its roots, do the work, leave a summary.
 
-The work itself is in `qatval.engine`, which takes seconds to import; a run root says
+The work itself is in `qatval.run.pipeline`, which takes seconds to import; a run root says
 ``incomplete`` before that.
 """
 
 from __future__ import annotations
 
 import atexit
-import dataclasses
 import functools
 import gc
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
-from qatval import config as presets
-from qatval.config import BatchNorm, Quantization, RunConfig
-from qatval.errors import QatvalError
-from qatval.methods import method
-from qatval.progress import Progress
-from qatval.record import Summary
-from qatval.runroot import RunRoot
-from qatval.summary import announced
-
-
-def configure(
-    *,
-    variant: str,
-    methods: Sequence[str],
-    profile: str,
-    run_root: Path,
-    coco_root: Path,
-    seed: int = 0,
-    checkpoint: Path | None = None,
-    epochs: int | None = None,
-    batch: int | None = None,
-    imgsz: int | None = None,
-    batchnorm: BatchNorm | None = None,
-    quantization: str = "w4a16",
-    precision: Mapping[str, Any] | None = None,
-    **options: Any,
-) -> RunConfig:
-    """Settle a run from names: the dataset decides which presets and which checkpoint apply.
-
-    Args:
-        variant, methods, profile: Names of presets.
-        run_root: The run's folder.
-        coco_root: The dataset; the embedded one is recognised by its manifest.
-        seed: Seed of the run.
-        checkpoint, epochs, batch, imgsz, batchnorm: Replace what the presets say, None to keep it.
-        quantization: Name of a preset.
-        precision: Fields of `Quantization` that replace what the preset says; of ``start`` a
-            mapping of those of `Start`.
-        options: Further fields of `RunConfig`.
-
-    Raises:
-        UsageError: If there is no preset of a name, or a value is out of range.
-        QatvalError: If the dataset is not there.
-    """
-    from qatval.data.subset import presets_of
-
-    dataset = presets_of(coco_root)
-    chosen = presets.variant(variant)
-    preset = presets.profile(dataset, profile)
-    return RunConfig(
-        variant=chosen,
-        methods=tuple(method(name) for name in methods),
-        profile=dataclasses.replace(
-            preset,
-            epochs=epochs or preset.epochs,
-            batch=batch or preset.batch,
-            imgsz=imgsz or preset.imgsz,
-            batchnorm=batchnorm or preset.batchnorm,
-        ),
-        quantization=_quantization(quantization, precision or {}),
-        seed=seed,
-        run_root=run_root,
-        coco_root=coco_root,
-        checkpoint=checkpoint or chosen.checkpoint_for(dataset),
-        **options,
-    )
-
-
-def _quantization(name: str, replaced: Mapping[str, Any]) -> Quantization:
-    preset = presets.quantization(name)
-    start = dataclasses.replace(preset.start, **replaced.get("start", {}))
-    return dataclasses.replace(preset, **{**replaced, "start": start})
+from qatval.core.errors import QatvalError
+from qatval.core.progress import Progress
+from qatval.core.summary import Summary
+from qatval.run.announcement import announced
+from qatval.run.configuration import RunConfig
+from qatval.run.root import RunRoot
 
 
 def run(config: RunConfig, progress: Progress) -> list[Summary]:
@@ -138,7 +70,7 @@ def _engine() -> Callable[[RunConfig, Mapping[str, RunRoot], Path, Progress], No
     All of it lives as long as the process. Walking it whenever enough new objects are around took
     0.4 s of the six before a run's first step.
     """
-    from qatval.engine import execute
+    from qatval.run.pipeline import execute
 
     gc.freeze()
     atexit.register(gc.unfreeze)  # or Triton reports its own as leaked
@@ -162,8 +94,8 @@ def _pass_gate(config: RunConfig) -> None:
         raise QatvalError(
             f"{name} is behind the stage gate: give the runs that open it with --gate-root"
         )
-    from qatval.gate import decide
-    from qatval.runs import collect
+    from qatval.analysis.gate import decide
+    from qatval.analysis.runs import collect
 
     runs, _ = collect([config.gate_root])
     decision = decide(runs)

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from qatval.errors import QatvalError
-from qatval.record import SUMMARY_NAME, Summary, atomic_write, load_summary, write_summary
+from qatval.core.errors import QatvalError
+from qatval.core.summary import SUMMARY_NAME, Summary, atomic_write, load_summary, write_summary
 from qatval.report.run_markdown import render_run
 
 _OWN_FOLDERS = ("dataset", "ultralytics")

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from qatval import thresholds
-from qatval.runs import LoadedRun, collect
+from qatval.analysis import thresholds
+from qatval.analysis.runs import LoadedRun, collect
 
 RUN_ROOT = "qatval_run_root"
 UNAVAILABLE = "qatval_unavailable"
@@ -69,7 +69,7 @@ def show_session(terminalreporter: Any, session_dir: Path, *, update_thresholds:
 def _show_runs(
     terminalreporter: Any, session_dir: Path, roots: Sequence[Path]
 ) -> Sequence[LoadedRun]:
-    from qatval.comparison import compare
+    from qatval.analysis.comparison import compare
     from qatval.report.comparison import write_comparison
     from qatval.report.terminal import terminal_table
 

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 import jsonschema
 
-from qatval.errors import QatvalError
+from qatval.core.errors import QatvalError
 
 SCHEMA_VERSION = "1.1"
 SUMMARY_NAME = "run_summary.json"
@@ -26,7 +26,7 @@ Summary = dict[str, Any]
 @functools.cache
 def validator(schema: str) -> jsonschema.Draft202012Validator:
     """Return the validator of one of the schemas that ship in ``qatval/schemas``."""
-    text = (files("qatval") / "schemas" / f"{schema}.schema.json").read_text("utf-8")
+    text = (files("qatval.core") / "schemas" / f"{schema}.schema.json").read_text("utf-8")
     draft = jsonschema.Draft202012Validator
     checker = jsonschema.validators.extend(draft, {"items": _EachItemOnce()})  # type: ignore[no-untyped-call]
     made: jsonschema.Draft202012Validator = checker(

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from qatval import config as presets
-from qatval.cli.options import positive, seeds
+from qatval.core import presets
+from qatval.core.options import positive, seeds
 
 
 def add_options(parser: pytest.Parser) -> None:

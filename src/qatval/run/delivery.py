@@ -16,22 +16,22 @@ from typing import Any
 import msgspec
 import torch
 
-from qatval.config import RunConfig
+from qatval.core.progress import Progress
+from qatval.core.stability import stability
+from qatval.core.summary import Summary, atomic_write
 from qatval.data.coco_protocol import TOLERANCE, evaluate_coco
-from qatval.methods import Method
-from qatval.progress import Progress
 from qatval.quant.batchnorm import drift
 from qatval.quant.integer import integer_layers, share_differing
 from qatval.quant.layers import LayerCoverage, quantizable
-from qatval.record import Summary, atomic_write
-from qatval.runroot import RunRoot, merged
-from qatval.summary import run_name
+from qatval.quant.methods import Method
+from qatval.run.announcement import run_name
+from qatval.run.configuration import RunConfig
+from qatval.run.root import RunRoot, merged
+from qatval.run.trained import Trained
 from qatval.train.calibration import learn_correction
 from qatval.train.evaluation import Evaluation, evaluation_settings
 from qatval.train.models import CheckpointInfo, Kind, load_checkpoint, save_checkpoint, sha256
 from qatval.train.trajectory import Trajectory
-from qatval.trained import Trained
-from qatval.verdicts import stability
 
 # A reload on the CPU gives the same mAP to the last digit. GPU kernels may sum in another order.
 _RELOAD_TOLERANCE = {"cpu": 0.0, "cuda": 1e-3}

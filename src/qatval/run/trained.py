@@ -12,11 +12,11 @@ import torch
 from torch import nn
 
 from qatval.data.subset import Subset
-from qatval.methods import Arm, Averaging, Method, Rounding
 from qatval.quant.anchoring import shift_statistics
 from qatval.quant.batchnorm import reestimate
 from qatval.quant.integer import to_integer
 from qatval.quant.layers import LayerCoverage
+from qatval.quant.methods import Arm, Averaging, Method, Rounding
 from qatval.train.calibration import CalibrationImages
 from qatval.train.evaluation import Evaluator
 from qatval.train.models import load_checkpoint

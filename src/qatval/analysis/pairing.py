@@ -11,8 +11,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from qatval.runs import LoadedRun
-from qatval.statistics import Contrast, Term
+from qatval.analysis.intervals import Contrast, Term
+from qatval.analysis.runs import LoadedRun
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ do some of what QC learns. A gain is the method's own only as far as it exceeds 
     correction   M = X+qc   R = X    C = X+bn      CR = X
                                      C = fp32+qc   CR = fp32
 
-paired by seed, with the interval of `qatval.statistics`. Controls are there to be subtracted: a
+paired by seed, with the interval of `intervals`. Controls are there to be subtracted: a
 comparison across FP32 and quantized runs is made in no other way. QC has two controls: one tells
 whether learning does more than fresh statistics, the other whether it corrects quantization, or
 whatever model it is given. Of an averaged X the FP32 model is averaged as well.
@@ -23,9 +23,13 @@ from dataclasses import dataclass
 from itertools import permutations
 from typing import Any, Literal
 
-from qatval import numbers, statistics
-from qatval.errors import UsageError
-from qatval.methods import (
+from qatval.analysis import intervals
+from qatval.analysis.intervals import Contrast, MeanContrast
+from qatval.analysis.pairing import net, pairs
+from qatval.analysis.runs import LoadedRun
+from qatval.core import formatting
+from qatval.core.errors import UsageError
+from qatval.quant.methods import (
     BASELINE,
     in_float,
     method,
@@ -35,9 +39,6 @@ from qatval.methods import (
     reestimated,
     without,
 )
-from qatval.pairing import net, pairs
-from qatval.runs import LoadedRun
-from qatval.statistics import Contrast, MeanContrast
 
 Role = Literal["method", "control"]
 Kind = Literal["averaging", "teacher", "correction", "correction-in-float"]
@@ -85,7 +86,7 @@ def differences(runs: Sequence[LoadedRun]) -> list[dict[str, Any]]:
     for reference, name in permutations(method_order(quantized), 2):
         if quantized[reference] == quantized[name] and _worth_comparing(name, reference):
             paired = pairs(runs, name, reference)
-            if (mean := statistics.mean_contrast(paired)) is not None:
+            if (mean := intervals.mean_contrast(paired)) is not None:
                 found.append(
                     {
                         "method": name,
@@ -137,9 +138,9 @@ def net_effects(runs: Sequence[LoadedRun], mode: str) -> list[dict[str, Any]]:
     found = []
     for meant in _effects(runs):
         measured = net(runs, meant.gain, meant.control)
-        mean = statistics.mean_contrast(measured.nets)
-        gain = statistics.mean_contrast(measured.gains)
-        control_gain = statistics.mean_contrast(measured.control_gains)
+        mean = intervals.mean_contrast(measured.nets)
+        gain = intervals.mean_contrast(measured.gains)
+        control_gain = intervals.mean_contrast(measured.control_gains)
         if mean is None or gain is None or control_gain is None:
             continue
         document = contrast_document(measured.nets, mean)
@@ -191,8 +192,8 @@ def not_net(runs: Sequence[LoadedRun]) -> dict[str, Any] | None:
 
 def difference_sentence(name: str, reference: str, difference: MeanContrast) -> str:
     """Say in words what the paired difference of two methods tells."""
-    n, mean = difference.seeds, numbers.signed(difference.mean)
-    seeds = numbers.count(n, "seed")
+    n, mean = difference.seeds, formatting.signed(difference.mean)
+    seeds = formatting.count(n, "seed")
     if n == 1:
         return f"{seeds} cannot tell {name} from {reference}: {mean}"
     if difference.interval is None:
@@ -200,7 +201,7 @@ def difference_sentence(name: str, reference: str, difference: MeanContrast) -> 
             f"{seeds} cannot tell {name} from {reference}: {mean} on average, "
             f"higher on {difference.positive} of {n}"
         )
-    interval = f"{mean} {numbers.interval(difference.interval)}"
+    interval = f"{mean} {formatting.interval(difference.interval)}"
     if not difference.tells:
         return f"{seeds} do not tell {name} from {reference}: {interval}"
     if difference.mean > 0:
@@ -232,15 +233,14 @@ def net_sentence(
         )
     against = "over" if gain >= 0 else "against"
     measured = f"At {mode} {name} {_moves(gain)} {against} {reference}; {control}: net "
-    seeds = numbers.count(net.seeds, "seed")
-    mean = numbers.signed(net.mean)
+    seeds = formatting.count(net.seeds, "seed")
+    mean = formatting.signed(net.mean)
     if net.interval is None:
         average = f"{mean} on {seeds}" if net.seeds == 1 else f"{mean} on average on {seeds}"
-        least = statistics.SEEDS_TO_TELL
+        least = intervals.SEEDS_TO_TELL
         return f"{measured}{average}, which cannot tell (it takes {least} seeds)"
-    return (
-        f"{measured}{mean} {numbers.interval(net.interval)} on {seeds}, {_told(meant, gain, net)}"
-    )
+    interval = formatting.interval(net.interval)
+    return f"{measured}{mean} {interval} on {seeds}, {_told(meant, gain, net)}"
 
 
 def _told(meant: Effect, gain: float, net: MeanContrast) -> str:
@@ -273,7 +273,11 @@ def _collapses(runs: Iterable[LoadedRun], meant: Effect, seeds: set[int]) -> str
 
 
 def _moves(value: float, up: str = "gains", down: str = "loses") -> str:
-    return f"{up} {numbers.signed(value)}" if value >= 0 else f"{down} {numbers.signed(-value)[1:]}"
+    return (
+        f"{up} {formatting.signed(value)}"
+        if value >= 0
+        else f"{down} {formatting.signed(-value)[1:]}"
+    )
 
 
 def _effects(runs: Iterable[LoadedRun]) -> list[Effect]:
@@ -307,7 +311,7 @@ def contrast_document(contrasts: Sequence[Contrast], mean: MeanContrast) -> dict
     return {
         "mean": mean.mean,
         "interval": mean.interval and list(mean.interval),
-        "level": statistics.LEVEL,
+        "level": intervals.LEVEL,
         "seeds": mean.seeds,
         "positive": mean.positive,
         "negative": mean.negative,

@@ -22,15 +22,14 @@ from typing import Any
 import filelock
 import pytest
 
-from qatval import config as presets
-from qatval import thresholds
-from qatval.environment import available_cores, prepare_process
-from qatval.errors import QatvalError
-from qatval.pytest_options import add_options
-from qatval.pytest_report import NOT_JUDGED, UNAVAILABLE, run_properties, show_session
-from qatval.record import SUMMARY_NAME
-from qatval.runs import LoadedRun, collect
-from qatval.scenarios import (
+from qatval.analysis import thresholds
+from qatval.analysis.runs import LoadedRun, collect
+from qatval.core import presets
+from qatval.core.environment import available_cores, prepare_process
+from qatval.core.errors import QatvalError
+from qatval.core.summary import SUMMARY_NAME
+from qatval.testing.options import add_options
+from qatval.testing.scenarios import (
     EMBEDDED,
     PHOTOGRAPHS,
     PHOTOGRAPHS_IMGSZ,
@@ -42,6 +41,7 @@ from qatval.scenarios import (
     missing_resources,
     photograph_scenarios,
 )
+from qatval.testing.session import NOT_JUDGED, UNAVAILABLE, run_properties, show_session
 
 
 @dataclass(frozen=True)
@@ -309,11 +309,12 @@ def _train(
     settings: Settings,
 ) -> None:
     """Run all selected methods of a training; whatever ends it is in their summaries."""
-    from qatval import runner
-    from qatval.progress import Progress
+    from qatval.core.progress import Progress
+    from qatval.run import runner
+    from qatval.run.configuration import configure
 
     with _device(scenario, settings) as device:
-        settled = runner.configure(
+        settled = configure(
             variant=scenario.variant,
             methods=methods,
             profile=scenario.profile,
@@ -335,7 +336,7 @@ def _device(scenario: Scenario, settings: Settings) -> Iterator[str]:
     else:
         import torch
 
-        from qatval.gpu import gpu_slot
+        from qatval.testing.gpus import gpu_slot
 
         with gpu_slot(
             settings.session_dir / "gpus",

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from qatval.config import COLLAPSE_THRESHOLD_RATIO
+PRIMARY_METRIC = "metrics/mAP50-95(B)"
+COLLAPSE_THRESHOLD_RATIO = 0.5
 
 DEGENERATE_SHARE = 0.01
 """What of the FP32 checkpoint's value a run must have kept at its best to be worth the name."""

@@ -13,9 +13,9 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from qatval.record import Summary
-from qatval.runs import FP32
-from qatval.verdicts import LEAST_SHARE_OF_FP32, stability
+from qatval.core.quantization import FLOAT_MODE
+from qatval.core.stability import LEAST_SHARE_OF_FP32, stability
+from qatval.core.summary import Summary
 
 Result = Literal["passed", "failed", "waived", "not judged"]
 
@@ -82,7 +82,7 @@ def _final_over_best(summary: Summary) -> Check:
 
 def _trains_quantized(summary: Summary) -> bool:
     training = summary["method"].get("training", "quantized")
-    return summary["quantization"]["mode"] != FP32 and bool(training != "none")
+    return summary["quantization"]["mode"] != FLOAT_MODE and bool(training != "none")
 
 
 def _half_of_fp32(summary: Summary) -> Check:

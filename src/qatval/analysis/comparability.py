@@ -21,9 +21,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qatval.precision import brief, precision
-from qatval.record import Summary
-from qatval.runs import LoadedRun
+from qatval.analysis.runs import LoadedRun
+from qatval.core.quantization import brief, quantization_label
+from qatval.core.summary import Summary
 
 NOT_RECORDED = "not recorded"
 
@@ -103,8 +103,8 @@ def _of_quantizations(one: Conditions, other: Conditions) -> Iterator[Difference
     layers = [d for d in differing if d.field.startswith("quantization.layers.")]
     settings = [d for d in differing if d not in layers]
     known = [d for d in settings if NOT_RECORDED not in (d.value, d.other)]
-    if known and precision(one) != precision(other):
-        yield Difference("quantization", precision(one), precision(other))
+    if known and quantization_label(one) != quantization_label(other):
+        yield Difference("quantization", quantization_label(one), quantization_label(other))
         return
     yield from settings
     if layers:
@@ -161,7 +161,7 @@ def _agrees(run: LoadedRun, own: Conditions, wanted: Conditions, but: str | None
 
 def _largest_first(found: Sequence[Group]) -> list[Group]:
     def rank(group: Group) -> tuple[int, bool]:
-        return -len(group[1]), brief(precision(group[0]["quantization"])) != ""
+        return -len(group[1]), brief(quantization_label(group[0]["quantization"])) != ""
 
     return sorted(found, key=rank)
 

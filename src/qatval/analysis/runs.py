@@ -1,7 +1,7 @@
 """Finished runs as they lie on disk: found below the given folders, read, and judged again.
 
 Summaries may come from older tools, so nothing beyond the schema's required keys is taken for
-granted, and the outcome follows from the recorded values by the rule in `qatval.verdicts`.
+granted, and the outcome follows from the recorded values by the rule in `qatval.core.stability`.
 """
 
 from __future__ import annotations
@@ -14,13 +14,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from qatval.errors import QatvalError
-from qatval.record import SUMMARY_NAME, Summary, load_summary
-from qatval.statistics import ImageResamples
-from qatval.verdicts import Stability, stability
-
-FP32 = "fp32"
-"""The quantization mode of a float control."""
+from qatval.analysis.intervals import ImageResamples
+from qatval.core.errors import QatvalError
+from qatval.core.quantization import FLOAT_MODE
+from qatval.core.stability import Stability, stability
+from qatval.core.summary import SUMMARY_NAME, Summary, load_summary
 
 Outcome = Literal["stable", "collapsed", "degenerate", "disputed", "incomplete"]
 """``disputed``: a check of the measurement itself failed, so that its value cannot be relied on."""
@@ -92,7 +90,7 @@ class LoadedRun:
     @property
     def quantized(self) -> bool:
         """Whether weights are quantized at all."""
-        return self.mode != FP32
+        return self.mode != FLOAT_MODE
 
     @property
     def trained(self) -> bool:

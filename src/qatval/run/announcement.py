@@ -8,15 +8,12 @@ import secrets
 from dataclasses import asdict
 from typing import Any
 
-from qatval.config import (
-    COLLAPSE_THRESHOLD_RATIO,
-    PRIMARY_METRIC,
-    Quantization,
-    RunConfig,
-)
-from qatval.environment import git_state, machine, versions
-from qatval.methods import Method
-from qatval.record import SCHEMA_VERSION, Summary
+from qatval.core.environment import git_state, machine, versions
+from qatval.core.quantization import Quantization
+from qatval.core.stability import COLLAPSE_THRESHOLD_RATIO, PRIMARY_METRIC
+from qatval.core.summary import SCHEMA_VERSION, Summary
+from qatval.quant.methods import Method
+from qatval.run.configuration import RunConfig
 
 
 def run_name(config: RunConfig, method: Method) -> str:

@@ -1,7 +1,7 @@
-"""What a validation scenario must reach: rules (`qatval.rules`) and recorded references.
+"""What a validation scenario must reach: rules (`qatval.analysis.rules`) and recorded references.
 
 A reference holds the values that were measured for a scenario under one quantization, image size,
-number of epochs and batch size, in ``presets/thresholds.json``. It is two-sided: an unexplained
+number of epochs and batch size, in ``thresholds.json``. It is two-sided: an unexplained
 improvement fails as well, so that references stay fresh. Its tolerance is Student's 99 % prediction
 interval for one more run, computed from the spread of the measured values over seeds and machines;
 with fewer than three there is none, and the scenario is judged by the rules alone, which its checks
@@ -21,11 +21,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from qatval.errors import QatvalError
-from qatval.precision import precision
-from qatval.record import Summary, atomic_write, to_json, violations
-from qatval.rules import Check, judge, metric, missing
-from qatval.statistics import prediction_half_width
+from qatval.analysis.intervals import prediction_half_width
+from qatval.analysis.rules import Check, judge, metric, missing
+from qatval.core.errors import QatvalError
+from qatval.core.quantization import quantization_label
+from qatval.core.summary import Summary, atomic_write, to_json, violations
 
 MEASUREMENTS_FOR_TOLERANCE = 3
 PREDICTION_LEVEL = 0.99
@@ -58,7 +58,7 @@ class Thresholds:
 
 def default_path() -> Path:
     """Return the threshold file that ships in the package."""
-    return Path(str(files("qatval") / "presets" / "thresholds.json"))
+    return Path(str(files("qatval.analysis") / "thresholds.json"))
 
 
 def load(path: Path | None = None) -> Thresholds:
@@ -213,7 +213,7 @@ def _scenario_key(summary: Summary) -> dict[str, Any]:
         "variant": summary["model"]["variant"],
         "method": summary["method"]["variant"],
         "profile": training.get("profile"),
-        "quantization": precision(summary["quantization"]),
+        "quantization": quantization_label(summary["quantization"]),
         "imgsz": summary["model"]["imgsz"],
         "epochs": training["epochs"],
         "batch": training["batch"],

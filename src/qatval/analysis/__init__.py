@@ -1,0 +1,1 @@
+"""Verdicts over finished runs, read from their summaries; no torch, no pytest."""

@@ -1,0 +1,1 @@
+"""What every other package speaks in: choices, presets, records, files, errors; no torch."""

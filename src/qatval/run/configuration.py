@@ -1,0 +1,164 @@
+"""What is run together: methods on one subset, with one precision and one seed."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from qatval.core import presets
+from qatval.core.errors import UsageError
+from qatval.core.presets import BatchNorm, Profile, Variant
+from qatval.core.quantization import Quantization
+from qatval.quant.methods import Correction, Method, Recipe, method, method_names
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What is run together: methods on one subset, with one precision and one seed.
+
+    Attributes:
+        methods: Each gets a run root; those with equal recipes share a training.
+        run_root: The run's folder; with several methods, the folder of their run roots.
+        coco_root: Dataset in COCO 2017's layout.
+        checkpoint: Pretrained FP32 checkpoint (``.pt`` or ``.safetensors``).
+        device: ``"cpu"``, or CUDA indices such as ``"0"`` or ``"0,1"``; None for the first GPU
+            if there is one, else the CPU.
+        workers: Data-loading processes (Ultralytics uses none on CPU).
+        amp: Whether CUDA runs use automatic mixed precision.
+        image_list: Image ids or file names that replace the random draw, or None.
+        cache_dir: Where subsets are kept, or None for the default.
+        gate_root: Folder of the runs that the stage gate judges, for a gated variant.
+        overwrite: Whether a finished run in the run root is replaced.
+        fused: Whether training fake-quantizes all weights at once, which gives the same results
+            sooner, or layer by layer through Brevitas.
+        track: Whether the oscillation of the weights is measured, which changes no result.
+    """
+
+    variant: Variant
+    methods: tuple[Method, ...]
+    profile: Profile
+    quantization: Quantization
+    seed: int
+    run_root: Path
+    coco_root: Path
+    checkpoint: Path
+    device: str | None = None
+    workers: int = 8
+    amp: bool = True
+    image_list: Path | None = None
+    cache_dir: Path | None = None
+    gate_root: Path | None = None
+    overwrite: bool = False
+    fused: bool = True
+    track: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.methods:
+            raise UsageError(f"no method given: expected one of {', '.join(method_names())}")
+        names = [m.name for m in self.methods]
+        if len(set(names)) != len(names):
+            raise UsageError(f"a method is given twice: {', '.join(names)}")
+        if self.quantization.scaling == "statistics" and any(m.rounding for m in self.methods):
+            raise UsageError(
+                "GPTQ needs scales that stay while weights are rounded: use --scaling learned, or "
+                "name the methods without gptq instead of --with-controls"
+            )
+        for name, value in (
+            ("epochs", self.profile.epochs),
+            ("batch", self.profile.batch),
+            ("imgsz", self.profile.imgsz),
+        ):
+            if value < 1:
+                raise UsageError(f"--{name} must be at least 1, got {value}")
+        if self.profile.imgsz % 32:
+            raise UsageError(f"--imgsz must be a multiple of 32, got {self.profile.imgsz}")
+        if not 0 <= self.seed < 2**31:
+            raise UsageError(f"--seed must lie in 0..2147483647, got {self.seed}")
+
+    def root_of(self, name: str) -> Path:
+        """Return the run root of one of the methods."""
+        return self.run_root if len(self.methods) == 1 else self.run_root / name
+
+    def trainings(self) -> list[tuple[Recipe | None, tuple[Method, ...]]]:
+        """Return the trainings that the methods take, each with the methods that share it."""
+        found: list[tuple[Recipe | None, list[Method]]] = []
+        for one in self.methods:
+            sharing = next((methods for recipe, methods in found if recipe == one.recipe), None)
+            if sharing is None:
+                found.append((one.recipe, [one]))
+            else:
+                sharing.append(one)
+        return [(recipe, tuple(methods)) for recipe, methods in found]
+
+    def correction_of(self, chosen: Method) -> Correction | None:
+        """Return the method's QC settings as this profile runs them."""
+        if chosen.correction is None or self.profile.correction_lr is None:
+            return chosen.correction
+        return replace(chosen.correction, lr=self.profile.correction_lr)
+
+
+def configure(
+    *,
+    variant: str,
+    methods: Sequence[str],
+    profile: str,
+    run_root: Path,
+    coco_root: Path,
+    seed: int = 0,
+    checkpoint: Path | None = None,
+    epochs: int | None = None,
+    batch: int | None = None,
+    imgsz: int | None = None,
+    batchnorm: BatchNorm | None = None,
+    quantization: str = "w4a16",
+    precision: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> RunConfig:
+    """Settle a run from names: the dataset decides which presets and which checkpoint apply.
+
+    Args:
+        variant, methods, profile: Names of presets.
+        run_root: The run's folder.
+        coco_root: The dataset; the embedded one is recognised by its manifest.
+        seed: Seed of the run.
+        checkpoint, epochs, batch, imgsz, batchnorm: Replace what the presets say, None to keep it.
+        quantization: Name of a preset.
+        precision: Fields of `Quantization` that replace what the preset says; of ``start`` a
+            mapping of those of `Start`.
+        options: Further fields of `RunConfig`.
+
+    Raises:
+        UsageError: If there is no preset of a name, or a value is out of range.
+        QatvalError: If the dataset is not there.
+    """
+    from qatval.data.subset import presets_of
+
+    dataset = presets_of(coco_root)
+    chosen = presets.variant(variant)
+    preset = presets.profile(dataset, profile)
+    return RunConfig(
+        variant=chosen,
+        methods=tuple(method(name) for name in methods),
+        profile=dataclasses.replace(
+            preset,
+            epochs=epochs or preset.epochs,
+            batch=batch or preset.batch,
+            imgsz=imgsz or preset.imgsz,
+            batchnorm=batchnorm or preset.batchnorm,
+        ),
+        quantization=_quantization(quantization, precision or {}),
+        seed=seed,
+        run_root=run_root,
+        coco_root=coco_root,
+        checkpoint=checkpoint or chosen.checkpoint_for(dataset),
+        **options,
+    )
+
+
+def _quantization(name: str, replaced: Mapping[str, Any]) -> Quantization:
+    preset = presets.quantization(name)
+    start = dataclasses.replace(preset.start, **replaced.get("start", {}))
+    return dataclasses.replace(preset, **{**replaced, "start": start})

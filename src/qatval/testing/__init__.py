@@ -1,0 +1,1 @@
+"""The pytest side: options, scenarios as parameters, one training per group of them."""
