@@ -9,13 +9,14 @@ rule that compares with what a control does not have (an FP32 training has no qu
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
+from msgspec import UNSET
+
 from qatval.core.quantization import FLOAT_MODE
 from qatval.core.stability import LEAST_SHARE_OF_FP32, stability
-from qatval.core.summary import Summary
+from qatval.core.summary import RunSummary
 
 Result = Literal["passed", "failed", "waived", "not judged"]
 
@@ -44,7 +45,7 @@ class Check:
         return f"{self.name} {self.result}: {self.detail}"
 
 
-def judge(summary: Summary, untrained_tolerance: float, qc_tolerance: float) -> list[Check]:
+def judge(summary: RunSummary, untrained_tolerance: float, qc_tolerance: float) -> list[Check]:
     """Return every rule that applies to a finished run, and the checks that failed within it.
 
     Args:
@@ -53,41 +54,40 @@ def judge(summary: Summary, untrained_tolerance: float, qc_tolerance: float) -> 
         qc_tolerance: How far below its value before QC a run may end, in mAP.
     """
     checks = [_learned(summary), _final_over_best(summary)]
-    checks += [Check(c["name"], "failed", c["detail"]) for c in summary.get("failed_checks", [])]
+    checks += [Check(c.name, "failed", c.detail) for c in summary.failed_checks or ()]
     if _trains_quantized(summary):
         checks += [_half_of_fp32(summary), _untrained(summary, untrained_tolerance)]
-    if summary["method"]["qc"]["enabled"]:
+    if summary.method.qc.enabled:
         checks.append(_qc(summary, qc_tolerance))
     return checks
 
 
-def _learned(summary: Summary) -> Check:
-    best = metric(summary, "best_value")
+def _learned(summary: RunSummary) -> Check:
+    best = summary.metrics.value("best_value")
     if best is None:
         return missing("learned", "best_value")
-    fp32 = metric(summary, "fp32_value")
+    fp32 = summary.metrics.value("fp32_value")
     good = not stability([best], fp32).degenerate
     least = "above 0" if fp32 is None else f"1 % of the FP32 checkpoint's {fp32:.4f} or more"
     return Check("learned", _result(good), f"best mAP {best:.4f}, must be {least}")
 
 
-def _final_over_best(summary: Summary) -> Check:
+def _final_over_best(summary: RunSummary) -> Check:
     name = "final-over-best"
-    best, final = metric(summary, "best_value"), metric(summary, "final_value")
+    best, final = summary.metrics.value("best_value"), summary.metrics.value("final_value")
     if best is None or final is None:
         return missing(name, "best_value" if best is None else "final_value")
     good = not stability([best, final]).collapsed
     return Check(name, _result(good), f"final mAP {final:.4f}, must be at least half of {best:.4f}")
 
 
-def _trains_quantized(summary: Summary) -> bool:
-    training = summary["method"].get("training", "quantized")
-    return summary["quantization"]["mode"] != FLOAT_MODE and bool(training != "none")
+def _trains_quantized(summary: RunSummary) -> bool:
+    return summary.quantization.mode != FLOAT_MODE and summary.method.training != "none"
 
 
-def _half_of_fp32(summary: Summary) -> Check:
+def _half_of_fp32(summary: RunSummary) -> Check:
     name = "half-of-fp32"
-    final, fp32 = metric(summary, "final_value"), metric(summary, "fp32_value")
+    final, fp32 = summary.metrics.value("final_value"), summary.metrics.value("fp32_value")
     if final is None or fp32 is None:
         return missing(name, "final_value" if final is None else "fp32_value")
     least = LEAST_SHARE_OF_FP32 * fp32
@@ -98,24 +98,24 @@ def _half_of_fp32(summary: Summary) -> Check:
     )
 
 
-def _untrained(summary: Summary, tolerance: float) -> Check:
+def _untrained(summary: RunSummary, tolerance: float) -> Check:
     name = "untrained-w4"
-    started = "start_value" if "start_value" in summary["metrics"] else "ptq_value"
-    final, untrained = metric(summary, "final_value"), metric(summary, started)
+    started = "ptq_value" if summary.metrics.start_value is UNSET else "start_value"
+    final, untrained = summary.metrics.value("final_value"), summary.metrics.value(started)
     if final is None or untrained is None:
         return missing(name, "final_value" if final is None else started)
     return Check(
         name,
         _result(final >= untrained - tolerance),
         f"final mAP {final:.4f}, must be at least that of the "
-        f"{summary['quantization']['mode']} model that the training started from, "
+        f"{summary.quantization.mode} model that the training started from, "
         f"{untrained:.4f} - {tolerance:g}",
     )
 
 
-def _qc(summary: Summary, tolerance: float) -> Check:
+def _qc(summary: RunSummary, tolerance: float) -> Check:
     name = "qc-keeps"
-    final, before = metric(summary, "final_value"), metric(summary, "before_qc_value")
+    final, before = summary.metrics.value("final_value"), summary.metrics.value("before_qc_value")
     if final is None or before is None:
         return missing(name, "final_value" if final is None else "before_qc_value")
     return Check(
@@ -123,12 +123,6 @@ def _qc(summary: Summary, tolerance: float) -> Check:
         _result(final >= before - tolerance),
         f"mAP {final:.4f} after QC, must be at least {before:.4f} (before) - {tolerance:g}",
     )
-
-
-def metric(summary: Summary, name: str) -> float | None:
-    """Return a metric that a run recorded, None if it is absent or no number."""
-    value = summary["metrics"].get(name)
-    return value if value is not None and math.isfinite(value) else None
 
 
 def missing(name: str, what: str) -> Check:
