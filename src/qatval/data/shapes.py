@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qatval.core.errors import QatvalError
+from qatval.core.files import staged_directory, to_json
 from qatval.data.scenes import (
     CLASS_NAMES,
     SAMPLES,
@@ -28,7 +29,6 @@ from qatval.data.scenes import (
     coverage,
     polygon_area,
 )
-from qatval.data.staging import staged_directory
 
 MANIFEST_NAME = "qatval-dataset.json"
 VERSION = 2
@@ -79,7 +79,7 @@ def draw_dataset(
         (folder / "annotations").mkdir()
         for split, count in zip(SPLITS, (train_images, val_images), strict=True):
             _draw_split(folder, split, count, seed, size)
-        (folder / MANIFEST_NAME).write_text(json.dumps(settings, indent=2) + "\n")
+        (folder / MANIFEST_NAME).write_text(to_json(settings), "utf-8")
 
 
 def read_manifest(coco_root: Path) -> Mapping[str, Any] | None:

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from qatval.core.errors import QatvalError
 from qatval.core.quantization import Quantization, ScaleGranularity, Scaling
+from qatval.core.summary import LayerCoverage
 from qatval.quant.rounding import at_least_float32
 
 
@@ -95,27 +96,6 @@ class Grid:
 
 # Layers with weights to multiply by: each must be quantized or exempt.
 _WEIGHTED = (nn.modules.conv._ConvNd, nn.Linear)
-
-
-@dataclass(frozen=True)
-class LayerCoverage:
-    """What became of one layer.
-
-    Attributes:
-        name: Full name in the model.
-        shape: Shape of the weight, ``(out, in / groups, height, width)``.
-        bits: Width of a weight code, or None if the layer stays in float.
-        scale: Granularity of the scale, or None if the layer stays in float.
-        reason: Why the layer stays in float, or None if it does not.
-        activation_bits: Width of a code of the layer's input, or None if that stays in float.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    bits: int | None
-    scale: ScaleGranularity | None
-    reason: str | None
-    activation_bits: int | None
 
 
 def batchnorm_after(model: nn.Module, layer: str) -> nn.BatchNorm2d | None:
@@ -309,9 +289,27 @@ def coverage(model: nn.Module, spec: Quantization) -> list[LayerCoverage]:
             scale: ScaleGranularity = "per-channel" if scales.dim() else "per-tensor"
             activations = input_quantizer(module)
             activation_bits = None if activations is None else _bits(activations)
-            layers.append(LayerCoverage(name, shape, bits, scale, None, activation_bits))
+            layers.append(
+                LayerCoverage(
+                    name=name,
+                    shape=shape,
+                    bits=bits,
+                    scale=scale,
+                    reason=None,
+                    activation_bits=activation_bits,
+                )
+            )
         elif reason := spec.exemption(name):
-            layers.append(LayerCoverage(name, shape, None, None, reason, None))
+            layers.append(
+                LayerCoverage(
+                    name=name,
+                    shape=shape,
+                    bits=None,
+                    scale=None,
+                    reason=reason,
+                    activation_bits=None,
+                )
+            )
         else:
             raise QatvalError(
                 f"layer '{name}' ({type(module).__name__}) is neither quantized nor on the "

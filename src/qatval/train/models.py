@@ -8,7 +8,6 @@ which would move weights that sit on a rounding threshold to the next code.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import sys
@@ -25,8 +24,8 @@ from torch import Tensor, nn
 from ultralytics.nn.tasks import DetectionModel, torch_safe_load
 
 from qatval.core.errors import QatvalError
+from qatval.core.files import atomic_write
 from qatval.core.quantization import Quantization
-from qatval.core.summary import atomic_write
 from qatval.quant.integer import blank_integer_layer
 from qatval.quant.layers import insert_quantizers
 
@@ -285,9 +284,3 @@ def _refusal(path: Path, error: BaseException) -> str:
         f"{path} is not a loadable checkpoint: empty, truncated or another kind of file; "
         "download it again"
     )
-
-
-def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file as hexadecimal text."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
