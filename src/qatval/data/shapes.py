@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from qatval.core.errors import QatvalError
 from qatval.core.files import staged_directory, to_json
+from qatval.data.coco import SPLITS, CocoFiles
 from qatval.data.scenes import (
     CLASS_NAMES,
     SAMPLES,
@@ -34,7 +35,6 @@ MANIFEST_NAME = "qatval-dataset.json"
 VERSION = 2
 CATEGORY_IDS = (1, 3, 7, 18, 44, 90)
 SUPERCATEGORIES = ("round", "angular", "angular", "spiky", "round", "spiky")
-SPLITS = ("train", "val")
 DATE = "2025-01-01"
 BACKGROUND_TEXTURE = 0.2
 ITEM_TEXTURE = 0.4
@@ -109,8 +109,8 @@ def _check_same(out: Path, settings: Mapping[str, Any]) -> None:
 def _draw_split(folder: Path, split: str, count: int, seed: int, size: int) -> None:
     import cv2
 
-    image_dir = folder / f"{split}2017"
-    image_dir.mkdir()
+    files = CocoFiles.of(folder, split)
+    files.image_dir.mkdir()
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for index in range(count):
@@ -122,8 +122,9 @@ def _draw_split(folder: Path, split: str, count: int, seed: int, size: int) -> N
         file_name = f"{image_id:012d}.jpg"
         # The pixels have a stream of their own: repainting never moves an annotation.
         pixels = _paint(scene, np.random.default_rng([*stream, 1]))
-        if not cv2.imwrite(str(image_dir / file_name), pixels, [cv2.IMWRITE_JPEG_QUALITY, 92]):
-            raise QatvalError(f"{image_dir / file_name}: could not be written; is the disk full?")
+        path = files.image_dir / file_name
+        if not cv2.imwrite(str(path), pixels, [cv2.IMWRITE_JPEG_QUALITY, 92]):
+            raise QatvalError(f"{path}: could not be written; is the disk full?")
         images.append(_image_record(image_id, file_name, scene))
         annotations += [
             _annotation_record(100 * image_id + place, image_id, item)
@@ -141,8 +142,7 @@ def _draw_split(folder: Path, split: str, count: int, seed: int, size: int) -> N
             )
         ],
     }
-    path = folder / "annotations" / f"instances_{split}2017.json"
-    path.write_text(json.dumps(document, separators=(",", ":")))
+    files.annotations.write_text(json.dumps(document, separators=(",", ":")))
 
 
 def _info(split: str, seed: int) -> dict[str, Any]:

@@ -78,9 +78,8 @@ class RealData:
     @property
     def coco_root(self) -> Path | None:
         """The dataset, None if there is none."""
-        found = sorted(self.folder.glob("annotations/instances_val2017.json"))
-        found += sorted(self.folder.glob("*/annotations/instances_val2017.json"))
-        return found[0].parents[1] if found else None
+        roots = [self.folder, *sorted(self.folder.glob("*/"))]
+        return next((root for root in roots if _holds_coco(root)), None)
 
     def checkpoint(self, variant: str) -> Path | None:
         """Return a variant's checkpoint, None if there is none."""
@@ -119,8 +118,7 @@ def missing_resources(
     Looks at files first: torch is imported only when all else is there.
     """
     missing = []
-    annotations = coco_root / "annotations" / "instances_val2017.json"
-    if not annotations.is_file():
+    if not _holds_coco(coco_root):
         missing.append(f"no COCO 2017 at {coco_root} (give its folder with --coco-root)")
     checkpoint = presets.variant(scenario.variant).checkpoint
     if not checkpoint.is_file():
@@ -138,3 +136,9 @@ def missing_resources(
         if not torch.cuda.is_available():
             missing.append("no CUDA device (run on a GPU machine; 'qatval doctor' says more)")
     return missing
+
+
+def _holds_coco(root: Path) -> bool:
+    from qatval.data.coco import CocoFiles
+
+    return CocoFiles.of(root, "val").annotations.is_file()

@@ -21,7 +21,8 @@ from ultralytics.models.yolo.detect import DetectionValidator
 from ultralytics.utils import DEFAULT_CFG, ops
 
 from qatval.core.stability import PRIMARY_METRIC
-from qatval.data.coco_protocol import MAX_DETECTIONS, Detection, interpolated_map
+from qatval.data.coco import Detection
+from qatval.data.coco_protocol import MAX_DETECTIONS, interpolated_map
 from qatval.data.subset import Split, Subset
 from qatval.quant.fused import quantized_once
 from qatval.train.dataset import SubsetDataset

@@ -36,9 +36,9 @@ from qatval.quant.averaging import WeightAverage
 from qatval.quant.batchnorm import tracking
 from qatval.quant.fused import fuse_quantization, quantized_once
 from qatval.quant.latent import LatentWeights
-from qatval.quant.layers import scale_parameters
 from qatval.quant.methods.part import Weights
 from qatval.quant.oscillation import OscillationTracker
+from qatval.quant.quantized_conv import scale_parameters
 from qatval.quant.stabilizing import Stabilizer
 from qatval.train.calibration import anchor
 from qatval.train.dataset import SubsetDataset

@@ -38,7 +38,7 @@ class Rounding(Part):
     def round(self, model: nn.Module, context: Context) -> nn.Module:
         """Return the model with weights that lie on the codes that GPTQ chooses."""
         from qatval.quant.gptq import at_most, round_by_gptq  # half a second that few runs need
-        from qatval.quant.layers import quantized_layers
+        from qatval.quant.quantized_conv import quantized_layers
 
         context.stage("rounding", sum(1 for _ in quantized_layers(model)))
         batches = at_most(context.images.pixels(), self.images)
