@@ -50,7 +50,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         type=seeds,
         default=(0, 1),
         metavar="N,N",
-        help="a training per seed and recipe (default: 0,1)",
+        help="of the runs (default: 0,1)",
     )
     parser.add_argument(
         "--checkpoint",
