@@ -46,7 +46,8 @@ def test_the_documented_parts_run(tmp_path: Path) -> None:
 
     install(tmp_path / "site")
     draw_dataset(tmp_path / "shapes", train_images=8, val_images=4, size=64)
-    options = "--variant yolo10n --profile smoke --method baseline,clamp,clamp+ema,ptq,ptq+pow2,clamp+ema+pow2 --device cpu"
+    methods = ("baseline", "clamp", "clamp+ema", "ptq", "ptq+pow2", "clamp+ema+pow2")
+    options = f"--variant yolo10n --profile smoke --method {','.join(methods)} --device cpu"
     options += " --epochs 1 --batch 4 --imgsz 64 --weight-bits 2"
     places = ["--run-root", str(tmp_path / "run"), "--coco-root", str(tmp_path / "shapes")]
     places += ["--cache-dir", str(tmp_path / "cache")]
@@ -59,7 +60,7 @@ def test_the_documented_parts_run(tmp_path: Path) -> None:
         capture_output=True,
     )
     found = {}
-    for method in ("baseline", "clamp", "clamp+ema", "ptq", "ptq+pow2", "clamp+ema+pow2"):
+    for method in methods:
         root = tmp_path / "run" / method
         found[method] = json.loads((root / "run_summary.json").read_text())
         assert found[method]["status"] != "incomplete"

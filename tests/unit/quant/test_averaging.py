@@ -13,7 +13,7 @@ from qatval.core.presets import quantization
 from qatval.quant.averaging import WeightAverage
 from qatval.quant.integer import integer_layers, share_differing, to_integer
 from qatval.quant.layers import insert_quantizers, scale_parameters
-from qatval.quant.methods import Averaging
+from qatval.quant.methods.averaging import Averaging
 
 
 def a_model(seed: int = 0) -> nn.Module:
@@ -97,7 +97,7 @@ def test_the_followed_model_is_untouched() -> None:
     assert not average.ema.training
 
 
-PRESET = Averaging(max_decay=0.9999, max_tau=2000.0, window=0.2, ramp=0.1)
+PRESET = Averaging("ema", max_decay=0.9999, max_tau=2000.0, window=0.2, ramp=0.1)
 
 
 @pytest.mark.parametrize(
@@ -117,4 +117,4 @@ def test_horizon_follows_the_length_of_the_run(steps: int, decay: float, tau: fl
 def test_impossible_averaging_is_refused(change: dict[str, float]) -> None:
     values = {"max_decay": 0.9, "max_tau": 1.0, "window": 0.2, "ramp": 0.1, **change}
     with pytest.raises(UsageError):
-        Averaging(**values)
+        Averaging("ema", **values)
