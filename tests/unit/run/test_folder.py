@@ -72,7 +72,7 @@ def test_failure_is_recorded_with_its_stage(
     folder.fail(error)
     found = load_summary(tmp_path)
     assert found.status == "incomplete"
-    assert found.error == RunError(type(error).__name__, message, "training")
+    assert found.error == RunError(type=type(error).__name__, message=message, stage="training")
     assert message in (tmp_path / "summary.md").read_text()
 
 
