@@ -18,14 +18,24 @@ whatever model it is given. Of an averaged X the FP32 model is averaged as well.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 from typing import Any, Literal
 
-from qatval.analysis import intervals
-from qatval.analysis.intervals import Contrast, MeanContrast
-from qatval.analysis.pairing import net, pairs
+import numpy as np
+from numpy.typing import NDArray
+
+from qatval.analysis.document import NetEffect, NetPair, NotNet, Pair, PairedDifference, Role
+from qatval.analysis.intervals import (
+    LEVEL,
+    SEEDS_TO_TELL,
+    MeanContrast,
+    image_errors,
+    mean_contrast,
+)
+from qatval.analysis.pairing import Contrast, evaluate, net_of, pair_by_seed, scores_of
 from qatval.analysis.runs import LoadedRun
 from qatval.core import formatting
 from qatval.core.errors import UsageError
@@ -40,7 +50,6 @@ from qatval.quant.methods import (
     without,
 )
 
-Role = Literal["method", "control"]
 Kind = Literal["averaging", "teacher", "correction", "correction-in-float"]
 
 
@@ -50,10 +59,10 @@ def role(name: str) -> Role:
     Controls train without quantization, train nothing, or re-estimate statistics in QC's place.
     """
     try:
-        meant = method(name)
+        known = method(name)
     except UsageError:
         return "method"
-    tested = meant.quantized and meant.recipe is not None and meant.statistics != "reestimated"
+    tested = known.quantized and known.recipe is not None and known.statistics != "reestimated"
     return "method" if tested else "control"
 
 
@@ -75,27 +84,59 @@ def method_order(names: Iterable[str]) -> list[str]:
     return sorted(set(names), key=rank)
 
 
-def differences(runs: Sequence[LoadedRun]) -> list[dict[str, Any]]:
-    """Return the paired differences worth a sentence, of the comparable runs of a group.
+def paired_differences(runs: Sequence[LoadedRun]) -> list[PairedDifference]:
+    """Return the differences of two methods that are worth a sentence, paired by seed.
 
     The contract's methods among each other, each method against the baseline, and each method or
     control against what it extends by one part.
+
+    Args:
+        runs: The comparable runs of a group.
     """
     quantized = {run.method: run.quantized for run in runs}
+    scores = scores_of(runs)
     found = []
     for reference, name in permutations(method_order(quantized), 2):
-        if quantized[reference] == quantized[name] and _worth_comparing(name, reference):
-            paired = pairs(runs, name, reference)
-            if (mean := intervals.mean_contrast(paired)) is not None:
-                found.append(
-                    {
-                        "method": name,
-                        "reference": reference,
-                        **contrast_document(paired, mean),
-                        "sentence": difference_sentence(name, reference, mean),
-                    }
-                )
+        if quantized[reference] != quantized[name] or not _worth_comparing(name, reference):
+            continue
+        contrasts = pair_by_seed(runs, name, reference)
+        if not contrasts:
+            continue
+        values = evaluate(contrasts.values(), scores.values)
+        difference = mean_contrast(values, scores.images)
+        found.append(
+            PairedDifference(
+                method=name,
+                reference=reference,
+                mean=difference.mean,
+                interval=difference.interval,
+                level=LEVEL,
+                seeds=difference.seeds,
+                positive=difference.positive,
+                negative=difference.negative,
+                tells=difference.excludes_zero,
+                shared_training=all(c.shared_training for c in contrasts.values()),
+                images_resampled=difference.images_resampled,
+                pairs=pairs(contrasts, values),
+                sentence=difference_sentence(name, reference, difference),
+            )
+        )
     return found
+
+
+def pairs(contrasts: Mapping[int, Contrast], values: NDArray[np.float64]) -> list[Pair]:
+    """Return contrasts by seed as the comparison lists them.
+
+    Args:
+        contrasts: By seed.
+        values: What `evaluate` found for them.
+    """
+    return [
+        Pair(seed, value, contrast.shared_training, error)
+        for (seed, contrast), value, error in zip(
+            contrasts.items(), values[:, 0].tolist(), image_errors(values), strict=True
+        )
+    ]
 
 
 @dataclass(frozen=True)
@@ -128,66 +169,78 @@ def effects_of(name: str) -> list[Effect]:
     return []
 
 
-def net_effects(runs: Sequence[LoadedRun], mode: str) -> list[dict[str, Any]]:
-    """Return what methods gain net of their controls, of the comparable runs of a group.
+def net_effects(runs: Sequence[LoadedRun], mode: str) -> list[NetEffect]:
+    """Return what methods gain net of their controls.
 
     Args:
-        runs: Of one quantization, with the float controls beside it.
+        runs: The comparable runs of a group: of one quantization, with the float controls beside.
         mode: Name of the quantization.
     """
+    scores = scores_of(runs)
     found = []
-    for meant in _effects(runs):
-        measured = net(runs, meant.gain, meant.control)
-        mean = intervals.mean_contrast(measured.nets)
-        gain = intervals.mean_contrast(measured.gains)
-        control_gain = intervals.mean_contrast(measured.control_gains)
-        if mean is None or gain is None or control_gain is None:
+    for effect in _effects(runs):
+        gains, control_gains = (pair_by_seed(runs, *e) for e in (effect.gain, effect.control))
+        contrasts = net_of(gains, control_gains)
+        if not contrasts:
             continue
-        document = contrast_document(measured.nets, mean)
-        each = zip(document["pairs"], measured.gains, measured.control_gains, strict=True)
+        ours, theirs = (
+            evaluate([by_seed[seed] for seed in contrasts], scores.values[:, :1])[:, 0].tolist()
+            for by_seed in (gains, control_gains)
+        )
+        gain, control_gain = (math.fsum(values) / len(values) for values in (ours, theirs))
+        values = evaluate(contrasts.values(), scores.values)
+        net = mean_contrast(values, scores.images)
         found.append(
-            {
-                "kind": meant.kind,
-                "method": meant.gain[0],
-                "reference": meant.gain[1],
-                "control": meant.control[0],
-                "control_reference": meant.control[1],
-                "gain": gain.mean,
-                "control_gain": control_gain.mean,
-                **document,
-                "pairs": [
-                    {**pair, "gain": one.value, "control_gain": other.value}
-                    for pair, one, other in each
+            NetEffect(
+                kind=effect.kind,
+                method=effect.gain[0],
+                reference=effect.gain[1],
+                control=effect.control[0],
+                control_reference=effect.control[1],
+                gain=gain,
+                control_gain=control_gain,
+                mean=net.mean,
+                interval=net.interval,
+                level=LEVEL,
+                seeds=net.seeds,
+                positive=net.positive,
+                negative=net.negative,
+                tells=net.excludes_zero,
+                shared_training=all(c.shared_training for c in contrasts.values()),
+                images_resampled=net.images_resampled,
+                pairs=[
+                    NetPair(p.seed, p.difference, p.shared_training, p.image_error, *both)
+                    for p, *both in zip(pairs(contrasts, values), ours, theirs, strict=True)
                 ],
-                "sentence": net_sentence(meant, mode, gain.mean, control_gain.mean, mean)
-                + _collapses(runs, meant, {contrast.seed for contrast in measured.nets}),
-            }
+                sentence=net_sentence(effect, mode, gain, control_gain, net)
+                + _collapses(runs, effect, contrasts.keys()),
+            )
         )
     return found
 
 
-def not_net(runs: Sequence[LoadedRun]) -> dict[str, Any] | None:
+def not_net(runs: Sequence[LoadedRun]) -> NotNet | None:
     """Say which gains of a group lack a control to be net of; None where none does."""
     gains, lacking = dict[str, None](), set()
-    for meant in _effects(runs):
-        seeds = {pair.seed for pair in pairs(runs, *meant.gain)}
-        if not seeds or net(runs, meant.gain, meant.control).nets:
+    for effect in _effects(runs):
+        paired = pair_by_seed(runs, *effect.gain)
+        if not paired or net_of(paired, pair_by_seed(runs, *effect.control)):
             continue
-        gains[f"{meant.gain[0]} over {meant.gain[1]}"] = None
+        gains[f"{effect.gain[0]} over {effect.gain[1]}"] = None
         lacking |= {
             name
-            for name in meant.control
-            if not any(r.method == name and r.completed and r.seed in seeds for r in runs)
-        } or {*meant.control}
+            for name in effect.control
+            if not any(r.method == name and r.completed and r.seed in paired for r in runs)
+        } or {*effect.control}
     if not gains:
         return None
     missing = method_order(lacking)
     gain = "gain" if len(gains) == 1 else "gains"
-    return {
-        "missing": missing,
-        "sentence": f"the {gain} of {_listed([*gains])} {_are([*gains])} not net of every control: "
+    return NotNet(
+        missing,
+        f"the {gain} of {_listed([*gains])} {_are([*gains])} not net of every control: "
         f"{_listed(missing)} {_are(missing)} missing (run with --with-controls)",
-    }
+    )
 
 
 def difference_sentence(name: str, reference: str, difference: MeanContrast) -> str:
@@ -202,7 +255,7 @@ def difference_sentence(name: str, reference: str, difference: MeanContrast) -> 
             f"higher on {difference.positive} of {n}"
         )
     interval = f"{mean} {formatting.interval(difference.interval)}"
-    if not difference.tells:
+    if not difference.excludes_zero:
         return f"{seeds} do not tell {name} from {reference}: {interval}"
     if difference.mean > 0:
         return f"{name} is better than {reference} on {difference.positive} of {seeds}, {interval}"
@@ -210,22 +263,22 @@ def difference_sentence(name: str, reference: str, difference: MeanContrast) -> 
 
 
 def net_sentence(
-    meant: Effect, mode: str, gain: float, control_gain: float, net: MeanContrast
+    effect: Effect, mode: str, gain: float, control_gain: float, net: MeanContrast
 ) -> str:
     """Say in one sentence what a gain is worth beside its control's, and no more than it tells.
 
     Args:
-        meant: What was compared with what.
+        effect: What was compared with what.
         mode: Name of the quantization.
         gain, control_gain: Means over the seeds of the net effect.
         net: The net effect.
     """
-    name, reference = meant.gain
-    if meant.kind == "averaging":
+    name, reference = effect.gain
+    if effect.kind == "averaging":
         control = f"in FP32 under the same schedule averaging {_moves(control_gain)}"
-    elif meant.kind == "teacher":
+    elif effect.kind == "teacher":
         control = f"taught by itself FP32 {_moves(control_gain)}"
-    elif meant.kind == "correction-in-float":
+    elif effect.kind == "correction-in-float":
         control = f"in FP32 under the same schedule the same correction {_moves(control_gain)}"
     else:
         control = (
@@ -237,20 +290,20 @@ def net_sentence(
     mean = formatting.signed(net.mean)
     if net.interval is None:
         average = f"{mean} on {seeds}" if net.seeds == 1 else f"{mean} on average on {seeds}"
-        least = intervals.SEEDS_TO_TELL
+        least = SEEDS_TO_TELL
         return f"{measured}{average}, which cannot tell (it takes {least} seeds)"
     interval = formatting.interval(net.interval)
-    return f"{measured}{mean} {interval} on {seeds}, {_told(meant, gain, net)}"
+    return f"{measured}{mean} {interval} on {seeds}, {_conclusion(effect, gain, net)}"
 
 
-def _told(meant: Effect, gain: float, net: MeanContrast) -> str:
+def _conclusion(effect: Effect, gain: float, net: MeanContrast) -> str:
     what, target, control = {
         "averaging": ("averaging", " for the quantized training", "averaging by itself"),
         "teacher": ("the teacher", " for the quantized model", "FP32 taught by itself"),
         "correction-in-float": ("QC", " for the quantized model", "correcting an FP32 model"),
         "correction": ("QC", "", "fresh statistics"),
-    }[meant.kind]
-    if not net.tells:
+    }[effect.kind]
+    if not net.excludes_zero:
         return f"which does not tell the two apart: no gain beyond that of {control} is shown"
     other = f"{target} than for FP32" if target else f" than {control}"
     if net.mean > 0:
@@ -262,10 +315,10 @@ def _told(meant: Effect, gain: float, net: MeanContrast) -> str:
     return f"so {what} does less{other}{cure}"
 
 
-def _collapses(runs: Iterable[LoadedRun], meant: Effect, seeds: set[int]) -> str:
+def _collapses(runs: Iterable[LoadedRun], effect: Effect, seeds: Container[int]) -> str:
     """Name the collapses behind a mean, which says little of a method that collapses at times."""
     said = []
-    for name in dict.fromkeys((*meant.gain, *meant.control)):
+    for name in dict.fromkeys((*effect.gain, *effect.control)):
         counted = [r for r in runs if r.method == name and r.completed and r.seed in seeds]
         if collapsed := sum(run.outcome == "collapsed" for run in counted):
             said.append(f"{name} on {collapsed} of {len(counted)}")
@@ -282,7 +335,7 @@ def _moves(value: float, up: str = "gains", down: str = "loses") -> str:
 
 def _effects(runs: Iterable[LoadedRun]) -> list[Effect]:
     names = method_order({run.method for run in runs if run.quantized})
-    return [meant for name in names for meant in effects_of(name)]
+    return [effect for name in names for effect in effects_of(name)]
 
 
 def _worth_comparing(name: str, reference: str) -> bool:
@@ -304,30 +357,6 @@ def _parts(name: str) -> tuple[str, ...] | None:
         return parts(name)
     except UsageError:
         return None
-
-
-def contrast_document(contrasts: Sequence[Contrast], mean: MeanContrast) -> dict[str, Any]:
-    """Return a mean contrast and what it is the mean of, as the comparison has it."""
-    return {
-        "mean": mean.mean,
-        "interval": mean.interval and list(mean.interval),
-        "level": intervals.LEVEL,
-        "seeds": mean.seeds,
-        "positive": mean.positive,
-        "negative": mean.negative,
-        "tells": mean.tells,
-        "shared_training": all(contrast.shared_training for contrast in contrasts),
-        "images_resampled": mean.images_resampled,
-        "pairs": [
-            {
-                "seed": contrast.seed,
-                "difference": contrast.value,
-                "shared_training": contrast.shared_training,
-                "image_error": contrast.image_error,
-            }
-            for contrast in contrasts
-        ],
-    }
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
 
-from qatval.analysis import intervals
-from qatval.analysis.effects import contrast_document, role
-from qatval.analysis.pairing import pairs
+from qatval.analysis.document import AgainstPostTraining
+from qatval.analysis.effects import pairs, role
+from qatval.analysis.intervals import LEVEL, SEEDS_TO_TELL, MeanContrast, mean_contrast
+from qatval.analysis.pairing import evaluate, pair_by_seed, scores_of
 from qatval.analysis.runs import LoadedRun
 from qatval.core import formatting
 
@@ -26,36 +26,57 @@ _STAGES = (
 )
 
 
-def against_post_training(runs: Sequence[LoadedRun], mode: str) -> dict[str, Any] | None:
-    """Return what training gains over post-training quantization, None where one is missing.
+def against_post_training(runs: Sequence[LoadedRun], mode: str) -> AgainstPostTraining | None:
+    """Return what training gains over post-training quantization.
 
     Args:
         runs: Comparable ones; of the float controls beside them nothing is taken.
         mode: Name of the quantization.
+
+    Returns:
+        None where one of the two is missing, or no seed has both.
     """
     scored = [r for r in runs if r.quantized and r.completed and r.final is not None]
-    trained = _by_mean(r for r in scored if r.trained and role(r.method) == "method")
-    arms = _by_mean(r for r in scored if not r.trained)
-    if not trained or not arms:
+    trained = _best_first(r for r in scored if r.trained and role(r.method) == "method")
+    untrained = _best_first(r for r in scored if not r.trained)
+    if not trained or not untrained:
         return None
-    method, arm = trained[0], arms[0]
-    paired = pairs(scored, method, arm)
-    mean = intervals.mean_contrast(paired)
-    if mean is None:
+    method, reference = trained[0], untrained[0]
+    contrasts = pair_by_seed(scored, method, reference)
+    if not contrasts:
         return None
-    minutes = {name: _minutes([r for r in scored if r.method == name]) for name in (method, arm)}
-    found = contrast_document(paired, mean) | {
-        "method": method,
-        "reference": arm,
-        "methods": len(trained),
-        "references": len(arms),
-        "minutes": minutes[method],
-        "reference_minutes": minutes[arm],
-    }
-    return found | {"sentence": _sentence(found, mode)}
+    scores = scores_of(scored)
+    values = evaluate(contrasts.values(), scores.values)
+    difference = mean_contrast(values, scores.images)
+    minutes, reference_minutes = (
+        _minutes([r for r in scored if r.method == name]) for name in (method, reference)
+    )
+    best = _best(method, len(trained), "method")
+    other = _best(reference, len(untrained), "post-training arm")
+    return AgainstPostTraining(
+        mean=difference.mean,
+        interval=difference.interval,
+        level=LEVEL,
+        seeds=difference.seeds,
+        positive=difference.positive,
+        negative=difference.negative,
+        tells=difference.excludes_zero,
+        shared_training=all(c.shared_training for c in contrasts.values()),
+        images_resampled=difference.images_resampled,
+        pairs=pairs(contrasts, values),
+        method=method,
+        reference=reference,
+        methods=len(trained),
+        references=len(untrained),
+        minutes=minutes,
+        reference_minutes=reference_minutes,
+        sentence=f"Training or not, at {mode}: {best} against {other}: {_measured(difference)}"
+        + _cost(minutes, reference_minutes),
+    )
 
 
-def _by_mean(runs: Iterable[LoadedRun]) -> list[str]:
+def _best_first(runs: Iterable[LoadedRun]) -> list[str]:
+    """Return the runs' methods, that of the highest mean final value first."""
     finals: dict[str, list[float]] = {}
     for run in runs:
         assert run.final is not None
@@ -68,31 +89,25 @@ def _minutes(runs: Sequence[LoadedRun]) -> float | None:
     taken = [
         math.fsum(timings.get(stage, 0.0) for stage in _STAGES) / 60
         for run in runs
-        if (timings := run.section("timings"))
+        if (timings := run.summary.timings)
     ]
     return math.fsum(taken) / len(taken) if taken else None
 
 
-def _sentence(found: dict[str, Any], mode: str) -> str:
-    value = formatting.signed(found["mean"])
-    seeds = formatting.count(found["seeds"], "seed")
-    if found["interval"] is None:
-        tells = f"{value} on {seeds}, which cannot tell (it takes {intervals.SEEDS_TO_TELL} seeds)"
-    else:
-        tells = f"{value} {formatting.interval(found['interval'])} on {seeds}"
-        if not found["tells"]:
-            tells += ", which does not tell the two apart"
-    best = _best(found["method"], found["methods"], "method")
-    other = _best(found["reference"], found["references"], "post-training arm")
-    return f"Training or not, at {mode}: {best} against {other}: {tells}{_cost(found)}"
+def _measured(difference: MeanContrast) -> str:
+    value = formatting.signed(difference.mean)
+    seeds = formatting.count(difference.seeds, "seed")
+    if difference.interval is None:
+        return f"{value} on {seeds}, which cannot tell (it takes {SEEDS_TO_TELL} seeds)"
+    undecided = "" if difference.excludes_zero else ", which does not tell the two apart"
+    return f"{value} {formatting.interval(difference.interval)} on {seeds}{undecided}"
 
 
 def _best(name: str, among: int, what: str) -> str:
     return f"{name} (the only {what})" if among == 1 else f"{name} (the best of {among} {what}s)"
 
 
-def _cost(found: dict[str, Any]) -> str:
-    minutes, other = found["minutes"], found["reference_minutes"]
+def _cost(minutes: float | None, other: float | None) -> str:
     if minutes is None or other is None:
         return ""
     return f"; it took {minutes:.1f} minutes a seed to make, that {other:.1f}"

@@ -14,11 +14,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from qatval.analysis.intervals import ImageResamples
 from qatval.core.errors import QatvalError
 from qatval.core.quantization import FLOAT_MODE
 from qatval.core.stability import Stability, stability
-from qatval.core.summary import SUMMARY_NAME, RunSummary, read_summary
+from qatval.core.summary import SUMMARY_NAME, Bootstrap, RunSummary, read_summary
 
 Outcome = Literal["stable", "collapsed", "degenerate", "disputed", "incomplete"]
 """``disputed``: a check of the measurement itself failed, so that its value cannot be relied on."""
@@ -97,15 +96,14 @@ class LoadedRun:
         """Identifies the training; equal for methods that were scored on one and the same."""
         return self.summary.training.trajectory or None
 
-    @cached_property
-    def resamples(self) -> ImageResamples | None:
-        """The final value on resampled validation images, None where nothing is known of it."""
+    @property
+    def bootstrap(self) -> Bootstrap | None:
+        """The final value on resampled validation images, None where it can be paired with none."""
         recorded = self.summary.metrics.bootstrap
         # without an identity nobody knows that two runs resampled the same images
         if recorded is None or self.summary.dataset.identity is None or len(recorded.values) < 2:
             return None
-        key = (recorded.seed, recorded.images, len(recorded.values))
-        return ImageResamples(key, recorded.images, recorded.values)
+        return recorded
 
     @cached_property
     def outcome(self) -> Outcome:

@@ -21,11 +21,15 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from qatval.analysis.intervals import prediction_half_width
-from qatval.analysis.rules import Check, judge, metric, missing
+from qatval.analysis.rules import Check, judge, missing
 from qatval.core.errors import QatvalError
+from qatval.core.files import atomic_write, to_json
 from qatval.core.quantization import quantization_label
-from qatval.core.summary import Summary, atomic_write, to_json, violations
+from qatval.core.schema import violations
+from qatval.core.summary import RunSummary
 
 MEASUREMENTS_FOR_TOLERANCE = 3
 PREDICTION_LEVEL = 0.99
@@ -78,7 +82,7 @@ def load(path: Path | None = None) -> Thresholds:
     )
 
 
-def check(summary: Summary, thresholds: Thresholds, today: date | None = None) -> list[Check]:
+def check(summary: RunSummary, thresholds: Thresholds, today: date | None = None) -> list[Check]:
     """Check a scenario's run.
 
     Args:
@@ -89,21 +93,20 @@ def check(summary: Summary, thresholds: Thresholds, today: date | None = None) -
     Returns:
         Every check that was made, the failed ones among them; the waivers' own come last.
     """
-    if summary["status"] == "incomplete":
-        return [
-            Check("complete", "failed", f"the run is incomplete: {summary['error']['message']}")
-        ]
+    if summary.status == "incomplete":
+        assert summary.error is not None
+        return [Check("complete", "failed", f"the run is incomplete: {summary.error.message}")]
     checks = judge(summary, thresholds.untrained_tolerance, thresholds.qc_tolerance)
     checks.append(_reference(summary, thresholds))
     return _with_waivers(checks, summary, thresholds, today or datetime.now(UTC).date())
 
 
-def reference(summary: Summary, thresholds: Thresholds) -> Check | None:
+def reference(summary: RunSummary, thresholds: Thresholds) -> Check | None:
     """Return how a run stands to its scenario's reference, None for an incomplete run."""
     return next((c for c in check(summary, thresholds) if c.name == REFERENCE), None)
 
 
-def update(path: Path, summaries: Iterable[Summary]) -> str:
+def update(path: Path, summaries: Iterable[RunSummary]) -> str:
     """Record what was just measured and write the threshold file.
 
     Each scenario's values join the ones recorded for the same device and library versions; a value
@@ -121,7 +124,7 @@ def update(path: Path, summaries: Iterable[Summary]) -> str:
     before = to_json(document)
     fresh: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {}
     for summary in summaries:
-        if summary["status"] == "completed-success":
+        if summary.status == "completed-success":
             key = _key(summary)
             fresh.setdefault(json.dumps(key), (key, []))[1].append(_measurement(summary))
     references = [dict(reference) for reference in document["references"]]
@@ -151,8 +154,8 @@ def update(path: Path, summaries: Iterable[Summary]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _reference(summary: Summary, thresholds: Thresholds) -> Check:
-    final = metric(summary, "final_value")
+def _reference(summary: RunSummary, thresholds: Thresholds) -> Check:
+    final = summary.metrics.final_value
     if final is None:
         return missing(REFERENCE, "final_value")
     recorded = _matching(summary, thresholds.references)
@@ -179,7 +182,7 @@ def _reference(summary: Summary, thresholds: Thresholds) -> Check:
 
 
 def _with_waivers(
-    checks: list[Check], summary: Summary, thresholds: Thresholds, today: date
+    checks: list[Check], summary: RunSummary, thresholds: Thresholds, today: date
 ) -> list[Check]:
     judged = {check.name: check for check in checks}
     for waiver in thresholds.waivers:
@@ -201,38 +204,33 @@ def _with_waivers(
     return list(judged.values())
 
 
-def _is_about(waiver: Entry, summary: Summary) -> bool:
-    scenario = _scenario_key(summary) | {"seed": summary["training"]["seed"]}
+def _is_about(waiver: Entry, summary: RunSummary) -> bool:
+    scenario = _scenario_key(summary) | {"seed": summary.training.seed}
     return all(waiver[name] == scenario[name] for name in (*SCENARIO, "seed"))
 
 
-def _scenario_key(summary: Summary) -> dict[str, Any]:
-    training = summary["training"]
+def _scenario_key(summary: RunSummary) -> dict[str, Any]:
+    training = summary.training
     return {
-        "dataset": summary["dataset"].get("name"),
-        "variant": summary["model"]["variant"],
-        "method": summary["method"]["variant"],
-        "profile": training.get("profile"),
-        "quantization": quantization_label(summary["quantization"]),
-        "imgsz": summary["model"]["imgsz"],
-        "epochs": training["epochs"],
-        "batch": training["batch"],
+        "dataset": summary.dataset.name,
+        "variant": summary.model.variant,
+        "method": summary.method.variant,
+        "profile": training.profile,
+        "quantization": quantization_label(msgspec.to_builtins(summary.quantization)),
+        "imgsz": summary.model.imgsz,
+        "epochs": training.epochs,
+        "batch": training.batch,
     }
 
 
-def _key(summary: Summary) -> dict[str, Any]:
-    environment = _environment(summary)
+def _key(summary: RunSummary) -> dict[str, Any]:
+    environment = summary.environment or {}
     versions = {n: _minor(str(environment[n])) for n in LIBRARIES if environment.get(n)}
-    device = "cpu" if summary["training"]["device"] == "cpu" else "cuda"
+    device = "cpu" if summary.training.device == "cpu" else "cuda"
     return _scenario_key(summary) | {"device": device, "versions": versions}
 
 
-def _environment(summary: Summary) -> Mapping[str, Any]:
-    recorded = summary.get("environment")
-    return recorded if isinstance(recorded, Mapping) else {}
-
-
-def _matching(summary: Summary, references: Iterable[Entry]) -> Entry | None:
+def _matching(summary: RunSummary, references: Iterable[Entry]) -> Entry | None:
     """Find the most specific reference: device and versions are keys where it names them."""
     key = _key(summary)
     matching = [
@@ -245,12 +243,12 @@ def _matching(summary: Summary, references: Iterable[Entry]) -> Entry | None:
     return max(matching, key=lambda r: ("device" in r) + len(r.get("versions", {})), default=None)
 
 
-def _measurement(summary: Summary) -> dict[str, Any]:
-    environment = _environment(summary)
+def _measurement(summary: RunSummary) -> dict[str, Any]:
+    environment = summary.environment or {}
     return {
-        "seed": summary["training"]["seed"],
+        "seed": summary.training.seed,
         "machine": environment.get("gpu") or environment.get("cpu") or "unknown",
-        "value": summary["metrics"]["final_value"],
+        "value": summary.metrics.final_value,
     }
 
 
@@ -291,7 +289,7 @@ def _minor(version: str) -> str:
     return ".".join(version.split("+")[0].split(".")[:2])
 
 
-def _scenario(summary: Summary) -> str:
+def _scenario(summary: RunSummary) -> str:
     key = _key(summary)
     versions = [f"{name} {version}" for name, version in key["versions"].items()]
     named = [str(key[name]) for name in SCENARIO]
