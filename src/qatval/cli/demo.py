@@ -92,9 +92,9 @@ def run(args: argparse.Namespace) -> int:
         with Progress(f"{args.variant} {args.profile} seed {number}") as progress:
             runner.run(settled, progress)
     runs, unreadable = collect(roots)
-    document = compare(runs, unreadable)
-    written = write_comparison(document, runs, args.out / "comparison.json")
-    print(terminal_table(document))
+    comparison = compare(runs, unreadable)
+    written = write_comparison(comparison, runs, args.out / "comparison.json")
+    print(terminal_table(comparison))
     print(f"comparison: {written.markdown}")
     print(f"report: {written.html}")
     return 0

@@ -37,7 +37,7 @@ def decide(args: argparse.Namespace) -> int:
     for item in unreadable:
         print(f"qatval: warning: {item.reason}", file=sys.stderr)
     decision = gate.decide(runs, count_incomplete=args.count_incomplete)
-    print(f"yolo10m gate: {'open' if decision.open else 'closed'}")
+    print(f"yolo10m gate: {'open' if decision.yolo10m_allowed else 'closed'}")
     for reason in decision.reasons:
         print(reason)
-    return OPEN if decision.open else CLOSED
+    return OPEN if decision.yolo10m_allowed else CLOSED

@@ -210,18 +210,18 @@ def run(args: argparse.Namespace) -> int:
     with Progress(title) as progress:
         summaries = runner.run(settled, progress)
     for summary in summaries:
-        metrics, stability = summary["metrics"], summary["stability"]
-        verdict = "collapsed" if stability["collapsed"] else "did not collapse"
-        if stability["degenerate"]:
+        final, fp32 = summary.metrics.final_value, summary.metrics.fp32_value
+        verdict = "collapsed" if summary.stability.collapsed else "did not collapse"
+        if summary.stability.degenerate:
             verdict = "is worth nothing"
-        if failed := ", ".join(check["name"] for check in summary["failed_checks"]):
-            verdict += f", disputed by a check ({failed})"
-        final, fp32 = metrics["final_value"], metrics["fp32_value"]
+        if summary.failed_checks:
+            names = ", ".join(check.name for check in summary.failed_checks)
+            verdict += f", disputed by a check ({names})"
         kept = percent(final / fp32 if final is not None and fp32 else None)
         print(
-            f"{summary['method']['variant']}: {summary['status']}, {verdict}, mAP50-95 "
-            f"{value(final)} ({kept} of FP32, best {value(metrics['best_value'])})  "
-            f"{summary['artifacts']['run_root']}/run_summary.json"
+            f"{summary.method.variant}: {summary.status}, {verdict}, mAP50-95 {value(final)} "
+            f"({kept} of FP32, best {value(summary.metrics.best_value)})  "
+            f"{summary.artifacts.run_root}/run_summary.json"
         )
     sys.stdout.flush()
     return 0

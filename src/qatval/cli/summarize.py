@@ -47,11 +47,11 @@ def summarize(args: argparse.Namespace) -> int:
 
     check_path(args.out_path)
     runs, unreadable = collect(args.run_roots)
-    document = compare(runs, unreadable, count_incomplete=args.count_incomplete)
-    written = write_comparison(document, runs, args.out_path)
-    print(terminal_table(document))
+    comparison = compare(runs, unreadable, count_incomplete=args.count_incomplete)
+    written = write_comparison(comparison, runs, args.out_path)
+    print(terminal_table(comparison))
     print(f"report: {written.html}")
-    warnings = [item.reason for item in unreadable] + document["warnings"]
+    warnings = [item.reason for item in unreadable] + comparison.warnings
     for warning in warnings:
         print(f"qatval: warning: {warning}", file=sys.stderr)
     return 1 if args.strict and warnings else 0

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any
+
+import msgspec
+from msgspec import UnsetType
 
 from qatval.core import formatting
 from qatval.core.quantization import in_words, quantization_label
-from qatval.core.summary import Summary
+from qatval.core.summary import AddedPart, DatasetRecord, Oscillation, QcChange, RunSummary
 
 _METRIC = "mAP 50-95"
 
 
-def render_run(summary: Summary) -> str:
+def render_run(summary: RunSummary) -> str:
     """Return a run's summary as Markdown, the stability outcome first."""
     sections = (
         _verdict(summary),
@@ -49,24 +52,24 @@ def escape(text: str) -> str:
     return " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
 
 
-def _verdict(summary: Summary) -> Iterator[str]:
-    yield f"# {_headline(summary)}: {summary['run_id']}"
+def _verdict(summary: RunSummary) -> Iterator[str]:
+    yield f"# {_headline(summary)}: {summary.run_id}"
     yield ""
-    metrics, ratio = summary["metrics"], summary["stability"]["final_over_best_ratio"]
-    final, best = formatting.value(metrics["final_value"]), formatting.value(metrics["best_value"])
-    limit = summary["stability"]["collapse_threshold_ratio"]
-    if summary["status"] == "incomplete":
-        error = summary["error"]
-        stage = f" in stage `{error['stage']}`" if error.get("stage") else ""
+    metrics, ratio = summary.metrics, summary.stability.final_over_best_ratio
+    final, best = formatting.value(metrics.final_value), formatting.value(metrics.best_value)
+    limit = summary.stability.collapse_threshold_ratio
+    if summary.status == "incomplete":
+        assert summary.error is not None
+        stage = f" in stage `{summary.error.stage}`" if summary.error.stage else ""
         yield f"**The run did not finish**: it stopped{stage}. It says nothing about its method."
         yield ""
-        yield f"> {escape(error['message'])}"
-    elif summary["stability"]["collapsed"]:
+        yield f"> {escape(summary.error.message)}"
+    elif summary.stability.collapsed:
         yield (
             f"**The training collapsed**: final mAP 50-95 is {final}, less than {limit:g} of its "
             f"best, {best}."
         )
-    elif summary["status"] == "completed-failed":
+    elif summary.status == "completed-failed":
         yield from _failed(summary, best)
     elif _untrained(summary):
         yield (
@@ -82,55 +85,52 @@ def _verdict(summary: Summary) -> Iterator[str]:
     yield ""
 
 
-def _failed(summary: Summary, best: str) -> Iterator[str]:
-    for check in summary.get("failed_checks") or []:
-        detail = escape(check["detail"])
-        yield f"**The value is disputed** by the check `{check['name']}`: {detail}."
-    if summary["stability"].get("degenerate", not summary.get("failed_checks")):
+def _failed(summary: RunSummary, best: str) -> Iterator[str]:
+    for check in summary.failed_checks or ():
+        detail = escape(check.detail)
+        yield f"**The value is disputed** by the check `{check.name}`: {detail}."
+    degenerate = summary.stability.degenerate
+    if not summary.failed_checks if degenerate is None else degenerate:
         yield (
             f"**The run is worth nothing**: its best mAP 50-95 is {best}{_of_fp32(summary)}; it "
             "takes 1 % of FP32, or more than 0 where that is not known."
         )
 
 
-def _of_fp32(summary: Summary) -> str:
+def _of_fp32(summary: RunSummary) -> str:
     """Say what share of the FP32 checkpoint's value the final one is, where it is known."""
-    final, fp32 = summary["metrics"]["final_value"], summary["metrics"].get("fp32_value")
+    final, fp32 = summary.metrics.final_value, summary.metrics.fp32_value
     if final is None or not fp32:
         return ""
     poor = ", less than half" if final < 0.5 * fp32 else ""
     return f", {formatting.percent(final / fp32)} of FP32's {formatting.value(fp32)}{poor}"
 
 
-def _untrained(summary: Summary) -> bool:
-    return bool(summary["method"].get("training") == "none")
+def _untrained(summary: RunSummary) -> bool:
+    return summary.method.training == "none"
 
 
-def _headline(summary: Summary) -> str:
-    if summary["status"] == "incomplete":
+def _headline(summary: RunSummary) -> str:
+    if summary.status == "incomplete":
         return "Incomplete"
-    if summary["stability"]["collapsed"]:
+    if summary.stability.collapsed:
         return "Collapsed"
-    return "Failed" if summary["status"] == "completed-failed" else "Stable"
+    return "Failed" if summary.status == "completed-failed" else "Stable"
 
 
-def _metrics(summary: Summary) -> Iterator[str]:
-    metrics = summary["metrics"]
-    coco = metrics.get("coco") or {}
+def _metrics(summary: RunSummary) -> Iterator[str]:
+    metrics = summary.metrics
+    fp32, trained = metrics.fp32_value, not _untrained(summary)
     rows = [
-        ("FP32 checkpoint, same images", metrics.get("fp32_value")),
-        (f"untrained {summary['quantization']['mode']}", metrics.get("ptq_value")),
-        ("start of the training", None if _untrained(summary) else metrics.get("start_value")),
-        (
-            "best epoch" + _epoch(metrics.get("best_epoch")),
-            None if _untrained(summary) else metrics["best_value"],
-        ),
-        ("before QC", metrics.get("before_qc_value")),
-        ("before re-estimation", metrics.get("before_bn_value")),
-        ("**final**", metrics["final_value"]),
-        ("final, pycocotools' protocol", coco.get("map")),
+        ("FP32 checkpoint, same images", fp32),
+        (f"untrained {summary.quantization.mode}", metrics.value("ptq_value")),
+        ("start of the training", metrics.value("start_value") if trained else None),
+        ("best epoch" + _epoch(metrics.best_epoch), metrics.best_value if trained else None),
+        ("before QC", metrics.before_qc_value),
+        ("before re-estimation", metrics.before_bn_value),
+        ("**final**", metrics.final_value),
+        ("final, pycocotools' protocol", metrics.coco.map if metrics.coco else None),
     ]
-    fp32 = metrics.get("fp32_value")
     measured = [
         (name, formatting.value(value), formatting.percent(value / fp32 if fp32 else None))
         for name, value in rows
@@ -142,59 +142,55 @@ def _metrics(summary: Summary) -> Iterator[str]:
     yield ""
     yield from table(("model", _METRIC, "of FP32"), measured, right=(_METRIC, "of FP32"))
     yield ""
-    if bootstrap := metrics.get("bootstrap"):
+    if bootstrap := metrics.bootstrap:
         yield (
-            f"Another draw of {bootstrap['images']} validation images would move the final value "
-            f"by about ±{formatting.value(_deviation(bootstrap['values']))} (one standard error)."
+            f"Another draw of {bootstrap.images} validation images would move the final value "
+            f"by about ±{formatting.value(_deviation(bootstrap.values))} (one standard error)."
         )
         yield ""
 
 
-def _method(summary: Summary) -> Iterator[str]:
-    ema, qc = summary["method"]["ema"], summary["method"]["qc"]
+def _method(summary: RunSummary) -> Iterator[str]:
+    method = summary.method
+    ema, qc, bn = method.ema, method.qc, method.bn
     yield "## Method"
     yield ""
-    training = summary["method"].get("training")
     scored = {"none": ": the quantized checkpoint, not trained", "float": ": trained in float"}
-    yield f"- **{summary['method']['variant']}**{scored.get(training, '')}"
-    for stabilizer in summary["method"].get("stabilizers") or []:
+    yield f"- **{method.variant}**{scored.get(method.training or '', '')}"
+    for stabilizer in method.stabilizers or ():
         yield f"- {_stabilizer(stabilizer)}"
-    if ema["enabled"]:
-        asked = f"decay {_setting(ema['decay'])}, tau {_setting(ema['tau'])}"
-        effective = ema.get("effective_decay")
+    if ema.enabled:
+        asked = f"decay {_setting(ema.decay)}, tau {_setting(ema.tau)}"
+        effective = ema.effective_decay
         reached = "" if effective is None else f", effective decay at the end {effective:.4g}"
         yield f"- EMA: {asked}{reached}"
-        if (differing := ema.get("codes_differing_from_raw")) is not None:
+        if (differing := ema.codes_differing_from_raw) is not None:
             yield f"- {_codes(differing)}"
-    elif training != "none":
+    elif method.training != "none":
         yield "- EMA off: the raw weights were validated, saved and reported"
-    bn = summary["method"].get("bn") or {}
-    if bn.get("enabled"):
-        images = f" on {bn['images']} training images" if bn.get("images") else ""
-        shifted = bn.get("how") == "shifted"
-        how = "moved by what quantization changes" if shifted else "re-estimated"
+    if bn and bn.enabled:
+        images = f" on {bn.images} training images" if bn.images else ""
+        how = "moved by what quantization changes" if bn.how == "shifted" else "re-estimated"
         yield f"- BatchNorm statistics {how}{images}, nothing learned"
-    if rounding := summary["method"].get("rounding"):
-        yield f"- weights rounded by GPTQ on {rounding['images']} training images"
-    if qc["enabled"]:
-        images = f" on {qc['images']} training images" if qc.get("images") else ""
-        yield f"- QC: {_setting(qc['epochs'])} epoch(s) of Adam at {_setting(qc['lr'])}{images}"
-        if changes := qc.get("changes"):
-            yield f"- QC changed gamma by up to {_largest(changes, 'gamma_mean_abs_change')} " + (
-                "(mean of a layer), beta by up to " + _largest(changes, "beta_max_abs")
-            )
+    if rounding := method.rounding:
+        yield f"- weights rounded by GPTQ on {rounding.images} training images"
+    if qc.enabled:
+        images = f" on {qc.images} training images" if qc.images else ""
+        yield f"- QC: {_setting(qc.epochs)} epoch(s) of Adam at {_setting(qc.lr)}{images}"
+        if qc.changes:
+            yield f"- QC changed {_changed(qc.changes.values())}"
     yield ""
 
 
-def _stabilizer(stabilizer: Mapping[str, Any]) -> str:
+def _stabilizer(stabilizer: AddedPart) -> str:
     def listed(values: Mapping[str, Any]) -> str:
         return ", ".join(
             f"{name} {value:g}" if isinstance(value, int | float) else f"{name} {value}"
             for name, value in values.items()
         )
 
-    name = stabilizer["implementation"].rpartition(":")[2]
-    settings, report = listed(stabilizer["settings"]), listed(stabilizer["report"])
+    name = stabilizer.implementation.rpartition(":")[2]
+    settings, report = listed(stabilizer.settings), listed(stabilizer.report)
     return escape(
         f"{name}: {settings or 'no settings'}" + (f"; at the end {report}" if report else "")
     )
@@ -210,108 +206,104 @@ def _codes(differing: float) -> str:
     return f"{formatting.percent(differing)} of the weight codes differ from the raw model's"
 
 
-def _history(summary: Summary) -> Iterator[str]:
-    history = summary.get("history") or []
-    if not history:
+def _changed(changes: Collection[QcChange]) -> str:
+    gamma = max(abs(change.gamma_mean_abs_change) for change in changes)
+    beta = max(abs(change.beta_max_abs) for change in changes)
+    return f"gamma by up to {gamma:.3g} (mean of a layer), beta by up to {beta:.3g}"
+
+
+def _history(summary: RunSummary) -> Iterator[str]:
+    if not summary.history:
         return
     yield "## Epochs"
     yield ""
-    rows = [(str(entry["epoch"]), formatting.value(entry["value"])) for entry in history]
-    if (start := summary["metrics"].get("start_value")) is not None:
+    rows = [(str(entry.epoch), formatting.value(entry.value)) for entry in summary.history]
+    if (start := summary.metrics.value("start_value")) is not None:
         rows.insert(0, ("start", formatting.value(start)))
-    bn = summary["method"].get("bn") or {}
-    after = "QC" if summary["method"]["qc"]["enabled"] else "re-estimation"
-    if (after == "QC" or bn.get("enabled")) and summary["status"] != "incomplete":
-        rows.append((f"after {after}", formatting.value(summary["metrics"]["final_value"])))
+    bn, qc = summary.method.bn, summary.method.qc
+    if (qc.enabled or (bn and bn.enabled)) and summary.status != "incomplete":
+        after = "QC" if qc.enabled else "re-estimation"
+        rows.append((f"after {after}", formatting.value(summary.metrics.final_value)))
     yield from table(("epoch", _METRIC), rows, right=("epoch", _METRIC))
     yield ""
 
 
-def _oscillation(summary: Summary) -> Iterator[str]:
-    found = summary.get("oscillation")
-    if not found or not found["epochs"]:
+def _oscillation(summary: RunSummary) -> Iterator[str]:
+    found = summary.oscillation
+    if not found or not found.epochs:
         return
-    last, layers = found["epochs"][-1], found["layers"]
-    most = max(layers, key=lambda layer: layer["oscillating"], default=None)
-    where = (
-        ""
-        if most is None
-        else (f", most in `{most['name']}` ({formatting.percent(most['oscillating'])})")
-    )
+    last = found.epochs[-1]
+    most = max(found.layers, key=lambda layer: layer.oscillating, default=None)
+    where = f", most in `{most.name}` ({formatting.percent(most.oscillating)})" if most else ""
     yield "## Oscillation of the raw weights"
     yield ""
     yield (
-        f"- {formatting.percent(found['oscillating'])} of the weights oscillate at the end "
-        f"(frequency above {found['threshold']:g}, momentum {found['momentum']:g}"
+        f"- {formatting.percent(found.oscillating)} of the weights oscillate at the end "
+        f"(frequency above {found.threshold:g}, momentum {found.momentum:g}"
         f"{_memory(found)}){where}; in a "
-        f"step of the last epoch {formatting.percent(last['change_rate'])} change their code, "
-        f"{formatting.percent(last['reversal_rate'])} against their last direction"
+        f"step of the last epoch {formatting.percent(last.change_rate)} change their code, "
+        f"{formatting.percent(last.reversal_rate)} against their last direction"
     )
     yield (
-        f"- they lie {last['threshold_distance']:.3f} steps from a rounding threshold (0.250 if "
-        f"spread evenly), {formatting.percent(last['near_threshold'])} within 0.05 (10.0 %); "
-        f"scales moved by a factor of {2 ** last['scale_drift']:.3f}"
+        f"- they lie {last.threshold_distance:.3f} steps from a rounding threshold (0.250 if "
+        f"spread evenly), {formatting.percent(last.near_threshold)} within 0.05 (10.0 %); "
+        f"scales moved by a factor of {2**last.scale_drift:.3f}"
     )
     yield ""
 
 
-def _memory(found: Mapping[str, Any]) -> str:
+def _memory(found: Oscillation) -> str:
     """Say how long one reversal counts: in a short run oscillating means "reversed lately"."""
-    threshold, momentum = found["threshold"], found["momentum"]
-    if not 0 < threshold < momentum < 1:
+    if not 0 < found.threshold < found.momentum < 1:
         return ""
-    steps = math.log(threshold / momentum) / math.log(1 - momentum)
-    return f": one reversal counts for {steps:.0f} steps, the training had {found['steps']}"
+    steps = math.log(found.threshold / found.momentum) / math.log(1 - found.momentum)
+    return f": one reversal counts for {steps:.0f} steps, the training had {found.steps}"
 
 
-def _batchnorm(summary: Summary) -> Iterator[str]:
-    found = summary.get("batchnorm")
+def _batchnorm(summary: RunSummary) -> Iterator[str]:
+    found = summary.batchnorm
     if not found:
         return
-    worst = sorted(found["layers"], key=lambda layer: -layer["kl_mean"])[:3]
+    worst = sorted(found.layers, key=lambda layer: -layer.kl_mean)[:3]
     yield "## BatchNorm drift"
     yield ""
     yield (
         "- running statistics against those of "
-        f"{formatting.count(found['images'], 'training image')}: KL divergence "
-        f"{found['kl_mean']:.3g} nats on average, at most {found['kl_max']:.3g} in a channel of "
-        f"`{found['worst_layer']}`"
+        f"{formatting.count(found.images, 'training image')}: KL divergence "
+        f"{found.kl_mean:.3g} nats on average, at most {found.kl_max:.3g} in a channel of "
+        f"`{found.worst_layer}`"
     )
-    yield "- most drift: " + ", ".join(f"`{w['name']}` {w['kl_mean']:.3g}" for w in worst)
+    yield "- most drift: " + ", ".join(f"`{w.name}` {w.kl_mean:.3g}" for w in worst)
     yield ""
 
 
-def _setup(summary: Summary) -> Iterator[str]:
-    model, dataset, training = summary["model"], summary["dataset"], summary["training"]
-    name = dataset.get("name")
-    profile = training.get("profile")
-    environment = summary.get("environment", {})
-    git = summary["git"]
-    changed = " with uncommitted changes" if git["dirty"] else ""
+def _setup(summary: RunSummary) -> Iterator[str]:
+    model, dataset, training, git = summary.model, summary.dataset, summary.training, summary.git
+    quantization = msgspec.to_builtins(summary.quantization)
+    environment = summary.environment or {}
+    changed = " with uncommitted changes" if git.dirty else ""
     rows = [
-        ("variant", f"{model['variant']}, {model['imgsz']} px, from `{model['checkpoint']}`"),
-        ("dataset", f"{name or dataset['dataset_yaml']}: {_images(dataset)}"),
-        (
-            "quantization",
-            f"{quantization_label(summary['quantization'])}: {in_words(summary['quantization'])}",
-        ),
+        ("variant", f"{model.variant}, {model.imgsz} px, from `{model.checkpoint}`"),
+        ("dataset", f"{dataset.name or dataset.dataset_yaml}: {_images(dataset)}"),
+        ("quantization", f"{quantization_label(quantization)}: {in_words(quantization)}"),
         (
             "training",
-            f"{f'profile {profile}, ' if profile else ''}"
-            f"{formatting.count(training['epochs'], 'epoch')}, batch {training['batch']}, "
-            f"seed {training['seed']}, device {training['device']}"
-            f"{', anchored statistics' if training.get('batchnorm') == 'anchored' else ''}",
+            f"{f'profile {training.profile}, ' if training.profile else ''}"
+            f"{formatting.count(training.epochs, 'epoch')}, batch {training.batch}, "
+            f"seed {training.seed}, device {training.device}"
+            f"{', anchored statistics' if training.batchnorm == 'anchored' else ''}",
         ),
-        ("commit", f"{git['commit'][:12]}{changed}" if git["commit"] else "unknown"),
+        ("commit", f"{git.commit[:12]}{changed}" if git.commit else "unknown"),
     ]
-    if (peak := training.get("peak_memory_mb")) is not None:
-        rows.insert(-1, ("memory", f"{peak} MiB at most, {_place(training['device'])}"))
+    if isinstance(peak := training.peak_memory_mb, int):
+        place = "resident" if training.device == "cpu" else "reserved on the GPU"
+        rows.insert(-1, ("memory", f"{peak} MiB at most, {place}"))
     versions = [f"{n} {environment[n]}" for n in _LIBRARIES if environment.get(n)]
     if versions:
         rows.append(("versions", ", ".join(versions)))
-    if timings := summary.get("timings"):
-        spent = ", ".join(f"{stage} {formatting.duration(s)}" for stage, s in timings.items())
-        rows.append(("time", spent))
+    if summary.timings:
+        spent = [f"{stage} {formatting.duration(s)}" for stage, s in summary.timings.items()]
+        rows.append(("time", ", ".join(spent)))
     yield "## How it was made"
     yield ""
     for label, text in rows:
@@ -319,45 +311,38 @@ def _setup(summary: Summary) -> Iterator[str]:
     yield ""
 
 
-def _place(device: str) -> str:
-    return "resident" if device == "cpu" else "reserved on the GPU"
-
-
 _LIBRARIES = ("python", "torch", "ultralytics", "brevitas")
 
 
-def _images(dataset: Mapping[str, Any]) -> str:
-    train, val = dataset["train_images"], dataset["val_images"]
+def _images(dataset: DatasetRecord) -> str:
+    train, val = dataset.train_images, dataset.val_images
     return (
         f"{'all' if train is None else train} training images, "
         f"{'all' if val is None else val} validation images"
     )
 
 
-def _coverage(summary: Summary) -> Iterator[str]:
-    coverage = summary["quantization"].get("coverage")
+def _coverage(summary: RunSummary) -> Iterator[str]:
+    coverage = summary.quantization.coverage
     if coverage is None:
         return
     yield "## Quantized layers"
     yield ""
-    levels = coverage.get("max_levels_per_scale")
-    at_most = "" if levels is None else f", at most {levels} levels per scale"
-    yield f"{coverage['quantized']} quantized{at_most}; {coverage['exempt']} in float:"
+    levels = coverage.max_levels_per_scale
+    at_most = f", at most {levels} levels per scale" if isinstance(levels, int) else ""
+    yield f"{coverage.quantized} quantized{at_most}; {coverage.exempt} in float:"
     yield ""
-    for layer in coverage["layers"]:
-        if layer["bits"] is None:
-            yield f"- `{layer['name']}`: {layer['reason']}"
+    for layer in coverage.layers:
+        if layer.bits is None:
+            yield f"- `{layer.name}`: {layer.reason}"
     yield ""
 
 
-def _epoch(epoch: int | None) -> str:
-    if epoch is None:
+def _epoch(epoch: int | UnsetType | None) -> str:
+    """Name the best epoch, 0 being the start; nothing where it is not known."""
+    if not isinstance(epoch, int):
         return ""
     return f" ({epoch})" if epoch else " (the start)"
-
-
-def _largest(changes: Mapping[str, Mapping[str, float]], what: str) -> str:
-    return f"{max((abs(change[what]) for change in changes.values()), default=0.0):.3g}"
 
 
 def _deviation(values: Sequence[float]) -> float:

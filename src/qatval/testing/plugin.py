@@ -243,10 +243,9 @@ def validation_run(
                     pytest.fail(f"{scenario}: {error}", pytrace=False)
         (run,), _ = collect([root])
         request.node.user_properties.extend(run_properties(run))
-        if run.summary["status"] == "incomplete":
-            pytest.fail(
-                f"{scenario} is incomplete: {run.summary['error']['message']}", pytrace=False
-            )
+        if not run.completed:
+            assert run.summary.error is not None
+            pytest.fail(f"{scenario} is incomplete: {run.summary.error.message}", pytrace=False)
         return run
 
     return give

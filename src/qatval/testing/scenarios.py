@@ -125,7 +125,7 @@ def missing_resources(
         missing.append(f"no checkpoint {checkpoint} (qatval checkpoints fetch)")
     if presets.variant(scenario.variant).gated:
         runs, _ = collect([gate_root]) if gate_root else ([], [])
-        if not decide(runs).open:
+        if not decide(runs).yolo10m_allowed:
             missing.append(
                 f"the stage gate for {scenario.variant} is closed (give the runs that open it "
                 "with --gate-root; 'qatval gate' says what they lack)"

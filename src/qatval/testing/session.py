@@ -28,10 +28,10 @@ def run_properties(run: LoadedRun) -> list[tuple[str, object]]:
     summary = run.summary
     return [
         (RUN_ROOT, str(run.root)),
-        ("qatval_status", summary["status"]),
-        ("qatval_final_value", summary["metrics"]["final_value"]),
-        ("qatval_best_value", summary["metrics"]["best_value"]),
-        ("qatval_collapsed", summary["stability"]["collapsed"]),
+        ("qatval_status", summary.status),
+        ("qatval_final_value", summary.metrics.final_value),
+        ("qatval_best_value", summary.metrics.best_value),
+        ("qatval_collapsed", summary.stability.collapsed),
     ]
 
 
@@ -74,9 +74,9 @@ def _show_runs(
     from qatval.report.terminal import terminal_table
 
     runs, unreadable = collect(roots)
-    document = compare(runs, unreadable)
-    written = write_comparison(document, runs, session_dir / "comparison.json")
+    comparison = compare(runs, unreadable)
+    written = write_comparison(comparison, runs, session_dir / "comparison.json")
     terminalreporter.write_sep("-", "qatval: runs of this session")
-    terminalreporter.write_line(terminal_table(document))
+    terminalreporter.write_line(terminal_table(comparison))
     terminalreporter.write_line(f"report: {written.html}")
     return runs

@@ -23,6 +23,7 @@ from pathlib import Path
 import pytest
 from qatval.run import runner
 from qatval.core.summary import write_summary
+from qatval.testing import build_summary
 
 CALLS = Path(__file__).parent / "calls.txt"
 
@@ -34,16 +35,16 @@ def embedded_dataset(tmp_path_factory):
     return root
 
 @pytest.fixture(autouse=True)
-def stored_runs(monkeypatch, make_summary):
+def stored_runs(monkeypatch):
     def run(config, progress):
         with CALLS.open("a") as stream:
             stream.write(",".join(m.name for m in config.methods) + f" {config.seed}\\n")
         time.sleep(0.3)
         for method in config.methods:
-            summary = make_summary(method.name, config.seed)
-            summary["environment"] |= {"torch": "0.1.0"}  # for which no reference is recorded
+            changes = {"environment": {"torch": "0.1.0"}}  # for which no reference is recorded
             if message := os.environ.get("RUN_FAILS_WITH"):
-                summary |= {"status": "incomplete", "error": {"message": message}}
+                changes |= {"status": "incomplete", "error": {"message": message}}
+            summary = build_summary(method.name, config.seed, changes=changes)
             write_summary(config.root_of(method.name), summary)
     monkeypatch.setattr(runner, "run", run)
 """
@@ -56,14 +57,13 @@ def test_run(embedded_scenario, validation_run, threshold_failures):
     assert threshold_failures(run) == []
 
 def test_again(embedded_scenario, validation_run):
-    assert validation_run(embedded_scenario).summary["status"] == "completed-success"
+    assert validation_run(embedded_scenario).summary.status == "completed-success"
 """
 
 
 @pytest.fixture
-def stored(pytester: pytest.Pytester, request: pytest.FixtureRequest) -> pytest.Pytester:
-    builder = Path(request.config.rootpath, "tests", "conftest.py").read_text("utf-8")
-    pytester.makeconftest(builder + STORED_RUNS)
+def stored(pytester: pytest.Pytester) -> pytest.Pytester:
+    pytester.makeconftest(STORED_RUNS)
     pytester.makepyfile(EMBEDDED_TESTS)
     return pytester
 

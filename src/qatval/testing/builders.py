@@ -1,0 +1,398 @@
+"""Build run summaries as qatval writes them, without a run: for tests and benchmarks.
+
+The values are made up; all else is what a run of the smoke profile on the embedded data records.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+from msgspec import UNSET
+
+from qatval.analysis.runs import LoadedRun
+from qatval.analysis.thresholds import Thresholds
+from qatval.core.summary import (
+    SCHEMA_VERSION,
+    AddedPart,
+    Artifacts,
+    BatchNormDrift,
+    BatchNormRecord,
+    Bootstrap,
+    Coverage,
+    DatasetRecord,
+    EmaRecord,
+    EpochOscillation,
+    EpochRecord,
+    Git,
+    LayerCoverage,
+    LayerDrift,
+    LayerOscillation,
+    MethodRecord,
+    Metrics,
+    Model,
+    Oscillation,
+    QcChange,
+    QcRecord,
+    QuantizationRecord,
+    Record,
+    RunError,
+    RunSummary,
+    StabilityRecord,
+    StartRecord,
+    TrainingRecord,
+)
+
+AnyRecord = TypeVar("AnyRecord", bound=Record)
+
+_QUANTIZED = ("model.0.conv", "model.1.conv", "model.23.one2one_cv3.0.2")
+_EXEMPT = "model.23.dfl.conv"
+_STABILIZERS = {
+    "dampen": AddedPart("qatval.quant.dampening:Dampening", {"weight": 0.01}, {"penalty": 1.25}),
+    "freeze": AddedPart("qatval.quant.freezing:Freezing", {"momentum": 0.01}, {"frozen": 0.043}),
+}
+
+
+def build_summary(
+    method: str = "ema+qc",
+    seed: int = 0,
+    values: Sequence[float] = (0.41, 0.60, 0.64),
+    *,
+    variant: str = "yolo10n",
+    dataset: str = "shapes",
+    profile: str = "smoke",
+    mode: str = "w4a16",
+    scale: str = "per-channel",
+    error: str | None = None,
+    resamples: int = 50,
+    changes: Mapping[str, Any] | None = None,
+) -> RunSummary:
+    """Build the summary of a run.
+
+    Args:
+        method: Name made of parts, as ``qatval.quant.methods`` spells it.
+        seed: Of the run; methods of equal seed and equal training parts share a training.
+        values: mAP 50-95 per epoch; for a method with QC or re-estimation the last one is that
+            afterwards, and for an untrained one all others are left out.
+        variant, dataset, profile: What was trained on what.
+        mode, scale: Of the quantization, unless the method trains in float.
+        error: Makes the run incomplete, for this reason.
+        resamples: Of the validation images; 0 leaves them out.
+        changes: See `changed`.
+    """
+    parts = method.split("+")
+    in_float, untrained = "fp32" in parts, "ptq" in parts
+    afterwards = bool({"qc", "bn"} & set(parts))
+    epochs = [] if untrained else values[:-1] if afterwards else values
+    if untrained:
+        values = values[-1:]
+    best = max(values, default=0.0)
+    collapsed = best > 0 and values[-1] < 0.5 * best
+    failed = collapsed or best < 0.00682
+    summary = RunSummary(
+        schema_version=SCHEMA_VERSION,
+        run_id=f"{variant}-{method}-{profile}-seed{seed}",
+        created_at="2026-03-01T12:00:00+00:00",
+        status="incomplete" if error else "completed-failed" if failed else "completed-success",
+        git=Git("0123456789abcdef0123456789abcdef01234567", "main", False),
+        model=Model(variant, f"models/{variant}.safetensors", 128),
+        quantization=_quantization("fp32" if in_float else mode, scale),
+        method=_method(parts),
+        dataset=DatasetRecord(
+            coco_root="datasets/shapes",
+            dataset_yaml="dataset/dataset.yaml",
+            train_images=256,
+            val_images=128,
+            name=dataset,
+            identity=_identity(dataset, seed),
+        ),
+        training=TrainingRecord(
+            framework="ultralytics",
+            profile=profile,
+            epochs=6,
+            batch=16,
+            seed=seed,
+            device="cpu",
+            amp=False,
+            overrides={"optimizer": "AdamW", "lr0": 0.001},
+            steps=0 if untrained else 96,
+            threads=2,
+            trajectory=None if untrained else _trajectory(parts, variant, profile, mode, seed),
+        ),
+        artifacts=Artifacts(
+            run_root="runs/somewhere",
+            results_csv=None if untrained else "ultralytics/train/results.csv",
+            tensorboard_log_dir=None if untrained else "ultralytics/train/tensorboard",
+        ),
+        metrics=Metrics(
+            primary_name="metrics/mAP50-95(B)",
+            best_value=best if values else None,
+            final_value=None if error else values[-1],
+            fp32_value=0.682,
+            ptq_value=None if in_float else 0.601,
+            start_value=0.682 if in_float else 0.601 if untrained else 0.603,
+            bootstrap=None if error else _bootstrap(values[-1], method, seed, resamples),
+            before_qc_value=values[-2] if "qc" in parts and not error else None,
+            before_bn_value=values[-2] if "bn" in parts and not error else None,
+        ),
+        stability=StabilityRecord(
+            collapse_threshold_ratio=0.5,
+            final_over_best_ratio=None if error or best <= 0 else values[-1] / best,
+            collapsed=None if error else collapsed,
+        ),
+        environment={
+            "python": "3.11.9",
+            "torch": "2.15.0+cpu",
+            "ultralytics": "8.4.190",
+            "brevitas": "0.13.4",
+            "cpu": "a processor",
+            "gpu": None,
+        },
+        error=RunError(type="RuntimeError", message=error, stage="training") if error else None,
+        history=tuple(_epoch(number, value) for number, value in enumerate(epochs, start=1)),
+        evaluation={
+            "imgsz": 128,
+            "rect": False,
+            "conf": 0.001,
+            "max_det": 300,
+            "head": "one2one",
+        },
+        oscillation=None if error or in_float or untrained else _oscillation(len(epochs)),
+        batchnorm=None if error else _batchnorm(),
+        timings={"dataset": 1.2, "baseline": 9.4, "training": 43.0, "total": 61.7},
+    )
+    return changed(summary, changes or {})
+
+
+def changed(summary: RunSummary, changes: Mapping[str, Any]) -> RunSummary:
+    """Return a summary with some of its values replaced.
+
+    Args:
+        summary: What to change.
+        changes: Nested as in the JSON. ``msgspec.UNSET`` removes a value.
+
+    Raises:
+        msgspec.ValidationError: If no run could have left that behind.
+    """
+    return msgspec.convert(merged(as_json(summary), changes), RunSummary)
+
+
+def as_json(summary: RunSummary) -> dict[str, Any]:
+    """Return a summary as the JSON that a reader of its file gets."""
+    document: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(summary))
+    return document
+
+
+def merged(document: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a JSON object with some of its values replaced, as `changed` describes it."""
+    result = dict(document)
+    for key, change in changes.items():
+        inner = result.get(key)
+        if isinstance(change, Mapping) and isinstance(inner, Mapping):
+            result[key] = merged(inner, change)
+        else:
+            result[key] = change
+    return {key: value for key, value in result.items() if value is not UNSET}
+
+
+def reduced_to_required(record: AnyRecord) -> AnyRecord:
+    """Return a summary as the oldest tools wrote it: with what the schema requires, no more."""
+    kept = {
+        field.name: getattr(record, field.name)
+        for field in msgspec.structs.fields(record)
+        if field.required or field.name == "error"
+    }
+    return type(record)(
+        **{n: reduced_to_required(v) if isinstance(v, Record) else v for n, v in kept.items()}
+    )
+
+
+def loaded(summary: RunSummary, root: Path = Path("runs/somewhere")) -> LoadedRun:
+    """Return a run as if it had been read from a run root."""
+    return LoadedRun(root, summary, as_json(summary))
+
+
+def build_thresholds(*waivers: Mapping[str, Any], **values: float) -> Thresholds:
+    """Return thresholds with a reference of tolerance 0.02 per method of the builder's scenarios.
+
+    They hold under the conditions of the builder's default runs.
+
+    Args:
+        waivers: See the schema.
+        values: By method, ``ema_qc`` standing for ``ema+qc``.
+    """
+    scenario = {"dataset": "shapes", "variant": "yolo10n", "profile": "smoke"} | {
+        "quantization": "w4a16 per-channel learned from max shifted",
+        "imgsz": 128,
+        "epochs": 6,
+        "batch": 16,
+    }
+    references = [
+        {**scenario, "method": name.replace("_", "+"), "value": value, "tolerance": 0.02}
+        for name, value in values.items()
+    ]
+    return Thresholds(Path("thresholds.json"), 0.032, 0.008, tuple(references), waivers)
+
+
+def _quantization(mode: str, scale: Any) -> QuantizationRecord:
+    if mode == "fp32":
+        return QuantizationRecord(mode, None, None, None)
+    bits, activation_bits = (int(number) for number in mode[1:].split("a"))
+    return QuantizationRecord(
+        mode=mode,
+        library="brevitas",
+        weight_bit_width=bits,
+        activation_bit_width=None if activation_bits == 16 else activation_bits,
+        narrow_range=True,
+        scale=scale,
+        scale_without_batchnorm="per-channel",
+        scaling="learned",
+        boundary_bit_width=None,
+        start=StartRecord("max", "shifted"),
+        coverage=Coverage(
+            quantized=len(_QUANTIZED),
+            exempt=1,
+            max_levels_per_scale=2**bits - 1,
+            layers=(
+                *(
+                    LayerCoverage(name=name, bits=bits, scale=scale, reason=None)
+                    for name in _QUANTIZED
+                ),
+                LayerCoverage(
+                    name=_EXEMPT,
+                    bits=None,
+                    scale=None,
+                    reason="a frozen arange(16): signed int4 cannot hold 0..15",
+                ),
+            ),
+        ),
+    )
+
+
+def _trajectory(parts: Sequence[str], variant: str, profile: str, mode: str, seed: int) -> str:
+    training = [part for part in parts if part in ("fp32", "dampen", "freeze")]
+    precision = "fp32" if "fp32" in parts else mode
+    return "-".join((variant, profile, precision, *training, str(seed)))
+
+
+def _method(parts: Sequence[str]) -> MethodRecord:
+    averaged, corrected, fresh = (part in parts for part in ("ema", "qc", "bn"))
+    quantized = "fp32" not in parts
+    return MethodRecord(
+        variant="+".join(parts),
+        ema=EmaRecord(
+            enabled=averaged,
+            decay=0.948 if averaged else None,
+            tau=9.6 if averaged else None,
+            effective_decay=0.9479 if averaged else None,
+            codes_differing_from_raw=0.031 if averaged and quantized else None,
+        ),
+        qc=QcRecord(True, 1, 1e-3, True, 256, _qc_changes())
+        if corrected
+        else QcRecord(False, None, None, None),
+        bn=BatchNormRecord(fresh, images=256 if fresh else None),
+        training="none" if "ptq" in parts else "quantized" if quantized else "float",
+        stabilizers=tuple(_STABILIZERS[part] for part in _STABILIZERS if part in parts),
+    )
+
+
+def _qc_changes() -> dict[str, QcChange]:
+    return {
+        name: QcChange(
+            gamma_min=0.991 - 0.002 * number,
+            gamma_max=1.008 + 0.001 * number,
+            gamma_mean_abs_change=0.0041,
+            beta_max_abs=0.006 + 0.001 * number,
+        )
+        for number, name in enumerate(_QUANTIZED)
+    }
+
+
+def _oscillation(epochs: int) -> Oscillation:
+    return Oscillation(
+        momentum=0.01,
+        threshold=0.005,
+        steps=16 * epochs,
+        oscillating=0.008 + 0.006 * epochs,
+        epochs=tuple(
+            EpochOscillation(
+                epoch=epoch,
+                oscillating=0.008 + 0.006 * epoch,
+                change_rate=0.0042 / epoch**0.5,
+                reversal_rate=0.0011 / epoch**0.3,
+                near_threshold=0.101 + 0.004 * epoch,
+                threshold_distance=0.25 - 0.002 * epoch,
+                scale_drift=0.011 * epoch,
+            )
+            for epoch in range(1, epochs + 1)
+        ),
+        layers=tuple(
+            LayerOscillation(
+                name=name,
+                weights=432 * 4**number,
+                oscillating=0.012 + 0.017 * number,
+                flips=0.41 + 0.2 * number,
+                reversals=0.11 + 0.1 * number,
+                near_threshold=0.105 + 0.02 * number,
+                threshold_distance=0.246 - 0.01 * number,
+                scale_drift=0.02 + 0.03 * number,
+            )
+            for number, name in enumerate(_QUANTIZED)
+        ),
+    )
+
+
+def _batchnorm() -> BatchNormDrift:
+    layers = tuple(
+        LayerDrift(name.replace("conv", "bn"), kl_mean=0.004 + 0.003 * number, kl_max=0.08)
+        for number, name in enumerate(_QUANTIZED[:2])
+    )
+    return BatchNormDrift(
+        images=256, kl_mean=0.0055, kl_max=0.08, worst_layer="model.1.bn", layers=layers
+    )
+
+
+def _identity(dataset: str, seed: int) -> dict[str, Any]:
+    def digest(text: str) -> str:
+        return hashlib.sha256(f"{dataset} {text}".encode()).hexdigest()
+
+    return {
+        "dataset": dataset,
+        "builder_version": 1,
+        "annotations": {"train": digest("train"), "val": digest("val")},
+        "train": {
+            "rule": "random",
+            "seed": seed,
+            "images": 256,
+            "image_ids_sha256": digest(f"train ids {seed}"),
+        },
+        "val": {
+            "rule": "first",
+            "seed": None,
+            "images": 128,
+            "image_ids_sha256": digest("val ids"),
+        },
+    }
+
+
+def _epoch(number: int, value: float) -> EpochRecord:
+    losses = {
+        "train/box_loss": 1.4 / number**0.3,
+        "train/cls_loss": 1.1 / number**0.4,
+        "val/box_loss": 1.5 / number**0.25,
+        "val/cls_loss": 1.2 / number**0.3,
+    }
+    return EpochRecord(number, value, losses, seconds=7.1)
+
+
+def _bootstrap(value: float, method: str, seed: int, resamples: int) -> Bootstrap | None:
+    if not resamples:
+        return None
+    images = random.Random("images")
+    own = random.Random(f"{method} {seed}")
+    values = (value + images.gauss(0, 0.016) + own.gauss(0, 0.003) for _ in range(resamples))
+    return Bootstrap(0, 128, tuple(values))
