@@ -18,6 +18,7 @@ from tests.unit.quant.conftest import (
 )
 from torch import nn
 
+from qatval.core.errors import QatvalError
 from qatval.core.quantization import Quantization
 from qatval.quant.correction import (
     CorrectedConv2d,
@@ -204,6 +205,20 @@ def test_gradients_lie_in_memory_as_inputs_do(kernel: int, layout: torch.memory_
         (grad,) = torch.autograd.grad(out, tensor, torch.ones_like(out))
         assert out.is_contiguous(memory_format=layout)
         assert grad.is_contiguous(memory_format=layout)
+
+
+def test_the_code_without_an_opposite_is_not_flipped() -> None:
+    """In int8 it would silently stay what it is."""
+    model = integer_model(dataclasses.replace(W4A16, weight_bit_width=8, narrow_range=False))
+    model[3].codes[2, 0] = -128
+    corrected = attach_corrections(model)
+    with torch.no_grad():
+        corrected[3].gamma[1] = -0.5
+    fold_corrections(corrected, model)  # another channel's
+    with torch.no_grad():
+        corrected[3].gamma[2] = -0.5
+    with pytest.raises(QatvalError, match=r"layer '3' cannot take its correction: .* -128 with"):
+        fold_corrections(corrected, model)
 
 
 def test_correction_learns_through_quantized_inputs() -> None:
