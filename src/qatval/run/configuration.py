@@ -149,7 +149,9 @@ def configure(
             imgsz=imgsz or preset.imgsz,
             batchnorm=batchnorm or preset.batchnorm,
         ),
-        quantization=_quantization(quantization, precision or {}),
+        quantization=_quantization(
+            presets.quantization(quantization, chosen.detector), precision or {}
+        ),
         seed=seed,
         run_root=run_root,
         coco_root=coco_root,
@@ -158,7 +160,6 @@ def configure(
     )
 
 
-def _quantization(name: str, replaced: Mapping[str, Any]) -> Quantization:
-    preset = presets.quantization(name)
+def _quantization(preset: Quantization, replaced: Mapping[str, Any]) -> Quantization:
     start = dataclasses.replace(preset.start, **replaced.get("start", {}))
     return dataclasses.replace(preset, **{**replaced, "start": start})

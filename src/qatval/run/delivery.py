@@ -141,7 +141,7 @@ def _known_before(config: RunConfig, method: Method, root: RunRoot, trained: Tra
             "trajectory": trained.identity,
         },
         "environment": {"gpu": torch.cuda.get_device_name(prepared.device) if gpu else None},
-        "evaluation": evaluation_settings(config.profile.imgsz),
+        "evaluation": evaluation_settings(config.profile.imgsz, config.variant.detector),
         "artifacts": {
             "val_annotations": str(subset.val_annotations),
             "val_image_dir": str(subset.val.image_dir),
