@@ -17,7 +17,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser(
         "pretrain",
         help="train the embedded FP32 checkpoint from scratch on the embedded dataset",
-        description="Train a YOLOv10 from scratch in FP32 on the embedded dataset and write it as "
+        description="Train a detector from scratch in FP32 on the embedded dataset and write it as "
         "safetensors with a manifest (SHA-256, how it was made, its mAP) beside it.",
     )
     parser.add_argument("--coco-root", type=Path, required=True, metavar="DIR", help="the dataset")

@@ -18,7 +18,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser(
         "run",
         help="fine-tune a checkpoint with quantized weights and say whether it collapsed",
-        description="Fine-tune a pretrained YOLOv10 with fake-quantized weights (4 bits: W4A16), "
+        description="Fine-tune a pretrained detector with fake-quantized weights (4 bits: W4A16), "
         "evaluate it and write run_summary.json. Methods asked for together get a run root each "
         "below --run-root; those that differ only beside or after the gradient steps share one "
         "training.",

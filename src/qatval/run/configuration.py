@@ -149,7 +149,9 @@ def configure(
             presets.profile(dataset, profile),
             **{name: value for name, value in schedule.items() if value is not None},
         ),
-        quantization=_quantization(quantization, precision or {}),
+        quantization=_quantization(
+            presets.quantization(quantization, chosen.detector), precision or {}
+        ),
         seed=seed,
         run_root=run_root,
         coco_root=coco_root,
@@ -158,7 +160,6 @@ def configure(
     )
 
 
-def _quantization(name: str, replaced: Mapping[str, Any]) -> Quantization:
-    preset = presets.quantization(name)
+def _quantization(preset: Quantization, replaced: Mapping[str, Any]) -> Quantization:
     start = replace(preset.start, **replaced.get("start", {}))
     return replace(preset, **{**replaced, "start": start})

@@ -146,7 +146,7 @@ def _known_before(
         metrics=metrics,
         environment={**(summary.environment or {}), "gpu": gpu},
         history=trajectory and tuple(trajectory.history[method.weights]),
-        evaluation=evaluation_settings(config.profile.imgsz),
+        evaluation=evaluation_settings(config.profile.imgsz, config.variant.detector),
         oscillation=trajectory and trajectory.oscillation,
     )
 

@@ -87,8 +87,8 @@ def _explained(error: BaseException, config: RunConfig) -> BaseException:
 
 
 def _pass_gate(config: RunConfig) -> None:
-    """Refuse a gated variant while the gate is closed."""
-    if not config.variant.gated:
+    """Refuse a variant behind the gate while that is closed."""
+    if not config.variant.requires:
         return
     name = config.variant.name
     if config.gate_root is None:
@@ -99,6 +99,6 @@ def _pass_gate(config: RunConfig) -> None:
     from qatval.analysis.runs import collect
 
     runs, _ = collect([config.gate_root])
-    decision = decide(runs)
+    decision = decide(runs, config.variant.requires)
     if not decision.yolo10m_allowed:
         raise QatvalError(f"the stage gate for {name} is closed: {'; '.join(decision.reasons)}")

@@ -48,24 +48,24 @@ class Scenario:
 
 def embedded_scenarios(seeds: Sequence[int], controls: bool = False) -> list[Scenario]:
     """Return what runs on any machine: the embedded data, always under the smoke profile."""
-    variants = presets.variant_names()
+    variants = presets.validated_variants()
     embedded = [v for v in variants if presets.variant(v).embedded_checkpoint is not None]
     return _scenarios(EMBEDDED, embedded, "smoke", seeds, controls)
 
 
 def coco_scenarios(profile: str, seeds: Sequence[int], controls: bool = False) -> list[Scenario]:
     """Return what runs on real COCO with a GPU."""
-    return _scenarios(COCO, presets.variant_names(), profile, seeds, controls)
+    return _scenarios(COCO, presets.validated_variants(), profile, seeds, controls)
 
 
 def photograph_scenarios(seeds: Sequence[int], controls: bool = False) -> list[Scenario]:
     """Return the same for what a CPU can do: the smallest variant under the smoke profile."""
-    return _scenarios(PHOTOGRAPHS, presets.variant_names()[:1], "smoke", seeds, controls)
+    return _scenarios(PHOTOGRAPHS, presets.validated_variants()[:1], "smoke", seeds, controls)
 
 
 @dataclass(frozen=True)
 class RealData:
-    """A folder with a dataset in COCO's layout and a YOLOv10 checkpoint that was trained on it.
+    """A folder with a dataset in COCO's layout and a checkpoint that was trained on it.
 
     Attributes:
         folder: Holds both. The dataset is the folder itself or one below it, the checkpoint of a
@@ -120,12 +120,13 @@ def missing_resources(
     missing = []
     if not _holds_coco(coco_root):
         missing.append(f"no COCO 2017 at {coco_root} (give its folder with --coco-root)")
-    checkpoint = presets.variant(scenario.variant).checkpoint
+    variant = presets.variant(scenario.variant)
+    checkpoint = variant.checkpoint
     if not checkpoint.is_file():
         missing.append(f"no checkpoint {checkpoint} (qatval checkpoints fetch)")
-    if presets.variant(scenario.variant).gated:
+    if variant.requires:
         runs, _ = collect([gate_root]) if gate_root else ([], [])
-        if not decide(runs).yolo10m_allowed:
+        if not decide(runs, variant.requires).yolo10m_allowed:
             missing.append(
                 f"the stage gate for {scenario.variant} is closed (give the runs that open it "
                 "with --gate-root; 'qatval gate' says what they lack)"

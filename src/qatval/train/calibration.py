@@ -14,6 +14,7 @@ from torch.utils.data import Subset as ImageSubset
 from ultralytics.cfg import get_cfg
 from ultralytics.utils import DEFAULT_CFG
 
+from qatval.core.detectors import detector_of
 from qatval.core.summary import QcChange
 from qatval.data.subset import Subset
 from qatval.quant.anchoring import Anchor
@@ -121,8 +122,8 @@ def learn_correction(
 ) -> tuple[nn.Module, dict[str, QcChange]]:
     """Learn gamma and beta with Adam on the task loss and fold them into the model.
 
-    The one-to-many branch weighs 0.1 and the one-to-one branch 0.9, where the training's own
-    schedule has ended. Arithmetic is float32 on every device.
+    The loss's terms weigh what they do at the end of a training. Arithmetic is float32 on every
+    device.
 
     Args:
         model: Model to correct; it is left as it is.
@@ -140,10 +141,8 @@ def learn_correction(
         if isinstance(module, nn.BatchNorm2d):
             module.eval()  # its statistics stay fixed, also where its layer is not quantized
     corrected.args = images.args
-    criterion = corrected.init_criterion()
-    criterion.o2m = criterion.final_o2m
-    criterion.o2o = criterion.total - criterion.final_o2m
-    corrected.criterion = criterion
+    corrected.criterion = corrected.init_criterion()
+    detector_of(corrected.yaml["yaml_file"]).settle(corrected.criterion)
     parameters = [p for _, c in corrections(corrected) for p in (c.gamma, c.beta)]
     optimizer = torch.optim.Adam(parameters, lr=lr)
     step = 0

@@ -25,6 +25,7 @@ from torch import nn
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils import DEFAULT_CFG
 
+from qatval.core.detectors import detector_of
 from qatval.core.environment import peak_resident_mb
 from qatval.core.errors import QatvalError
 from qatval.core.files import atomic_write
@@ -60,7 +61,6 @@ from qatval.train.trajectory import (
 _FIXED_ARGUMENTS: Mapping[str, Any] = {
     "task": "detect",
     "mode": "train",
-    "nms": False,  # score the one-to-one head
     "rect": False,
     "val": True,
     "plots": False,
@@ -98,6 +98,7 @@ def train(
         overrides={
             **arguments,
             **_FIXED_ARGUMENTS,
+            "nms": None if detector_of(plan.architecture).nms_iou else False,
             "model": plan.architecture,
             "data": "qatval",
             "project": str(directory),
