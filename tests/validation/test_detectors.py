@@ -11,7 +11,8 @@ from qatval.analysis.comparison import compare
 from qatval.analysis.runs import collect
 from qatval.core import presets
 from qatval.core.progress import Progress
-from qatval.core.summary import Summary, load_summary, violations
+from qatval.core.schema import violations
+from qatval.core.summary import Summary, load_summary
 from qatval.run import runner
 from qatval.run.configuration import configure
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from qatval.core.summary import violations
+from qatval.core.schema import violations
 
 GOOD = {"name": "a", "bits": 4, "reason": None}
 
