@@ -15,11 +15,12 @@ import pytest
 
 from qatval.analysis.comparison import compare
 from qatval.analysis.runs import collect
-from qatval.analysis.thresholds import Thresholds
 from qatval.core import formatting
+from qatval.core.summary import SUMMARY_NAME, write_summary
 from qatval.data.coco import read_annotations
 from qatval.data.shapes import draw_dataset
 from qatval.report.comparison import Written, write_comparison
+from qatval.testing import build_summary, build_thresholds
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
@@ -87,13 +88,9 @@ addEventListener("message", event => {{
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory, make_summary, recorded) -> Written:
+def report(tmp_path_factory) -> Written:
     """Methods with their controls at two precisions, with a collapse and an incomplete run."""
-    references = recorded(baseline=0.645, ema=0.655)
-    return write_report(tmp_path_factory.mktemp("report"), make_summary, references)
-
-
-def write_report(folder: Path, make_summary, references: Thresholds) -> Written:
+    folder = tmp_path_factory.mktemp("report")
     coco = folder / "coco"
     draw_dataset(coco, seed=0, train_images=1, val_images=24, size=128)
     for method, finals in FINALS.items():
@@ -109,26 +106,24 @@ def write_report(folder: Path, make_summary, references: Thresholds) -> Written:
                 "val_annotations": str(coco / "annotations" / "instances_val2017.json"),
                 "val_image_dir": str(coco / "val2017"),
             }
-            summary = make_summary(method, seed, values, changes={"artifacts": artifacts})
-            _write(root, summary)
+            summary = build_summary(method, seed, values, changes={"artifacts": artifacts})
+            write_summary(root, summary)
             (root / "predictions.json").write_text(json.dumps(_detections(coco, method, seed)))
     for method, finals in LOWER.items():
         for seed, final in enumerate(finals):
             more = {"mode": "w3a16", "changes": {"run_id": f"w3a16 {method} {seed}"}}
-            summary = make_summary(method, seed, (0.3, 0.5, final), **more)
-            _write(folder / "runs" / "w3a16" / f"{method}-{seed}", summary)
-    _write(folder / "runs" / "stopped", make_summary("ema", 4, (0.3,), error="CUDA out of memory"))
+            summary = build_summary(method, seed, (0.3, 0.5, final), **more)
+            write_summary(folder / "runs" / "w3a16" / f"{method}-{seed}", summary)
+    write_summary(
+        folder / "runs" / "stopped", build_summary("ema", 4, (0.3,), error="CUDA out of memory")
+    )
     larger = {"model": {"imgsz": 160}, "run_id": "larger images"}
-    _write(folder / "runs" / "larger", make_summary("ema", 0, changes=larger))
-    _write(folder / "runs" / "broken", None)
+    write_summary(folder / "runs" / "larger", build_summary("ema", 0, changes=larger))
+    (folder / "runs" / "broken").mkdir()
+    (folder / "runs" / "broken" / SUMMARY_NAME).write_text("{")
     runs, unreadable = collect([folder / "runs"])
-    document = compare(runs, unreadable, recorded=references)
+    document = compare(runs, unreadable, recorded=build_thresholds(baseline=0.645, ema=0.655))
     return write_comparison(document, runs, folder / "comparison.html")
-
-
-def _write(root: Path, summary) -> None:
-    root.mkdir(parents=True)
-    (root / "run_summary.json").write_text("{" if summary is None else json.dumps(summary))
 
 
 def _detections(coco: Path, method: str, seed: int) -> list[dict]:

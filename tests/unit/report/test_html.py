@@ -9,14 +9,15 @@ from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
 
-import msgspec
 import pytest
+from msgspec import UNSET
 
 from qatval.analysis.comparison import compare
-from qatval.analysis.runs import LoadedRun, Unreadable
+from qatval.analysis.runs import Unreadable
 from qatval.report import html
 from qatval.report.drawing import SERIES, styles
 from qatval.report.images import Box, Example, ExampleImages, Panel
+from qatval.testing import build_summary, build_thresholds, loaded, reduced_to_required
 
 
 class Element:
@@ -79,9 +80,9 @@ class Page(HTMLParser):
 
 
 @pytest.fixture
-def render(tmp_path, make_summary):
+def render():
     def make(*wanted, **more):
-        runs = [loaded(tmp_path, make_summary(**keywords)) for keywords in wanted]
+        runs = [loaded(build_summary(**keywords)) for keywords in wanted]
         return html.render_html(compare(runs, **more), runs)
 
     return make
@@ -90,10 +91,6 @@ def render(tmp_path, make_summary):
 @pytest.fixture
 def parsed(render):
     return lambda *wanted, **more: Page(render(*wanted, **more)).open[0]
-
-
-def loaded(root, summary):
-    return LoadedRun(root, summary, msgspec.to_builtins(summary))
 
 
 def on_seeds(count, *methods, **more):
@@ -387,7 +384,7 @@ def test_oscillation_and_batchnorm_drift_are_shown_where_they_were_recorded(pars
     assert {"oscillating, epoch 3: 2.6 %", "turn back, epoch 1: 0.11 %"} <= marks
     (row,) = [r for r in page.all("tr") if "1,728" in r.text]
     assert row.text.startswith("model.1.conv 1,728 2.9 %")
-    older = parsed({"method": "baseline", "changes": {"oscillation": None, "batchnorm": None}})
+    older = parsed({"method": "baseline", "changes": {"oscillation": UNSET, "batchnorm": UNSET}})
     assert charts(older) == ["mAP 50-95 per epoch", "Loss per epoch"]
 
 
@@ -489,9 +486,9 @@ def test_recorded_text_cannot_become_markup(render):
     assert "<b>" not in page
 
 
-def test_references_are_said_per_group_and_beside_each_run(parsed, recorded):
+def test_references_are_said_per_group_and_beside_each_run(parsed):
     runs = {"method": "baseline", "values": (0.5, 0.6)}, {"method": "ema", "values": (0.5, 0.6)}
-    page = parsed(*runs, {"method": "ema+qc"}, recorded=recorded(baseline=0.6, ema=0.5))
+    page = parsed(*runs, {"method": "ema+qc"}, recorded=build_thresholds(baseline=0.6, ema=0.5))
     notes = [note.text for note in page.all("p", of="note")]
     assert "Reference not met by 1 of 3 completed runs: ema seed 0" in notes
     assert "Reference met within its tolerance by 1 of 3 completed runs" in notes
@@ -502,9 +499,8 @@ def test_references_are_said_per_group_and_beside_each_run(parsed, recorded):
     assert "final mAP 0.6000, recorded 0.5000 ± 0.0200: above what was measured" in page.text
 
 
-def test_old_summaries_have_a_report(tmp_path, make_summary, required_only):
-    methods = ("baseline", "ema+qc")
-    runs = [loaded(tmp_path, required_only(make_summary(method))) for method in methods]
+def test_old_summaries_have_a_report():
+    runs = [loaded(reduced_to_required(build_summary(m))) for m in ("baseline", "ema+qc")]
     page = html.render_html(compare(runs), runs)
     assert "No history was recorded." in page
     assert "not measured" in page

@@ -4,14 +4,13 @@ import base64
 import json
 
 import cv2
-import msgspec
 import numpy as np
 import pytest
 
-from qatval.analysis.runs import LoadedRun
 from qatval.data.coco import read_annotations
 from qatval.data.shapes import draw_dataset
 from qatval.report.images import EXAMPLES, example_images
+from qatval.testing import build_summary, loaded
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +21,7 @@ def coco(tmp_path_factory):
 
 
 @pytest.fixture
-def run(tmp_path, coco, make_summary):
+def run(tmp_path, coco):
     def make(method="ema", seed=0, shift=0.0, **artifacts):
         """Make a run that found everything, `shift` px beside the truth."""
         root = tmp_path / f"{method}-{seed}"
@@ -45,8 +44,7 @@ def run(tmp_path, coco, make_summary):
             "val_image_dir": str(coco / "val2017"),
         }
         changes = {"artifacts": recorded | artifacts}
-        summary = make_summary(method, seed, changes=changes)
-        return LoadedRun(root, summary, msgspec.to_builtins(summary))
+        return loaded(build_summary(method, seed, changes=changes), root)
 
     return make
 
