@@ -5,7 +5,6 @@ This module decides what is shown; ``comparison.html.jinja`` says where and ``re
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -84,7 +83,7 @@ def render_html(document: Comparison, runs: Sequence[LoadedRun]) -> str:
         "sentence": lambda text: text[:1].upper() + text[1:],
     }
     source, _, _ = jinja2.PackageLoader("qatval", "report").get_source(environment, "report.css")
-    page = environment.get_template("comparison.html.jinja").render(
+    return environment.get_template("comparison.html.jinja").render(
         document=document,
         groups=groups,
         styles=own_styles,
@@ -100,7 +99,6 @@ def render_html(document: Comparison, runs: Sequence[LoadedRun]) -> str:
         open_images=OPEN_IMAGES,
         css=markupsafe.Markup(source),
     )
-    return re.sub(r"\n\s+", "\n", page)  # a tenth of the file is indentation
 
 
 def _detailed(document: Comparison) -> set[str]:
