@@ -24,6 +24,11 @@ def validator(schema: Schema) -> jsonschema.Draft202012Validator:
     return draft(json.loads(text), format_checker=draft.FORMAT_CHECKER)
 
 
+def is_date_time(text: str) -> bool:
+    """Whether a text is a date with a time and an offset from UTC, as RFC 3339 has it."""
+    return jsonschema.Draft202012Validator.FORMAT_CHECKER.conforms(text, "date-time")
+
+
 def violations(document: Mapping[str, Any], schema: Schema = "run_summary") -> list[str]:
     """Return what is wrong with a document, one line per violation, empty if nothing is."""
     errors = sorted(validator(schema).iter_errors(document), key=lambda e: e.json_path)

@@ -18,7 +18,7 @@ from msgspec import UNSET, Meta, UnsetType
 from qatval.core.errors import QatvalError
 from qatval.core.files import atomic_write
 from qatval.core.quantization import FLOAT_MODE
-from qatval.core.schema import published
+from qatval.core.schema import is_date_time, published
 from qatval.core.stability import Status
 
 SCHEMA_VERSION = "1.1"
@@ -278,8 +278,8 @@ class CocoMetrics(Record, frozen=True):
     map50: float
     matched_map: float
     matched_difference: float
-    interpolated_map: float
-    tolerance: float
+    interpolated_map: float | None = None
+    tolerance: float | None = None
 
 
 class Bootstrap(Record, frozen=True):
@@ -463,7 +463,7 @@ class RunSummary(Record, frozen=True):
 
     schema_version: Annotated[str, Meta(pattern=r"^1\.[0-9]+$")]
     run_id: Annotated[str, Meta(min_length=1)]
-    created_at: Annotated[str, Meta(pattern=r"^\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d")]
+    created_at: str
     status: Status
     git: Git
     model: Model
@@ -486,6 +486,8 @@ class RunSummary(Record, frozen=True):
 
     def __post_init__(self) -> None:
         """Refuse a summary whose parts contradict each other."""
+        if not is_date_time(self.created_at):
+            raise ValueError(f"expected created_at as RFC 3339 has it, got '{self.created_at}'")
         in_float = self.quantization.mode == FLOAT_MODE
         if in_float != (self.method.variant.split("+")[0] == "fp32"):
             raise ValueError(
