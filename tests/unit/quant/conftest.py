@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable
 
 import torch
 from hypothesis import strategies as st
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 
 from qatval.core.presets import quantization
 from qatval.core.quantization import Quantization
+from qatval.quant.latent import LatentWeights
 from qatval.quant.layers import calibrate_activations, insert_quantizers
 from qatval.quant.quantized_conv import scale_parameters
 from qatval.train.models import MEMORY_FORMAT
@@ -85,3 +88,29 @@ def gradients(model: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     found = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
     assert x.grad is not None
     return out.detach(), {**found, "input": x.grad}
+
+
+def built_once(build: Callable[[int, bool], LatentWeights]) -> Callable[..., LatentWeights]:
+    """Let a function that builds latent weights of some precision build each of them once.
+
+    From then on it gives the same ones, with their tensors as they were at first: building takes
+    as long as most tests. What was given before is what is given again, so a test that needs two
+    at a time has to build them itself.
+    """
+
+    @functools.cache
+    def built(bits: int, narrow: bool) -> tuple[LatentWeights, list[tuple[Tensor, Tensor]]]:
+        weights = build(bits, narrow)
+        tensors = [*weights.weights(), *weights.values()]
+        return weights, [(tensor, tensor.detach().clone()) for tensor in tensors]
+
+    @functools.wraps(build)
+    @torch.no_grad()
+    def give(bits: int = 4, narrow: bool = True) -> LatentWeights:
+        weights, kept = built(bits, narrow)
+        for tensor, value in kept:
+            tensor.copy_(value)
+            tensor.grad = None
+        return weights
+
+    return give
