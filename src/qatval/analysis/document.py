@@ -12,8 +12,8 @@ import msgspec
 
 from qatval.analysis.rules import Result
 from qatval.analysis.runs import Outcome
+from qatval.core.measurements import FailedCheck
 from qatval.core.stability import Status
-from qatval.core.summary import FailedCheck
 
 Role = Literal["method", "control"]
 

@@ -294,8 +294,7 @@ def _worth_comparing(name: str, reference: str) -> bool:
     if ours is None or theirs is None:
         return False
     alike = not theirs.parts or (ours.training is None) == (theirs.training is None)
-    extended = len(ours.parts) == len(theirs.parts) + 1 and set(theirs.parts) < set(ours.parts)
-    return alike and extended
+    return alike and any(ours.without(part.name) == theirs for part in ours.parts)
 
 
 def _known(name: str) -> Method | None:

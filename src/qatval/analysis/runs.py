@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from qatval.core.errors import QatvalError
+from qatval.core.measurements import Bootstrap
 from qatval.core.quantization import FLOAT_MODE
 from qatval.core.stability import Stability, stability
-from qatval.core.summary import SUMMARY_NAME, Bootstrap, RunSummary, read_summary
+from qatval.core.summary import SUMMARY_NAME, RunSummary, read_summary
 
 Outcome = Literal["stable", "collapsed", "degenerate", "disputed", "incomplete"]
 """``disputed``: a check of the measurement itself failed, so that its value cannot be relied on."""

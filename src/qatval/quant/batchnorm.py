@@ -16,7 +16,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from qatval.core.summary import BatchNormDrift, LayerDrift
+from qatval.core.measurements import BatchNormDrift, LayerDrift
 
 _BatchNorm: TypeAlias = nn.modules.batchnorm._BatchNorm
 

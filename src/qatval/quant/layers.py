@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from qatval.core.errors import QatvalError
+from qatval.core.measurements import LayerCoverage
 from qatval.core.quantization import Quantization, ScaleGranularity
-from qatval.core.summary import LayerCoverage
 from qatval.quant.quantized_conv import (
     codes_and_scale,
     in_float,

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from qatval.core.summary import EpochOscillation, LayerOscillation, Oscillation
+from qatval.core.measurements import EpochOscillation, LayerOscillation, Oscillation
 from qatval.quant.latent import LatentWeights
 
 NEAR = 0.05

@@ -17,9 +17,9 @@ from qatval.analysis.document import Comparison, Group, MethodEntry, RunEntry, S
 from qatval.analysis.effects import method_order
 from qatval.analysis.runs import LoadedRun
 from qatval.core import formatting
+from qatval.core.measurements import Coverage
 from qatval.core.quantization import in_words
 from qatval.core.stability import LEAST_SHARE_OF_FP32
-from qatval.core.summary import Coverage
 from qatval.report.answer import Answer, answer
 from qatval.report.drawing import Chart, Style, styles
 from qatval.report.group_charts import net_chart, value_charts

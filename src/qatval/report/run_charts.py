@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from qatval.analysis.document import RunEntry
 from qatval.analysis.runs import LoadedRun
 from qatval.core import formatting
-from qatval.core.summary import BatchNormDrift, EpochRecord, LayerOscillation, Oscillation, QcChange
+from qatval.core.measurements import BatchNormDrift, EpochRecord, LayerOscillation, Oscillation
+from qatval.core.summary import QcChange
 from qatval.report.charts import Level, Series, line_chart, range_chart
 from qatval.report.drawing import SERIES, Chart, Style
 from qatval.report.group_charts import KINDS

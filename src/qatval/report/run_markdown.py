@@ -9,8 +9,9 @@ import msgspec
 from msgspec import UnsetType
 
 from qatval.core import formatting
+from qatval.core.measurements import Oscillation
 from qatval.core.quantization import in_words, quantization_label
-from qatval.core.summary import DatasetRecord, Oscillation, RunSummary
+from qatval.core.summary import DatasetRecord, RunSummary
 from qatval.quant.methods import describe
 
 _METRIC = "mAP 50-95"

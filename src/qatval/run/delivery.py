@@ -16,17 +16,16 @@ import torch
 from msgspec.structs import replace
 
 from qatval.core.files import atomic_write, sha256_of
-from qatval.core.progress import Progress
-from qatval.core.summary import (
+from qatval.core.measurements import (
     BatchNormDrift,
     Bootstrap,
     CocoMetrics,
     Coverage,
     FailedCheck,
     LayerCoverage,
-    MethodRecord,
-    RunSummary,
 )
+from qatval.core.progress import Progress
+from qatval.core.summary import MethodRecord, RunSummary
 from qatval.data.coco_protocol import TOLERANCE, CocoResult, evaluate_coco
 from qatval.quant.batchnorm import drift
 from qatval.quant.integer import integer_layers

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from qatval.core.summary import LayerCoverage
+from qatval.core.measurements import LayerCoverage
 from qatval.data.subset import Subset
 from qatval.quant.batchnorm import reestimate
 from qatval.quant.integer import to_integer

@@ -13,21 +13,19 @@ from typing import Any
 from msgspec.structs import replace
 
 from qatval.core.environment import git_state, machine, versions
+from qatval.core.measurements import FailedCheck, Metrics, StabilityRecord
 from qatval.core.quantization import FLOAT_MODE, Quantization
 from qatval.core.stability import COLLAPSE_THRESHOLD_RATIO, PRIMARY_METRIC, stability
 from qatval.core.summary import (
     SCHEMA_VERSION,
     Artifacts,
     DatasetRecord,
-    FailedCheck,
     Git,
-    Metrics,
     Model,
     QuantizationRecord,
     Requested,
     RunError,
     RunSummary,
-    StabilityRecord,
     StartRecord,
     TrainingRecord,
 )

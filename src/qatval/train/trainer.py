@@ -29,8 +29,8 @@ from qatval.core.detectors import detector_of
 from qatval.core.environment import peak_resident_mb
 from qatval.core.errors import QatvalError
 from qatval.core.files import atomic_write
+from qatval.core.measurements import EpochRecord, Oscillation
 from qatval.core.stability import PRIMARY_METRIC
-from qatval.core.summary import EpochRecord, Oscillation
 from qatval.data.subset import open_subset
 from qatval.quant.anchoring import Anchor
 from qatval.quant.averaging import WeightAverage

@@ -14,9 +14,9 @@ from typing import Any, Literal
 import msgspec
 
 from qatval.core.files import atomic_write
+from qatval.core.measurements import EpochRecord, Oscillation
 from qatval.core.presets import BatchNorm
 from qatval.core.quantization import Quantization
-from qatval.core.summary import EpochRecord, Oscillation
 from qatval.quant.methods.averaging import Averaging
 from qatval.quant.methods.part import Weights
 from qatval.quant.methods.stabilizer import StabilizerPart
