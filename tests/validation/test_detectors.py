@@ -64,7 +64,7 @@ def run(variant: str, methods: str, checkpoint: Path, dataset: Path) -> dict[str
 
 def test_yolo26n_trains_without_distributions(dataset: Path) -> None:
     methods = "baseline,ema,ema+qc,ptq,fp32,distill+ema+qc"
-    checkpoint = trained("yolo26n", 10, dataset)
+    checkpoint = trained("yolo26n", 8, dataset)
     summaries = run("yolo26n", methods, checkpoint, dataset)
     for summary in summaries.values():
         assert violations(summary) == []
@@ -86,3 +86,19 @@ def test_yolo26n_trains_without_distributions(dataset: Path) -> None:
     runs, unreadable = collect([checkpoint.with_suffix("")])
     assert not unreadable
     assert len(compare(runs)["groups"]) == 1
+
+
+@pytest.mark.parametrize(("variant", "epochs", "layers"), [("yolo11n", 1, 87), ("yolov8n", 5, 63)])
+def test_a_head_that_needs_nms_says_so(
+    variant: str, epochs: int, layers: int, dataset: Path
+) -> None:
+    summaries = run(variant, "baseline,ema+qc", trained(variant, epochs, dataset), dataset)
+    for summary in summaries.values():
+        assert violations(summary) == []
+        assert summary["status"].startswith("completed")
+        assert summary["failed_checks"] == []
+        evaluation = summary["evaluation"]
+        assert (evaluation["head"], evaluation["nms_iou"]) == ("one2many", 0.7)
+        coverage = summary["quantization"]["coverage"]
+        assert (coverage["quantized"], coverage["exempt"]) == (layers, 1)
+    assert len(summaries["ema+qc"]["method"]["qc"]["changes"]) == layers

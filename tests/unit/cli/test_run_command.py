@@ -57,7 +57,7 @@ def run(
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
-        ("--variant", "yolo11n", "unknown variant 'yolo11n': expected one of yolo10n, yolo10s"),
+        ("--variant", "yolo9n", "unknown variant 'yolo9n': expected one of yolo10n, yolo10s"),
         ("--method", "emma", "unknown method 'emma': expected baseline, or parts of ptq, fp32,"),
         ("--method", "qc+ema", "method 'qc+ema' is called 'ema+qc'"),
         ("--method", "ptq+ema", "without a training there is nothing to average"),

@@ -10,10 +10,11 @@ from qatval.core import presets
 from qatval.core.detectors import detector_of
 from qatval.core.errors import UsageError
 
+VARIANTS = [presets.variant(name) for name in presets.variant_names()]
 
-@pytest.mark.parametrize("name", presets.variant_names())
-def test_every_variant_is_of_a_family(name: str) -> None:
-    variant = presets.variant(name)
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: v.architecture)
+def test_every_variant_is_of_a_family(variant: presets.Variant) -> None:
     assert variant.detector is detector_of(variant.architecture)
     assert variant.detector is detector_of(str(Path("elsewhere") / variant.architecture))
     assert (variant.detector.nms_iou is None) == (variant.detector.head == "one2one")
@@ -33,8 +34,7 @@ def test_the_contract_is_the_three_sizes_of_yolov10() -> None:
 
 
 @pytest.mark.parametrize("preset", presets.quantization_names())
-@pytest.mark.parametrize("name", presets.variant_names())
-def test_a_preset_takes_its_layers_from_the_family(preset: str, name: str) -> None:
-    detector = presets.variant(name).detector
-    found = presets.quantization(preset, detector)
-    assert (found.boundary, found.exempt) == (detector.boundary, detector.exempt)
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: v.architecture)
+def test_a_preset_takes_its_layers_from_the_family(preset: str, variant: presets.Variant) -> None:
+    found = presets.quantization(preset, variant.detector)
+    assert (found.boundary, found.exempt) == (variant.detector.boundary, variant.detector.exempt)
