@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,7 @@ from qatval.analysis.runs import collect
 from qatval.core import presets
 from qatval.core.progress import Progress
 from qatval.core.schema import violations
-from qatval.core.summary import Summary, load_summary
+from qatval.core.summary import read_summary
 from qatval.run import runner
 from qatval.run.configuration import configure
 
@@ -44,7 +45,7 @@ def trained(variant: str, epochs: int, dataset: Path) -> Path:
     return path
 
 
-def run(variant: str, methods: str, checkpoint: Path, dataset: Path) -> dict[str, Summary]:
+def run(variant: str, methods: str, checkpoint: Path, dataset: Path) -> dict[str, dict[str, Any]]:
     """Run methods on one epoch; return their summaries as read back, by name."""
     config = configure(
         variant=variant,
@@ -59,7 +60,7 @@ def run(variant: str, methods: str, checkpoint: Path, dataset: Path) -> dict[str
         cache_dir=dataset.parent / "cache",
     )
     runner.run(config, QUIET)
-    return {m.name: load_summary(config.root_of(m.name)) for m in config.methods}
+    return {m.name: read_summary(config.root_of(m.name))[1] for m in config.methods}
 
 
 def test_yolo26n_trains_without_distributions(dataset: Path) -> None:
@@ -85,7 +86,7 @@ def test_yolo26n_trains_without_distributions(dataset: Path) -> None:
     assert taught != summaries["ema"]["history"][0]["metrics"]
     runs, unreadable = collect([checkpoint.with_suffix("")])
     assert not unreadable
-    assert len(compare(runs)["groups"]) == 1
+    assert len(compare(runs).groups) == 1
 
 
 @pytest.mark.parametrize(("variant", "epochs", "layers"), [("yolo11n", 1, 87), ("yolov8n", 5, 63)])
