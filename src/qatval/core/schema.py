@@ -26,7 +26,7 @@ def validator(schema: Schema) -> jsonschema.Draft202012Validator:
 
 def is_date_time(text: str) -> bool:
     """Whether a text is a date with a time and an offset from UTC, as RFC 3339 has it."""
-    return jsonschema.Draft202012Validator.FORMAT_CHECKER.conforms(text, "date-time")
+    return bool(jsonschema.Draft202012Validator.FORMAT_CHECKER.conforms(text, "date-time"))
 
 
 def violations(document: Mapping[str, Any], schema: Schema = "run_summary") -> list[str]:
