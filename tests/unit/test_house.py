@@ -91,48 +91,56 @@ def test_no_module_holds_too_much() -> None:
 
 
 HEAVY = ("torch", "ultralytics", "brevitas", "cv2", "scipy", "jinja2")
+LIGHT = (
+    "core.presets",
+    "core.summary",
+    "quant.methods",
+    "analysis.comparison",
+    "analysis.gate",
+    "analysis.thresholds",
+    "run.runner",
+    "run.configuration",
+    "testing.scenarios",
+)
 
 
-def loaded_by(code: str) -> set[str]:
-    """Return which heavy libraries a program has loaded when it ends."""
-    program = f"import sys\n{code}\nprint(*[m for m in {HEAVY!r} if m in sys.modules])"
+def loaded_by(*parts: str) -> list[set[str]]:
+    """Return which heavy libraries each part of a program has loaded that none before it had."""
+    report = f"print('loaded', *[m for m in {HEAVY!r} if m in sys.modules])"
+    program = "\n".join(["import sys", *(f"{part}\n{report}" for part in parts)])
     output = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     ).stdout
-    return set(output.splitlines()[-1].split())
+    seen = [set(line.split()[1:]) for line in output.splitlines() if line.startswith("loaded")]
+    assert len(seen) == len(parts)
+    return [after - before for before, after in zip([set(), *seen], seen, strict=False)]
 
 
-@pytest.mark.parametrize(
-    "module",
-    [
-        "core.presets",
-        "core.summary",
-        "quant.methods",
-        "analysis.comparison",
-        "analysis.gate",
-        "analysis.thresholds",
-        "run.runner",
-        "run.configuration",
-        "testing.scenarios",
-    ],
-)
-def test_choices_and_verdicts_load_nothing_heavy(module: str) -> None:
-    assert loaded_by(f"import qatval.{module}") == set()
+@pytest.fixture(scope="module")
+def loaded_by_light() -> dict[str, set[str]]:
+    """Return what each of the light modules loads, imported one after the other."""
+    return dict(zip(LIGHT, loaded_by(*(f"import qatval.{name}" for name in LIGHT)), strict=True))
+
+
+@pytest.mark.parametrize("module", LIGHT)
+def test_choices_and_verdicts_load_nothing_heavy(
+    module: str, loaded_by_light: dict[str, set[str]]
+) -> None:
+    assert loaded_by_light[module] == set()
 
 
 def test_help_loads_nothing_heavy() -> None:
     code = (
         "from qatval.cli.main import main\ntry:\n    main(['--help'])\nexcept SystemExit:\n    pass"
     )
-    assert loaded_by(code) == set()
+    assert loaded_by(code) == [set()]
 
 
 def test_collecting_the_scenarios_loads_no_torch() -> None:
     validation = Path(__file__).parents[1] / "validation"
-    code = (
-        "import pytest\n"
-        f"code = pytest.main(['--collect-only', '-q', {str(validation)!r}])\n"
-        "assert code == 0, code"
+    # Hypothesis' plugin would take as long as all else.
+    arguments = ["--collect-only", "-q", "-p", "no:hypothesispytest", str(validation)]
+    (loaded,) = loaded_by(
+        f"import pytest\ncode = pytest.main({arguments!r})\nassert code == 0, code"
     )
-    assert "torch" not in loaded_by(code)
-    assert "ultralytics" not in loaded_by(code)
+    assert not loaded & {"torch", "ultralytics"}

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from qatval.analysis.runs import LoadedRun
-from qatval.core.summary import violations
+from qatval.core.schema import violations
 from qatval.testing.scenarios import Scenario
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from qatval.analysis.runs import LoadedRun
-from qatval.core.summary import load_summary, violations
+from qatval.core.schema import violations
+from qatval.core.summary import load_summary
 from qatval.testing.scenarios import Scenario
 
 GiveRun = Callable[[Scenario], LoadedRun]

@@ -16,7 +16,8 @@ from qatval.core import presets
 from qatval.core.errors import QatvalError
 from qatval.core.presets import Profile
 from qatval.core.progress import Progress
-from qatval.core.summary import Summary, load_summary, violations
+from qatval.core.schema import violations
+from qatval.core.summary import Summary, load_summary
 from qatval.quant.methods import Averaging, Method, method_names
 from qatval.quant.methods import method as named_method
 from qatval.run import runner

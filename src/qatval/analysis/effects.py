@@ -20,9 +20,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import permutations
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,31 +38,14 @@ from qatval.analysis.pairing import Contrast, evaluate, net_of, pair_by_seed, sc
 from qatval.analysis.runs import LoadedRun
 from qatval.core import formatting
 from qatval.core.errors import UsageError
-from qatval.quant.methods import (
-    BASELINE,
-    in_float,
-    method,
-    method_names,
-    part_names,
-    parts,
-    reestimated,
-    without,
-)
-
-Kind = Literal["averaging", "teacher", "correction", "correction-in-float"]
+from qatval.quant.methods import BASELINE, Method, method, method_names, part_names
+from qatval.quant.methods.part import Effect
 
 
 def role(name: str) -> Role:
-    """Return whether a method is under test or there to be compared with; unknown ones are tested.
-
-    Controls train without quantization, train nothing, or re-estimate statistics in QC's place.
-    """
-    try:
-        known = method(name)
-    except UsageError:
-        return "method"
-    tested = known.quantized and known.recipe is not None and known.statistics != "reestimated"
-    return "method" if tested else "control"
+    """Return whether a method is under test, as unknown ones are, or there to be compared with."""
+    known = _known(name)
+    return "control" if known is not None and known.is_control else "method"
 
 
 def method_order(names: Iterable[str]) -> list[str]:
@@ -73,13 +55,12 @@ def method_order(names: Iterable[str]) -> list[str]:
     def rank(name: str) -> tuple[Any, ...]:
         if name in compared:
             return (0, compared.index(name))
-        found = _parts(name)
-        control = role(name) == "control"
+        found = _known(name)
         if found is None:
-            return (1, control, 1, name)
+            return (1, False, 1, name)
         # training comes first in a name, so ptq would precede the controls that train
-        untrained = method(name).recipe is None if control else False
-        return (1, control, 0, untrained, tuple(known.index(part) for part in found))
+        untrained = found.training is None
+        return (1, found.is_control, 0, untrained, [known.index(p.name) for p in found.parts])
 
     return sorted(set(names), key=rank)
 
@@ -139,34 +120,12 @@ def pairs(contrasts: Mapping[int, Contrast], values: NDArray[np.float64]) -> lis
     ]
 
 
-@dataclass(frozen=True)
-class Effect:
-    """A gain and what it has to exceed, each as a method and its reference."""
-
-    kind: Kind
-    gain: tuple[str, str]
-    control: tuple[str, str]
-
-
 def effects_of(name: str) -> list[Effect]:
     """Return what a method's gain has to exceed, nothing for one whose last part has no control."""
-    found = _parts(name)
-    if not found or role(name) == "control":
+    found = _known(name)
+    if found is None or not found.parts or found.is_control:
         return []
-    if found[-1] == "ema":
-        control = in_float(name)
-        return [
-            Effect("averaging", (name, without(name, "ema")), (control, without(control, "ema")))
-        ]
-    if found[-1] == "distill":
-        return [Effect("teacher", (name, without(name, "distill")), (in_float(name), "fp32"))]
-    if found[-1] == "qc":
-        reference, control = without(name, "qc"), in_float(name)
-        return [
-            Effect("correction", (name, reference), (reestimated(name), reference)),
-            Effect("correction-in-float", (name, reference), (control, without(control, "qc"))),
-        ]
-    return []
+    return found.parts[-1].effects(found)
 
 
 def net_effects(runs: Sequence[LoadedRun], mode: str) -> list[NetEffect]:
@@ -274,16 +233,8 @@ def net_sentence(
         net: The net effect.
     """
     name, reference = effect.gain
-    if effect.kind == "averaging":
-        control = f"in FP32 under the same schedule averaging {_moves(control_gain)}"
-    elif effect.kind == "teacher":
-        control = f"taught by itself FP32 {_moves(control_gain)}"
-    elif effect.kind == "correction-in-float":
-        control = f"in FP32 under the same schedule the same correction {_moves(control_gain)}"
-    else:
-        control = (
-            f"fresh BatchNorm statistics in place of QC {_moves(control_gain, 'gain', 'lose')}"
-        )
+    verbs = ("gain", "lose") if effect.plural else ("gains", "loses")
+    control = f"{effect.control_does} {_moves(control_gain, *verbs)}"
     against = "over" if gain >= 0 else "against"
     measured = f"At {mode} {name} {_moves(gain)} {against} {reference}; {control}: net "
     seeds = formatting.count(net.seeds, "seed")
@@ -297,12 +248,7 @@ def net_sentence(
 
 
 def _conclusion(effect: Effect, gain: float, net: MeanContrast) -> str:
-    what, target, control = {
-        "averaging": ("averaging", " for the quantized training", "averaging by itself"),
-        "teacher": ("the teacher", " for the quantized model", "FP32 taught by itself"),
-        "correction-in-float": ("QC", " for the quantized model", "correcting an FP32 model"),
-        "correction": ("QC", "", "fresh statistics"),
-    }[effect.kind]
+    what, target, control = effect.what, effect.target, effect.control_is
     if not net.excludes_zero:
         return f"which does not tell the two apart: no gain beyond that of {control} is shown"
     other = f"{target} than for FP32" if target else f" than {control}"
@@ -344,17 +290,18 @@ def _worth_comparing(name: str, reference: str) -> bool:
         return compared.index(name) > compared.index(reference)
     if reference == BASELINE and role(name) == "method":
         return True
-    ours, theirs = _parts(name), _parts(reference)
+    ours, theirs = _known(name), _known(reference)
     if ours is None or theirs is None:
         return False
-    alike = not theirs or ("ptq" in ours) == ("ptq" in theirs)
-    return alike and len(ours) == len(theirs) + 1 and set(theirs) < set(ours)
+    alike = not theirs.parts or (ours.training is None) == (theirs.training is None)
+    extended = len(ours.parts) == len(theirs.parts) + 1 and set(theirs.parts) < set(ours.parts)
+    return alike and extended
 
 
-def _parts(name: str) -> tuple[str, ...] | None:
-    """Return the parts of a method, None for one that is not known here."""
+def _known(name: str) -> Method | None:
+    """Return what a method's name stands for, None for one that is not known here."""
     try:
-        return parts(name)
+        return method(name)
     except UsageError:
         return None
 

@@ -1,12 +1,12 @@
 """The stage gate `yolo10m_allowed`: may the expensive variant be trained.
 
-It opens when, for yolo10n and for yolo10s, the method under test has held: at least two ``ema+qc``
-runs of different seeds, comparable with each other, every completed one without collapse, in a
-comparison that covers all three methods. Only W4A16 counts: other precisions and float controls are
-other experiments. A completed run that kept nothing worth holding (its best value below 1 % of the
-FP32 checkpoint's, 0 or not finite), or whose value a check of the measurement disputes, has not
-held either. Incomplete runs count neither for nor against the gate unless
-asked to; then each one closes it.
+It opens when, for each variant that yolo10m requires (presets/variants.toml), the method under test
+has held: at least two ``ema+qc`` runs of different seeds, comparable with each other, every
+completed one without collapse, in a comparison that covers all three methods. Only W4A16 counts:
+other precisions and float controls are other experiments. A completed run that kept nothing worth
+holding (its best value below 1 % of the FP32 checkpoint's, 0 or not finite), or whose value a check
+of the measurement disputes, has not held either. Incomplete runs count neither for nor against the
+gate unless asked to; then each one closes it.
 """
 
 from __future__ import annotations
@@ -21,20 +21,27 @@ from qatval.analysis.comparability import (
 )
 from qatval.analysis.document import Gate, UnmetCriterion
 from qatval.analysis.runs import LoadedRun
+from qatval.core import presets
 from qatval.quant.methods import method_names
 
-REQUIRED_VARIANTS = ("yolo10n", "yolo10s")
+REQUIRED_VARIANTS = presets.variant("yolo10m").requires
 METHOD = "ema+qc"
 MODE = "w4a16"
 REQUIRED_SEEDS = 2
 
 
-def decide(runs: Iterable[LoadedRun], *, count_incomplete: bool = False) -> Gate:
-    """Decide whether yolo10m may be trained.
+def decide(
+    runs: Iterable[LoadedRun],
+    required: Sequence[str] = REQUIRED_VARIANTS,
+    *,
+    count_incomplete: bool = False,
+) -> Gate:
+    """Decide whether the variant behind the gate may be trained.
 
     Args:
         runs: Runs of any variant, method and precision; what the gate does not ask about is
             ignored.
+        required: Variants that must have held; yolo10m's where nobody says.
         count_incomplete: Whether an incomplete ``ema+qc`` run closes the gate.
 
     Returns:
@@ -44,7 +51,7 @@ def decide(runs: Iterable[LoadedRun], *, count_incomplete: bool = False) -> Gate
     counted = [run for run in runs if run.mode == MODE and (run.completed or count_incomplete)]
     unmet: list[UnmetCriterion] = []
     held: list[str] = []
-    for variant in REQUIRED_VARIANTS:
+    for variant in required:
         missing, evidence = _judge(variant, [run for run in counted if run.variant == variant])
         unmet += missing
         held += evidence

@@ -15,15 +15,10 @@ from qatval.analysis.intervals import LEVEL, SEEDS_TO_TELL, MeanContrast, mean_c
 from qatval.analysis.pairing import evaluate, pair_by_seed, scores_of
 from qatval.analysis.runs import LoadedRun
 from qatval.core import formatting
+from qatval.quant.methods import making_stages
 
 # The stages of a run that its model took; the others score it, or wait for other methods.
-_STAGES = (
-    "start of training",
-    "training",
-    "rounding",
-    "BatchNorm statistics",
-    "correction",
-)
+_STAGES = {"start of training", "training", *making_stages()}
 
 
 def against_post_training(runs: Sequence[LoadedRun], mode: str) -> AgainstPostTraining | None:

@@ -33,16 +33,31 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="DIR",
         help="where the dataset is drawn, or has been (default: %(default)s)",
     )
-    parser.add_argument("--variant", default="yolo10n", choices=config.variant_names())
-    parser.add_argument("--profile", default="smoke", choices=config.profile_names())
+    parser.add_argument(
+        "--variant",
+        default="yolo10n",
+        choices=config.variant_names(),
+        help="size of the model (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--profile",
+        default="smoke",
+        choices=config.profile_names(),
+        help="how much is trained (default: %(default)s)",
+    )
     parser.add_argument(
         "--seeds",
         type=seeds,
         default=(0, 1),
         metavar="N,N",
-        help="default: 0,1",
+        help="of the runs (default: 0,1)",
     )
-    parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="default: the variant's")
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        metavar="FILE",
+        help="FP32 checkpoint to fine-tune (default: the variant's)",
+    )
     parser.add_argument("--device", metavar="D", help="cpu or 0 (default: 0 if there is a GPU)")
     parser.add_argument("--cache-dir", type=Path, metavar="DIR", help="where subsets are kept")
     parser.set_defaults(handler=run)

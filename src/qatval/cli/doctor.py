@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from qatval.core.errors import QatvalError
-from qatval.core.presets import DEFAULT_COCO_ROOT, variant, variant_names
+from qatval.core.presets import DEFAULT_COCO_ROOT, validated_variants, variant
 
 if TYPE_CHECKING:
     from packaging.specifiers import SpecifierSet
@@ -90,7 +90,7 @@ def examine(coco_root: Path, cache_dir: Path | None = None) -> Iterator[Finding]
     checks["GPU"] = _gpu
     checks["embedded"] = _embedded_checkpoints
     checks["COCO"] = lambda: _coco(coco_root)
-    for name in variant_names():
+    for name in validated_variants():
         checks[name] = lambda name=name: _checkpoint(name)  # type: ignore[misc]
     checks["cache"] = lambda: _cache(cache_dir)
     checks["disk"] = _disk
@@ -182,7 +182,7 @@ def _coco(coco_root: Path) -> Finding:
 
 
 def _embedded_checkpoints() -> Finding:
-    paths = [path for name in variant_names() if (path := variant(name).embedded_checkpoint)]
+    paths = [path for name in validated_variants() if (path := variant(name).embedded_checkpoint)]
     for path in paths:
         if not path.is_file():
             return Finding(

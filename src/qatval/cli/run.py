@@ -18,7 +18,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser(
         "run",
         help="fine-tune a checkpoint with quantized weights and say whether it collapsed",
-        description="Fine-tune a pretrained YOLOv10 with fake-quantized weights (4 bits: W4A16), "
+        description="Fine-tune a pretrained detector with fake-quantized weights (4 bits: W4A16), "
         "evaluate it and write run_summary.json. Methods asked for together get a run root each "
         "below --run-root; those that differ only beside or after the gradient steps share one "
         "training.",
@@ -98,10 +98,24 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "images, or the checkpoint's moved by what quantization changes on those images (default: "
         "the preset's)",
     )
-    parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="default: the variant's")
-    parser.add_argument("--imgsz", type=positive, metavar="PX", help="default: the profile's")
-    parser.add_argument("--epochs", type=positive, metavar="N", help="default: the profile's")
-    parser.add_argument("--batch", type=positive, metavar="N", help="default: the profile's")
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        metavar="FILE",
+        help="FP32 checkpoint to fine-tune, .pt or .safetensors (default: the variant's)",
+    )
+    parser.add_argument(
+        "--imgsz",
+        type=positive,
+        metavar="PX",
+        help="side of the images, a multiple of 32 (default: the profile's)",
+    )
+    parser.add_argument(
+        "--epochs", type=positive, metavar="N", help="of the training (default: the profile's)"
+    )
+    parser.add_argument(
+        "--batch", type=positive, metavar="N", help="images in a step (default: the profile's)"
+    )
     parser.add_argument(
         "--batchnorm",
         choices=("running", "anchored"),
@@ -119,7 +133,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="N",
         help="data-loading processes on a GPU (default: 8; on the CPU always 0)",
     )
-    parser.add_argument("--seed", type=seed, default=0, metavar="N", help="default: 0")
+    parser.add_argument(
+        "--seed",
+        type=seed,
+        default=0,
+        metavar="N",
+        help="of the training subset and the training (default: 0)",
+    )
     parser.add_argument(
         "--amp",
         action=argparse.BooleanOptionalAction,

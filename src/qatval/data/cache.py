@@ -27,6 +27,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from qatval.core.errors import QatvalError
+from qatval.core.files import atomic_write, sha256_of
 from qatval.data.coco import AnnotationIndex, read_annotations
 
 INDEX_VERSION = 1
@@ -50,12 +51,6 @@ def default_cache_dir() -> Path:
 def digest_of(value: Any) -> str:
     """Return the SHA-256 of a JSON-able value, whatever the order of its keys."""
     return hashlib.sha256(msgspec.json.encode(value, order="deterministic")).hexdigest()
-
-
-def file_digest(path: Path) -> str:
-    """Return the SHA-256 of a file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def guard_of(path: Path) -> Guard:
@@ -140,7 +135,7 @@ class Cache:
         """Return the decoded annotation file and its SHA-256, decoding it only when new."""
         # Taken before reading: a file that changes meanwhile must not pass for the one read.
         guard = guard_of(annotations)
-        digest = file_digest(annotations) if verify else self.known_digest(annotations)
+        digest = sha256_of(annotations) if verify else self.known_digest(annotations)
         index = None
         if digest is not None:
             with suppress(FileNotFoundError, DamagedError):
@@ -183,9 +178,7 @@ class Cache:
             return _Known()
 
     def _write(self, known: _Known) -> None:
-        partial = self.directory / ".known.json.partial"
-        partial.write_bytes(msgspec.json.encode(known))
-        partial.replace(self._known_path)
+        atomic_write(self._known_path, msgspec.json.encode(known))
 
 
 def save_index(index: AnnotationIndex, path: Path) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from qatval.core.errors import QatvalError
+from qatval.core.files import atomic_write, sha256_of, to_json
 
 RELEASE_URL = "https://github.com/ultralytics/assets/releases/download/v8.4.0"
 CHECKSUMS_NAME = "checksums.json"
@@ -59,7 +60,7 @@ def fetch(name: str, directory: Path, *, source: str = RELEASE_URL, progress: Pr
     target = directory / name
     recorded = _read_checksums(directory).get(name)
     if target.is_file():
-        digest = _digest(target)
+        digest = sha256_of(target)
         if recorded is not None and recorded != digest:
             raise _altered(target, recorded, digest)
     else:
@@ -72,7 +73,7 @@ def fetch(name: str, directory: Path, *, source: str = RELEASE_URL, progress: Pr
             origin = hashlib.sha256(url.encode()).hexdigest()[:8]
             partial = directory / f"{name}.{origin}.part"
             _download(url, partial, progress)
-            digest = _digest(partial)
+            digest = sha256_of(partial)
         except OSError as error:
             raise QatvalError(
                 f"{target}: cannot be written ({error.strerror}); check the folder and disk space"
@@ -95,7 +96,7 @@ def verify(name: str, directory: Path) -> Verdict:
     target = directory / name
     if not target.is_file():
         return Verdict(name, False, f"missing; 'qatval checkpoints fetch {name}' gets it")
-    digest, recorded = _digest(target), _read_checksums(directory).get(name)
+    digest, recorded = sha256_of(target), _read_checksums(directory).get(name)
     if recorded is None:
         _record_checksum(directory, name, digest)
         return Verdict(name, True, f"{digest}, recorded now")
@@ -158,11 +159,6 @@ def _altered(target: Path, recorded: str, digest: str) -> QatvalError:
     )
 
 
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _read_checksums(directory: Path) -> dict[str, str]:
     path = directory / CHECKSUMS_NAME
     try:
@@ -180,6 +176,4 @@ def _read_checksums(directory: Path) -> dict[str, str]:
 
 def _record_checksum(directory: Path, name: str, digest: str) -> None:
     checksums = {**_read_checksums(directory), name: digest}
-    partial = directory / f"{CHECKSUMS_NAME}.part"
-    partial.write_text(json.dumps(checksums, indent=2, sort_keys=True) + "\n")
-    partial.replace(directory / CHECKSUMS_NAME)
+    atomic_write(directory / CHECKSUMS_NAME, to_json(dict(sorted(checksums.items()))))

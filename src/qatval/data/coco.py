@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypedDict
 
 import msgspec
 import numpy as np
@@ -28,12 +28,28 @@ SPLITS = ("train", "val")
 _TABLE_LIMIT = 4_000_000
 
 
+class Detection(TypedDict):
+    """A detection in COCO's result format; ``bbox`` is x, y, width, height in px of the image."""
+
+    image_id: int
+    category_id: int
+    bbox: list[float]
+    score: float
+
+
 @dataclass(frozen=True)
 class CocoFiles:
     """Where one split of a COCO dataset lies."""
 
     annotations: Path
     image_dir: Path
+
+    @classmethod
+    def of(cls, coco_root: Path, split: str) -> CocoFiles:
+        """Return where COCO 2017's layout has a split, ``"train"`` or ``"val"``."""
+        return cls(
+            coco_root / "annotations" / f"instances_{split}2017.json", coco_root / f"{split}2017"
+        )
 
 
 @dataclass(frozen=True)
@@ -97,9 +113,7 @@ def coco_files(coco_root: Path) -> dict[str, CocoFiles]:
         )
     found = {}
     for split in SPLITS:
-        files = CocoFiles(
-            coco_root / "annotations" / f"instances_{split}2017.json", coco_root / f"{split}2017"
-        )
+        files = CocoFiles.of(coco_root, split)
         if not files.annotations.is_file():
             raise QatvalError(
                 f"{files.annotations}: no such annotation file; --coco-root must hold "

@@ -28,6 +28,8 @@ from numpy.typing import NDArray
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from qatval.data.coco import Detection
+
 MAX_DETECTIONS = 300
 """Detections per image that Ultralytics keeps."""
 
@@ -41,8 +43,6 @@ at one of ten IoU thresholds makes 0.1 of its AP: 0.00125 of the mean of 80 clas
 """
 
 RESAMPLES = 500
-
-Detection = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,9 @@ def _clipped(truth: COCO, detections: Sequence[Detection]) -> list[Detection]:
         left, right = (min(max(side, 0.0), image["width"]) for side in (x, x + width))
         top, bottom = (min(max(side, 0.0), image["height"]) for side in (y, y + height))
         box = [round(side, 3) for side in (left, top, right - left, bottom - top)]
-        clipped.append({**detection, "bbox": box})
+        inside = detection.copy()
+        inside["bbox"] = box
+        clipped.append(inside)
     return clipped
 
 

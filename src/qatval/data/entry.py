@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qatval.core.files import atomic_write, sha256_of, to_json
 from qatval.data.cache import (
     DamagedError,
-    file_digest,
     load_arrays,
     pack_names,
     unpack_names,
@@ -141,7 +141,7 @@ def verify_subset(directory: Path) -> None:
     record = read_record(directory)
     try:
         for name, file in record["files"].items():
-            if file_digest(directory / name) != file["sha256"]:
+            if sha256_of(directory / name) != file["sha256"]:
                 raise DamagedError(f"{directory / name}: its content has changed")
     except _NOT_WHOLE as error:
         raise _damaged(directory, error) from error
@@ -162,9 +162,7 @@ def read_record(directory: Path) -> dict[str, Any]:
 
 def write_record(directory: Path, record: Mapping[str, Any]) -> None:
     """Replace what the entry says about itself, in one step."""
-    partial = directory / f".{_RECORD}.partial"
-    partial.write_text(json.dumps(record, indent=2) + "\n")
-    partial.replace(directory / _RECORD)
+    atomic_write(directory / _RECORD, to_json(record))
 
 
 def _damaged(directory: Path, error: Exception) -> DamagedError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from qatval.core.files import to_json
 from qatval.data.subset import Subset
 
 
@@ -18,7 +19,7 @@ def write_dataset_folder(subset: Subset, folder: Path) -> None:
         folder: Created where missing.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "provenance.json").write_text(json.dumps(subset.provenance, indent=2) + "\n")
+    (folder / "provenance.json").write_text(to_json(subset.provenance), "utf-8")
     for split in (subset.train, subset.val):
         lines = "".join(f"{image_id}\n" for image_id in split.image_ids.tolist())
         (folder / f"{split.name}_images.txt").write_text(lines)

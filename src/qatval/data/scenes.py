@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,31 +82,38 @@ def coverage(polygon: Polygon, height: int, width: int) -> NDArray[np.uint8]:
         (height, width), from 0 to SAMPLES**2.
     """
     result = np.zeros((height, width), np.uint8)
-    left, top = np.clip(polygon.min(axis=0) // UNIT, 0, None).tolist()
-    right, bottom = (-(-polygon.max(axis=0) // UNIT)).tolist()
-    right, bottom = min(right, width), min(bottom, height)
+    (x0, y0), (x1, y1) = polygon.min(axis=0).tolist(), polygon.max(axis=0).tolist()
+    left, top = max(x0 // UNIT, 0), max(y0 // UNIT, 0)
+    right, bottom = min(-(-x1 // UNIT), width), min(-(-y1 // UNIT), height)
     if left >= right or top >= bottom:
         return result
     step = UNIT // SAMPLES
     rows = np.arange(top * SAMPLES, bottom * SAMPLES) * step + step // 2
     columns = (right - left) * SAMPLES
-    (x0, y0), (x1, y1) = polygon.T, np.roll(polygon, -1, axis=0).T
+    (x0, y0), (x1, y1) = polygon.T, _next(polygon).T
     crosses = (y0 <= rows[:, None]) != (y1 <= rows[:, None])
     row, edge = np.nonzero(crosses)
     x = x0[edge] + (x1 - x0)[edge] * (rows[row] - y0[edge]) // (y1 - y0)[edge]
     first = np.clip(-((left * UNIT + step // 2 - x) // step), 0, columns)
-    crossings = np.zeros((len(rows), columns + 1), np.int32)
+    crossings = np.zeros((len(rows), columns + 1), np.uint8)
     np.add.at(crossings, (row, first), 1)
-    inside = np.cumsum(crossings[:, :-1], axis=1) & 1
-    counts = inside.reshape(bottom - top, SAMPLES, right - left, SAMPLES).sum(axis=(1, 3))
-    result[top:bottom, left:right] = counts
+    # A sample is inside if the number of crossings to its left is odd: the sum of their last bits.
+    inside = np.bitwise_xor.accumulate(crossings[:, :-1], axis=1) & 1
+    each = range(SAMPLES)
+    across = reduce(np.add, (inside[:, sample::SAMPLES] for sample in each))
+    result[top:bottom, left:right] = reduce(np.add, (across[sample::SAMPLES] for sample in each))
     return result
+
+
+def _next(polygon: Polygon) -> Polygon:
+    """Return the point that follows each point."""
+    return np.concatenate([polygon[1:], polygon[:1]])
 
 
 def polygon_area(polygon: Polygon) -> float:
     """The enclosed area in square px."""
-    x, y = polygon.T
-    twice = int(np.sum(x * np.roll(y, -1) - y * np.roll(x, -1)))
+    (x, y), (next_x, next_y) = polygon.T, _next(polygon).T
+    twice = int(np.sum(x * next_y - y * next_x))
     return abs(twice) / (2 * UNIT * UNIT)
 
 

@@ -16,25 +16,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qatval.core.errors import QatvalError
+from qatval.core.files import staged_directory, to_json
+from qatval.data.coco import SPLITS, CocoFiles
 from qatval.data.scenes import (
     CLASS_NAMES,
     SAMPLES,
     UNIT,
     Item,
     Mask,
-    Polygon,
     Scene,
     compose_scene,
     coverage,
     polygon_area,
 )
-from qatval.data.staging import staged_directory
 
 MANIFEST_NAME = "qatval-dataset.json"
 VERSION = 2
 CATEGORY_IDS = (1, 3, 7, 18, 44, 90)
 SUPERCATEGORIES = ("round", "angular", "angular", "spiky", "round", "spiky")
-SPLITS = ("train", "val")
 DATE = "2025-01-01"
 BACKGROUND_TEXTURE = 0.2
 ITEM_TEXTURE = 0.4
@@ -79,7 +78,7 @@ def draw_dataset(
         (folder / "annotations").mkdir()
         for split, count in zip(SPLITS, (train_images, val_images), strict=True):
             _draw_split(folder, split, count, seed, size)
-        (folder / MANIFEST_NAME).write_text(json.dumps(settings, indent=2) + "\n")
+        (folder / MANIFEST_NAME).write_text(to_json(settings), "utf-8")
 
 
 def read_manifest(coco_root: Path) -> Mapping[str, Any] | None:
@@ -109,8 +108,8 @@ def _check_same(out: Path, settings: Mapping[str, Any]) -> None:
 def _draw_split(folder: Path, split: str, count: int, seed: int, size: int) -> None:
     import cv2
 
-    image_dir = folder / f"{split}2017"
-    image_dir.mkdir()
+    files = CocoFiles.of(folder, split)
+    files.image_dir.mkdir()
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for index in range(count):
@@ -122,8 +121,9 @@ def _draw_split(folder: Path, split: str, count: int, seed: int, size: int) -> N
         file_name = f"{image_id:012d}.jpg"
         # The pixels have a stream of their own: repainting never moves an annotation.
         pixels = _paint(scene, np.random.default_rng([*stream, 1]))
-        if not cv2.imwrite(str(image_dir / file_name), pixels, [cv2.IMWRITE_JPEG_QUALITY, 92]):
-            raise QatvalError(f"{image_dir / file_name}: could not be written; is the disk full?")
+        path = files.image_dir / file_name
+        if not cv2.imwrite(str(path), pixels, [cv2.IMWRITE_JPEG_QUALITY, 92]):
+            raise QatvalError(f"{path}: could not be written; is the disk full?")
         images.append(_image_record(image_id, file_name, scene))
         annotations += [
             _annotation_record(100 * image_id + place, image_id, item)
@@ -141,8 +141,7 @@ def _draw_split(folder: Path, split: str, count: int, seed: int, size: int) -> N
             )
         ],
     }
-    path = folder / "annotations" / f"instances_{split}2017.json"
-    path.write_text(json.dumps(document, separators=(",", ":")))
+    files.annotations.write_text(json.dumps(document, separators=(",", ":")))
 
 
 def _info(split: str, seed: int) -> dict[str, Any]:
@@ -207,12 +206,14 @@ def _paint(scene: Scene, rng: np.random.Generator) -> NDArray[np.uint8]:
     height, width = scene.height, scene.width
     image = _material(rng, height, width, BACKGROUND_TEXTURE)
     for outline in scene.clutter:
-        _lay(image, outline, _material(rng, height, width, BACKGROUND_TEXTURE))
+        material = _material(rng, height, width, BACKGROUND_TEXTURE)
+        _lay(image, coverage(outline, height, width), material)
     for item in scene.items:
         for outline in item.polygons:
+            covered = coverage(outline, height, width)
             material = _material(rng, height, width, ITEM_TEXTURE)
-            _contrast(material, image, coverage(outline, height, width) > 0, rng)
-            _lay(image, outline, material)
+            _contrast(material, image, covered > 0, rng)
+            _lay(image, covered, material)
     # Uneven light and sensor noise over everything.
     image *= 0.8 + 0.4 * _noise(rng, height, width, 2)[..., :1]
     image += rng.normal(0, rng.uniform(0.005, 0.025), image.shape).astype(np.float32)
@@ -221,10 +222,13 @@ def _paint(scene: Scene, rng: np.random.Generator) -> NDArray[np.uint8]:
     return np.asarray(np.clip(image * 255 + 0.5, 0, 255), np.uint8)
 
 
-def _lay(image: Image, outline: Polygon, material: Image) -> None:
-    height, width = image.shape[:2]
-    alpha = coverage(outline, height, width)[..., None].astype(np.float32) / SAMPLES**2
-    image += alpha * (material - image)
+def _lay(image: Image, covered: NDArray[np.uint8], material: Image) -> None:
+    rows, columns = np.flatnonzero(covered.any(axis=1)), np.flatnonzero(covered.any(axis=0))
+    if not len(rows):
+        return
+    there = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+    alpha = covered[there][..., None].astype(np.float32) / SAMPLES**2
+    image[there] += alpha * (material[there] - image[there])
 
 
 def _contrast(material: Image, behind: Image, where: Mask, rng: np.random.Generator) -> None:
@@ -245,11 +249,13 @@ def _material(rng: np.random.Generator, height: int, width: int, texture: float)
     """
     first = _colour(rng)
     second = first + (_colour(rng) - first) * np.float32(texture * rng.random())
-    y, x = np.mgrid[:height, :width].astype(np.float32)
+    y = np.arange(height, dtype=np.float32)[:, None]
+    x = np.arange(width, dtype=np.float32)
     turn = rng.uniform(0, 2 * np.pi)
     along = x * np.float32(np.cos(turn)) + y * np.float32(np.sin(turn))
     across = y * np.float32(np.cos(turn)) - x * np.float32(np.sin(turn))
     period = np.float32(max(height, width) * rng.uniform(0.03, 0.1))
+    mix: NDArray[Any]
     kind = rng.integers(5)
     if kind == 0:  # stripes
         mix = 0.5 + 0.5 * np.sin(2 * np.pi * along / period)
@@ -263,11 +269,9 @@ def _material(rng: np.random.Generator, height: int, width: int, texture: float)
     else:  # clouds
         mix = _noise(rng, height, width, int(rng.integers(3, 16)))[..., 0]
     grain = _noise(rng, height, width, int(rng.integers(16, 40))) - np.float32(0.5)
-    surface = (
-        first
-        + (second - first) * mix[..., None]
-        + np.float32(rng.uniform(0, 0.5) * texture) * grain
-    )
+    surface = (second - first) * mix[..., None]
+    surface += first
+    surface += np.float32(rng.uniform(0, 0.5) * texture) * grain
     return np.asarray(surface, np.float32)
 
 

@@ -10,11 +10,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from qatval.core.errors import QatvalError, UsageError
+from qatval.core.files import sha256_of, staged_directory
 from qatval.data.cache import (
     Cache,
     DamagedError,
     digest_of,
-    file_digest,
     guard_of,
     save_arrays,
 )
@@ -33,7 +33,6 @@ from qatval.data.labels import Labels, training_labels
 from qatval.data.naming import name_of
 from qatval.data.selection import Selection, draw_random, read_list, take_first
 from qatval.data.shapes import read_manifest
-from qatval.data.staging import staged_directory
 
 __all__ = ["Split", "Subset", "build_subset", "open_subset", "presets_of", "verify_subset"]
 
@@ -221,7 +220,7 @@ def _write_entry(
             "category_ids": indexes["train"].category_ids.tolist(),
             "coco_root": str(request.coco_root),
             "files": {
-                path.name: {"bytes": path.stat().st_size, "sha256": file_digest(path)}
+                path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
                 for path in sorted(folder.iterdir())
             },
         }
@@ -272,7 +271,7 @@ def _warn_of_dropped(annotations: Path, labels: Labels) -> None:
 
 def _list_digest(image_list: Path) -> str:
     try:
-        return file_digest(image_list)
+        return sha256_of(image_list)
     except OSError as error:
         raise QatvalError(
             f"{image_list}: cannot be read ({error.strerror}); expected a text file with one image "

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from qatval.core.errors import QatvalError
 from qatval.quant.integer import IntegerConv2d, integer_layers
 from qatval.quant.layers import batchnorm_after
 from qatval.quant.rounding import fake_quantize
@@ -184,6 +185,9 @@ def fold_corrections(corrected: nn.Module, model: nn.Module) -> nn.Module:
     Args:
         corrected: What `attach_corrections` returned for ``model``, trained.
         model: The model it was made from.
+
+    Raises:
+        QatvalError: If a negative gamma meets the one code that has no opposite in 8 bits.
     """
     folded = deepcopy(model)
     for name, correction in corrections(corrected):
@@ -197,6 +201,12 @@ def fold_corrections(corrected: nn.Module, model: nn.Module) -> nn.Module:
         layer: Any = folded.get_submodule(name)
         bias = gamma * correction.bias + beta
         if isinstance(layer, IntegerConv2d):
+            if (layer.codes[gamma < 0] == torch.iinfo(torch.int8).min).any():
+                raise QatvalError(
+                    f"layer '{name}' cannot take its correction: expected codes with an opposite "
+                    f"where gamma is negative, got -128 with {float(gamma.min()):.3g}; quantize "
+                    "with a narrow range"
+                )
             layer.scale = layer.scale * gamma.abs()[:, None, None, None]
             layer.codes = layer.codes * gamma.sign().to(torch.int8)[:, None, None, None]
             layer.bias = bias

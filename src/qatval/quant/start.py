@@ -20,7 +20,7 @@ from qatval.core.quantization import Start, StartScale
 from qatval.quant.anchoring import Batches, shift_statistics
 from qatval.quant.batchnorm import reestimate
 from qatval.quant.latent import LatentWeights
-from qatval.quant.layers import Grid
+from qatval.quant.quantized_conv import Grid
 from qatval.quant.rounding import round_to_codes
 
 # Shares of max|w| among which the scale of least squared error is searched.

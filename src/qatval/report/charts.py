@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from qatval.report.drawing import WIDTH, Chart, Curve, Mark, Segment, Tick
+from qatval.report.drawing import WIDTH, Chart, Curve, Mark, Segment, Style, Tick
 
 _LETTER = 6.6  # average width of a digit at the drawings' font size
 _BOLD = 8.4  # and of a letter of a name
@@ -21,7 +21,7 @@ class Series:
     """Values over epochs; a None is a gap."""
 
     label: str
-    style: int
+    style: Style
     points: Sequence[tuple[float, float | None]]
 
 
@@ -45,7 +45,7 @@ class Row:
     """
 
     label: str
-    style: int
+    style: Style
     dots: Sequence[tuple[float, str, bool, object]]
     mean: float | None
     interval: tuple[float, float] | None = None
@@ -143,7 +143,7 @@ def dot_chart(
         join: Whether dots of equal key in neighbouring rows are joined.
         header, table: The numbers.
     """
-    pitch, top = 44.0, 14.0 + 16.0 * len(levels)
+    pitch, top = 38.0, 14.0 + 16.0 * len(levels)
     bottom = top + pitch * len(rows)
     names = [_lines(row.label) for row in rows]
     longest = max(len(line) for lines in names for line in lines)
@@ -162,10 +162,10 @@ def dot_chart(
     for row, y in zip(rows, y_of, strict=True):
         if row.interval is not None:
             start, end = map(x_at, row.interval)
-            segments.append(Segment(start, y, end, y, f"interval s{row.style}"))
+            segments.append(Segment(start, y, end, y, f"interval {row.style.hue}"))
         if row.mean is not None:
             x = x_at(row.mean)
-            segments.append(Segment(x, y - 13, x, y + 13, f"mean s{row.style}"))
+            segments.append(Segment(x, y - 13, x, y + 13, f"mean {row.style.hue}"))
         for value, name, crossed, _ in row.dots:
             marks.append(Mark(x_at(value), y, None if crossed else row.style, name))
     return Chart(
@@ -230,7 +230,7 @@ def range_chart(
             *_levels([Level("", unchanged, "zero")], y_at, left, right),
             *(
                 # a bar of no length would be invisible
-                Segment(x_at(i), y_at(a) + 0.75, x_at(i), y_at(b) - 0.75, "range")
+                Segment(x_at(i), round(y_at(a) + 0.8, 1), x_at(i), round(y_at(b) - 0.8, 1), "range")
                 for i, (_, a, b) in enumerate(ranges)
             ),
         ],
@@ -275,8 +275,9 @@ def _posts(
     inwards = sorted(levels, key=lambda level: abs(x_at(level.value) - middle))
     for above, level in enumerate(inwards):
         x, label_y = x_at(level.value), top - 8 - 16 * above
-        anchor = "start" if x < middle else "end"
-        yield Segment(x, label_y + 4, x, bottom, level.kind, level.label, x, label_y, anchor)
+        room = _LETTER * len(level.label)
+        anchor, label_x = ("start", min(x, WIDTH - room)) if x < middle else ("end", max(x, room))
+        yield Segment(x, label_y + 4, x, bottom, level.kind, level.label, label_x, label_y, anchor)
 
 
 def _joins(

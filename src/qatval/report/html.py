@@ -7,46 +7,50 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from typing import Any
 
 import jinja2
 import markupsafe
 
-from qatval.analysis.comparison import Comparison
+from qatval.analysis.document import Comparison, Group, MethodEntry, RunEntry, Spread
 from qatval.analysis.effects import method_order
 from qatval.analysis.runs import LoadedRun
 from qatval.core import formatting
 from qatval.core.quantization import in_words
 from qatval.core.stability import LEAST_SHARE_OF_FP32
-from qatval.report.drawing import Chart
+from qatval.core.summary import Coverage
+from qatval.report.answer import Answer, answer
+from qatval.report.drawing import Chart, Style, styles
 from qatval.report.group_charts import net_chart, value_charts
-from qatval.report.images import Strip, strip
+from qatval.report.images import SCORE, ExampleImages, example_images
 from qatval.report.run_charts import RunView, run_view
-from qatval.report.terminal import orientation, outcome, share_of_fp32
+from qatval.report.terminal import outcome, reference_values, share_of_fp32
 
 # A page of a thousand runs helps nobody; those that did not hold come first.
 DETAILED_RUNS = 36
-_STYLES = 5
-_SEED_COLUMNS = 6
+OPEN_IMAGES = 3
+OPEN_METHODS = 5
+"""With more methods than these, the images as the controls see them are folded."""
 
-Entry = Mapping[str, Any]
+_SEED_COLUMNS = 6
 
 
 @dataclass(frozen=True)
 class GroupView:
     """Comparable runs: their methods side by side."""
 
-    entry: Entry
+    entry: Group
+    answer: Answer
     seeds: Sequence[int]
     facts: Sequence[str]
-    rows: Sequence[tuple[Entry, int, Sequence[Sequence[Entry]]]]
-    orientation: Sequence[tuple[str, str, Entry | None]]
+    rows: Sequence[tuple[MethodEntry, Sequence[Sequence[RunEntry]]]]
+    reference_values: Sequence[tuple[str, str, Spread | None]]
     net: Chart | None
     charts: Sequence[Chart]
-    strip: Strip | str
-    coverage: Entry | None
-    widths: str
+    images: ExampleImages | str
+    folded: AbstractSet[str]
+    coverage: Coverage | None
     runs: Sequence[RunView]
 
 
@@ -58,9 +62,11 @@ def render_html(document: Comparison, runs: Sequence[LoadedRun]) -> str:
         runs: What it was made from.
     """
     loaded = {run.run_id: run for run in reversed(runs)}
-    styles = _styles(document)
+    roles = {run.method: run.role for run in document.runs}
+    own_styles = styles({method: roles[method] for method in method_order(roles)})
     detailed = _detailed(document)
-    groups = [_group(group, document, loaded, styles, detailed) for group in document["groups"]]
+    groups = [_group(group, document, loaded, own_styles, detailed) for group in document.groups]
+    shown = [view.images for view in groups if isinstance(view.images, ExampleImages)]
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("qatval", "report"),
         autoescape=True,
@@ -73,33 +79,36 @@ def render_html(document: Comparison, runs: Sequence[LoadedRun]) -> str:
         "signed": formatting.signed,
         "interval": formatting.interval,
         "percent": formatting.percent,
+        "counted": formatting.count,
+        "sentence": lambda text: text[:1].upper() + text[1:],
     }
     source, _, _ = jinja2.PackageLoader("qatval", "report").get_source(environment, "report.css")
     return environment.get_template("comparison.html.jinja").render(
         document=document,
         groups=groups,
+        styles=own_styles,
+        pictures={example.key: example for images in shown for example in images.examples},
         headline=_headline(document),
         totals=_totals(document),
-        left_out=len(document["runs"]) - len(detailed),
+        left_out=len(document.runs) - len(detailed),
         outcome=outcome,
         share_of_fp32=share_of_fp32,
+        widths=_widths,
+        least_share=LEAST_SHARE_OF_FP32,
+        least_score=SCORE,
+        open_images=OPEN_IMAGES,
         css=markupsafe.Markup(source),
     )
 
 
-def _styles(document: Comparison) -> dict[str, int]:
-    order = method_order(run["method"] for run in document["runs"])
-    return {method: index % _STYLES for index, method in enumerate(order)}
-
-
 def _detailed(document: Comparison) -> set[str]:
     urgency = ["collapsed", "degenerate", "disputed", "incomplete", "stable"]
-    ranked = sorted(document["runs"], key=lambda run: urgency.index(run["outcome"]))
-    return {run["run_id"] for run in ranked[:DETAILED_RUNS]}
+    ranked = sorted(document.runs, key=lambda run: urgency.index(run.outcome))
+    return {run.run_id for run in ranked[:DETAILED_RUNS]}
 
 
 def _totals(document: Comparison) -> dict[str, int]:
-    outcomes = [run["outcome"] for run in document["runs"]]
+    outcomes = [run.outcome for run in document.runs]
     return {
         "runs": len(outcomes),
         "held": outcomes.count("stable"),
@@ -107,7 +116,7 @@ def _totals(document: Comparison) -> dict[str, int]:
         "worth nothing": outcomes.count("degenerate"),
         "disputed": outcomes.count("disputed"),
         "incomplete": outcomes.count("incomplete"),
-        "unreadable": len(document["unreadable"]),
+        "unreadable": len(document.unreadable),
     }
 
 
@@ -118,7 +127,8 @@ def _headline(document: Comparison) -> str:
         return "No run was completed"
     failed = completed - totals["held"]
     if failed == 0:
-        poor = sum((run["share_of_fp32"] or 1.0) < LEAST_SHARE_OF_FP32 for run in document["runs"])
+        shares = [run.share_of_fp32 for run in document.runs]
+        poor = sum(share is not None and share < LEAST_SHARE_OF_FP32 for share in shares)
         below = f", {poor if completed > 1 else 'but'} below half of FP32" if poor else ""
         held = "The run held" if completed == 1 else f"All {completed} completed runs held"
         return held + below
@@ -127,50 +137,48 @@ def _headline(document: Comparison) -> str:
 
 
 def _group(
-    group: Entry,
+    group: Group,
     document: Comparison,
     loaded: Mapping[str, LoadedRun],
-    styles: Mapping[str, int],
+    styles: Mapping[str, Style],
     detailed: set[str],
 ) -> GroupView:
-    entries = [run for run in document["runs"] if group["name"] in run["groups"]]
-    members = [loaded[entry["run_id"]] for entry in entries]
-    seeds = sorted({entry["seed"] for entry in entries})
+    entries = [run for run in document.runs if group.name in run.groups]
+    members = [loaded[entry.run_id] for entry in entries]
+    seeds = sorted({entry.seed for entry in entries})
     columns = seeds if len(seeds) <= _SEED_COLUMNS else []
-    by_cell: dict[tuple[str, int], list[Entry]] = {}
+    by_cell: dict[tuple[str, int], list[RunEntry]] = {}
     for entry in entries:
-        by_cell.setdefault((entry["method"], entry["seed"]), []).append(entry)
-    coverages = [m.section("quantization").get("coverage") for m in members if m.completed]
-    coverage = next((coverage for coverage in coverages if coverage), None)
+        by_cell.setdefault((entry.method, entry.seed), []).append(entry)
+    coverages = [m.summary.quantization.coverage for m in members if m.completed]
+    controls = {entry.method for entry in group.methods if entry.role == "control"}
+    many = len(group.methods) > max(OPEN_METHODS, len(controls))
     return GroupView(
         entry=group,
+        answer=answer(group),
         seeds=columns,
         facts=_group_facts(group),
         rows=[
-            (
-                method,
-                styles[method["method"]],
-                [by_cell.get((method["method"], seed), []) for seed in columns],
-            )
-            for method in group["methods"]
+            (method, [by_cell.get((method.method, seed), []) for seed in columns])
+            for method in group.methods
         ],
-        orientation=orientation(group),
-        net=net_chart(group, styles),
+        reference_values=reference_values(group),
+        net=net_chart(group.net_effects, styles),
         charts=value_charts(group, entries, styles),
-        strip=strip(members),
-        coverage=coverage,
-        widths="" if coverage is None else _widths(coverage),
+        images=example_images(members),
+        folded=controls if many else set(),
+        coverage=next((coverage for coverage in coverages if coverage), None),
         runs=[
-            run_view(entry, loaded[entry["run_id"]], styles[entry["method"]])
+            run_view(entry, loaded[entry.run_id], styles[entry.method])
             for entry in entries
             # a float control that is in several groups is shown in the first
-            if entry["run_id"] in detailed and entry["group"] == group["name"]
+            if entry.run_id in detailed and entry.group == group.name
         ],
     )
 
 
-def _group_facts(group: Entry) -> list[str]:
-    wanted = group["conditions"]
+def _group_facts(group: Group) -> list[str]:
+    wanted = group.conditions
     images = wanted["dataset"]
     return [
         f"{wanted['model']['imgsz']} px",
@@ -181,14 +189,14 @@ def _group_facts(group: Entry) -> list[str]:
         ),
         formatting.count(wanted["training"]["epochs"], "epoch"),
         f"batch {wanted['training']['batch']}",
-        *(["anchored statistics"] if wanted["training"].get("batchnorm") == "anchored" else []),
+        *(["anchored statistics"] if wanted["training"]["batchnorm"] == "anchored" else []),
         in_words(wanted["quantization"]),
-        group["precision"],
+        group.precision,
     ]
 
 
-def _widths(coverage: Entry) -> str:
+def _widths(coverage: Coverage) -> str:
     """Say how many layers have how many bits, e.g. ``"94 convolutions at 4 bit, 13 at 8 bit"``."""
-    widths = Counter(layer["bits"] for layer in coverage["layers"] if layer["bits"])
+    widths = Counter(layer.bits for layer in coverage.layers if layer.bits)
     said = [f"{count} at {bits} bit" for bits, count in widths.most_common()]
     return ", ".join(said).replace(" at ", " convolutions at ", 1)

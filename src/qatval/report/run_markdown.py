@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Container, Iterable, Iterator, Sequence
 
 import msgspec
 from msgspec import UnsetType
 
 from qatval.core import formatting
 from qatval.core.quantization import in_words, quantization_label
-from qatval.core.summary import AddedPart, DatasetRecord, Oscillation, QcChange, RunSummary
+from qatval.core.summary import DatasetRecord, Oscillation, RunSummary
+from qatval.quant.methods import describe
 
 _METRIC = "mAP 50-95"
 
@@ -152,64 +152,12 @@ def _metrics(summary: RunSummary) -> Iterator[str]:
 
 def _method(summary: RunSummary) -> Iterator[str]:
     method = summary.method
-    ema, qc, bn = method.ema, method.qc, method.bn
     yield "## Method"
     yield ""
     scored = {"none": ": the quantized checkpoint, not trained", "float": ": trained in float"}
     yield f"- **{method.variant}**{scored.get(method.training or '', '')}"
-    for stabilizer in method.stabilizers or ():
-        yield f"- {_stabilizer(stabilizer)}"
-    if ema.enabled:
-        asked = f"decay {_setting(ema.decay)}, tau {_setting(ema.tau)}"
-        effective = ema.effective_decay
-        reached = "" if effective is None else f", effective decay at the end {effective:.4g}"
-        yield f"- EMA: {asked}{reached}"
-        if (differing := ema.codes_differing_from_raw) is not None:
-            yield f"- {_codes(differing)}"
-    elif method.training != "none":
-        yield "- EMA off: the raw weights were validated, saved and reported"
-    if bn and bn.enabled:
-        images = f" on {bn.images} training images" if bn.images else ""
-        how = "moved by what quantization changes" if bn.how == "shifted" else "re-estimated"
-        yield f"- BatchNorm statistics {how}{images}, nothing learned"
-    if rounding := method.rounding:
-        yield f"- weights rounded by GPTQ on {rounding.images} training images"
-    if qc.enabled:
-        images = f" on {qc.images} training images" if qc.images else ""
-        yield f"- QC: {_setting(qc.epochs)} epoch(s) of Adam at {_setting(qc.lr)}{images}"
-        if qc.changes:
-            yield f"- QC changed {_changed(qc.changes.values())}"
+    yield from (f"- {escape(line)}" for line in describe(method))
     yield ""
-
-
-def _stabilizer(stabilizer: AddedPart) -> str:
-    def listed(values: Mapping[str, Any]) -> str:
-        return ", ".join(
-            f"{name} {value:g}" if isinstance(value, int | float) else f"{name} {value}"
-            for name, value in values.items()
-        )
-
-    name = stabilizer.implementation.rpartition(":")[2]
-    settings, report = listed(stabilizer.settings), listed(stabilizer.report)
-    return escape(
-        f"{name}: {settings or 'no settings'}" + (f"; at the end {report}" if report else "")
-    )
-
-
-def _setting(value: float | None) -> str:
-    return "not known" if value is None else f"{value:g}"
-
-
-def _codes(differing: float) -> str:
-    if differing == 0:
-        return "not one weight code differs from the raw model's: this EMA was the raw weights"
-    return f"{formatting.percent(differing)} of the weight codes differ from the raw model's"
-
-
-def _changed(changes: Collection[QcChange]) -> str:
-    gamma = max(abs(change.gamma_mean_abs_change) for change in changes)
-    beta = max(abs(change.beta_max_abs) for change in changes)
-    return f"gamma by up to {gamma:.3g} (mean of a layer), beta by up to {beta:.3g}"
 
 
 def _history(summary: RunSummary) -> Iterator[str]:

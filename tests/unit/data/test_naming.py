@@ -6,12 +6,12 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pytest
 
-from qatval.data import naming
-from qatval.data.cache import file_digest
+from qatval.core.files import sha256_of
+from qatval.data import naming, shapes
 from qatval.data.coco import AnnotationIndex
 from qatval.data.naming import name_of
-from qatval.data.shapes import draw_dataset
 
 OTHER = {"train": "a" * 64, "val": "b" * 64}
 
@@ -54,10 +54,14 @@ def test_a_manifest_alone_does_not_make_the_embedded_dataset() -> None:
     assert re.fullmatch(r"shapes-[0-9a-f]{8}", name_of(OTHER, coco(24), drawn=True))
 
 
-def test_what_is_drawn_with_the_defaults_is_the_embedded_dataset(tmp_path: Path) -> None:
-    draw_dataset(tmp_path / "shapes")
+def test_what_is_drawn_with_the_defaults_is_the_embedded_dataset(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of its annotations, that is: pixels have random numbers of their own, and go unpainted."""
+    monkeypatch.setattr(shapes, "_paint", lambda *_: np.zeros((1, 1, 3), np.uint8))
+    shapes.draw_dataset(tmp_path / "shapes")
     digests = {
-        split: file_digest(tmp_path / "shapes" / "annotations" / f"instances_{split}2017.json")
+        split: sha256_of(tmp_path / "shapes" / "annotations" / f"instances_{split}2017.json")
         for split in ("train", "val")
     }
     assert digests == naming._EMBEDDED_ANNOTATIONS

@@ -6,20 +6,22 @@ import math
 
 import pytest
 import torch
+from tests.unit.quant.conftest import W4A16, images, quantized_model
 from torch import nn
 
 from qatval.core.errors import UsageError
-from qatval.core.presets import quantization
 from qatval.quant.averaging import WeightAverage
+from qatval.quant.fused import fuse_quantization
 from qatval.quant.integer import integer_layers, share_differing, to_integer
-from qatval.quant.layers import insert_quantizers, scale_parameters
-from qatval.quant.methods import Averaging
+from qatval.quant.layers import insert_quantizers
+from qatval.quant.methods.averaging import Averaging
+from qatval.quant.quantized_conv import input_scale, quantized_layers, scale_parameters
 
 
 def a_model(seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3))
-    insert_quantizers(model, quantization("w4a16"))
+    insert_quantizers(model, W4A16)
     return model
 
 
@@ -97,7 +99,41 @@ def test_the_followed_model_is_untouched() -> None:
     assert not average.ema.training
 
 
-PRESET = Averaging(max_decay=0.9999, max_tau=2000.0, window=0.2, ramp=0.1)
+def test_the_average_follows_the_scales_of_activations() -> None:
+    model = quantized_model()
+    start = {n: v.clone().double() for n, v in model.state_dict().items() if "input_quant" in n}
+    average = WeightAverage(model, decay=0.5, tau=1e-9)
+    for _ in range(2):
+        with torch.no_grad():
+            for scale in scale_parameters(model):
+                scale.mul_(2.0)
+        average.update(model)
+    state = average.ema.state_dict()
+    assert len(start) == 4
+    for name, value in start.items():
+        assert float(state[name]) == pytest.approx(float(value) * (0.25 + 0.5 + 2.0))
+
+
+def test_training_moves_the_scales_of_activations() -> None:
+    model = quantized_model()
+    before = [input_scale(layer) for _, layer in quantized_layers(model)]
+    fuse_quantization(model.train())
+    average = WeightAverage(model, decay=0.9, tau=1.0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    for step in range(3):
+        optimizer.zero_grad()
+        model(images(step)).pow(2).mean().backward()
+        optimizer.step()
+        average.update(model)
+    after = [input_scale(layer) for _, layer in quantized_layers(model)]
+    ema = [input_scale(layer) for _, layer in quantized_layers(average.ema)]
+    assert len(before) == 4
+    for a, b, c in zip(before, after, ema, strict=True):
+        assert not torch.equal(a, b)
+        assert min(a, b) < c < max(a, b)
+
+
+PRESET = Averaging("ema", max_decay=0.9999, max_tau=2000.0, window=0.2, ramp=0.1)
 
 
 @pytest.mark.parametrize(
@@ -117,4 +153,4 @@ def test_horizon_follows_the_length_of_the_run(steps: int, decay: float, tau: fl
 def test_impossible_averaging_is_refused(change: dict[str, float]) -> None:
     values = {"max_decay": 0.9, "max_tau": 1.0, "window": 0.2, "ramp": 0.1, **change}
     with pytest.raises(UsageError):
-        Averaging(**values)
+        Averaging("ema", **values)

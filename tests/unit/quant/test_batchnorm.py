@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -14,7 +15,6 @@ from torch.distributions import Normal, kl_divergence
 from qatval.core.presets import quantization
 from qatval.quant.batchnorm import drift, reestimate
 from qatval.quant.layers import insert_quantizers
-from qatval.train.models import build_model
 
 
 def a_model(*, quantized: bool = False, seed: int = 0) -> nn.Sequential:
@@ -126,13 +126,14 @@ def test_without_batches_there_are_no_statistics() -> None:
         reestimate(a_model(), [])
 
 
-def test_every_batchnorm_of_a_quantized_yolo10n_is_reached() -> None:
+def test_every_batchnorm_of_a_quantized_yolo10n_is_reached(
+    quantized_yolo10n: Callable[[str], nn.Module],
+) -> None:
     """Both heads run in evaluation mode, and decoding leaves the statistics alone."""
-    model = build_model("yolov10n.yaml", ["a", "b"])
-    insert_quantizers(model, quantization("w4a16"))
-    model.train()
+    model = quantized_yolo10n("w4a16").train()
     images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     fresh = reestimate(model, [images])
+    model.eval()
     layers = drift(model, fresh)
     assert len(layers) == 95
     assert all(layer.kl_mean > 0 for layer in layers)

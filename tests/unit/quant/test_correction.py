@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from tests.unit.quant.conftest import (
+    W4A4,
+    W4A16,
+    float_model,
+    images,
+    quantized_model,
+    specs,
+)
+from torch import nn
 
-from qatval.core.presets import quantization
+from qatval.core.errors import QatvalError
+from qatval.core.quantization import Quantization
 from qatval.quant.correction import (
     CorrectedConv2d,
     attach_corrections,
@@ -20,23 +29,11 @@ from qatval.quant.correction import (
 from qatval.quant.integer import integer_layers, to_integer
 from qatval.quant.layers import insert_quantizers, quantizable
 
-Perturb = Callable[[nn.Module, int, float], None]
+SPREADS = [0.01, 0.3, 1.5]  # of gammas about one; the last makes a quarter of them negative
 
 
-class Block(nn.Module):
-    def __init__(self, inp: int, out: int, groups: int = 1) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(inp, out, 3, padding=1, groups=groups, bias=False)
-        self.bn = nn.BatchNorm2d(out)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.nn.functional.silu(self.bn(self.conv(x)))
-
-
-def float_model(seed: int = 0) -> nn.Module:
-    """A model with lived-in BatchNorms and an output without one."""
-    torch.manual_seed(seed)
-    model = nn.Sequential(Block(3, 8), Block(8, 8, groups=8), nn.Conv2d(8, 5, 1))
+def lived_in(model: nn.Module) -> nn.Module:
+    """Return a model with other BatchNorms than new ones, in evaluation mode."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.normal_(module.weight, 1.0, 0.3)
@@ -46,22 +43,24 @@ def float_model(seed: int = 0) -> nn.Module:
     return model.eval()
 
 
-def integer_model(seed: int = 0) -> nn.Module:
-    """The same, frozen."""
-    model = float_model(seed)
-    insert_quantizers(model, quantization("w4a16"))
-    return to_integer(model)
+def integer_model(spec: Quantization = W4A16, seed: int = 0, shrink: float = 1.0) -> nn.Module:
+    return to_integer(lived_in(quantized_model(spec, seed, shrink)))
 
 
-def images(seed: int = 1) -> Tensor:
-    return torch.randn(4, 3, 10, 10, generator=torch.Generator().manual_seed(seed))
+@torch.no_grad()
+def perturb(corrected: nn.Module, seed: int, spread: float) -> None:
+    """Move every gamma and beta at random."""
+    generator = torch.Generator().manual_seed(seed)
+    for _, correction in corrections(corrected):
+        for parameter in (correction.gamma, correction.beta):
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * spread)
 
 
 def test_starts_at_the_identity() -> None:
     model = integer_model()
     corrected = attach_corrections(model)
     assert torch.allclose(corrected(images()), model(images()), atol=1e-6)
-    assert len(list(corrections(corrected))) == len(integer_layers(model)) == 3
+    assert len(list(corrections(corrected))) == len(integer_layers(model)) == 4
 
 
 def test_only_gamma_and_beta_train_and_statistics_stay() -> None:
@@ -69,7 +68,7 @@ def test_only_gamma_and_beta_train_and_statistics_stay() -> None:
     corrected = attach_corrections(model).train()
     trainable = {name for name, p in corrected.named_parameters() if p.requires_grad}
     assert {name.rsplit(".", 1)[1] for name in trainable} == {"gamma", "beta"}
-    assert len(trainable) == 6
+    assert len(trainable) == 8
     before = {k: v.clone() for k, v in corrected.state_dict().items() if k not in trainable}
     optimizer = torch.optim.Adam([p for p in corrected.parameters() if p.requires_grad], lr=0.1)
     for step in range(3):
@@ -84,30 +83,52 @@ def test_only_gamma_and_beta_train_and_statistics_stay() -> None:
 
 
 @settings(max_examples=25, deadline=None)
-@given(seed=st.integers(0, 1000), spread=st.sampled_from([0.01, 0.3, 1.5]))
-def test_folded_equals_unfolded(perturb: Perturb, seed: int, spread: float) -> None:
+@given(spec=specs, seed=st.integers(0, 1000), spread=st.sampled_from(SPREADS))
+def test_a_folded_layer_equals_the_unfolded(spec: Quantization, seed: int, spread: float) -> None:
     """Also where a gamma is negative, which flips the codes of a layer without BatchNorm."""
-    model = integer_model(seed)
+    # Only a scale per channel can take up a gamma where no BatchNorm follows.
+    spec = dataclasses.replace(spec, scale_without_batchnorm="per-channel")
+    if not spec.narrow_range:  # its lowest code has no opposite: gammas stay positive
+        spread = min(spread, 0.1)
+    model = integer_model(spec, seed, shrink=0.7)
+    corrected = attach_corrections(model).eval()
+    perturb(corrected, seed, spread)
+    folded = fold_corrections(corrected, model)
+    layers = integer_layers(folded)
+    assert len(layers) == 4
+    for (name, correction), layer in zip(corrections(corrected), layers.values(), strict=True):
+        # Layer by layer: a last bit before a rounding is a whole code after it.
+        x = torch.randn(2, correction.weight.shape[1] * correction.geometry[3], 8, 8)
+        with torch.no_grad():
+            unfolded = correction(x)
+            block = folded.get_submodule(name.rpartition(".")[0]) if "." in name else None
+            y = layer(x) if block is None else block.bn(layer(x))
+        assert torch.allclose(y, unfolded, rtol=1e-4, atol=1e-4), name
+        assert (layer.scale > 0).all(), name
+        bits = spec.weight_bits(name)
+        assert layer.levels_per_scale <= 2**bits
+        assert int(layer.codes.abs().max()) <= 2 ** (bits - 1) - spec.narrow_range
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("spread", SPREADS)
+def test_a_folded_model_equals_the_unfolded(spread: float, seed: int) -> None:
+    """Of float activations a last bit stays one to the end."""
+    model = integer_model(seed=seed)
     corrected = attach_corrections(model).eval()
     perturb(corrected, seed, spread)
     unfolded = corrected(images(seed))
     folded = fold_corrections(corrected, model)
     assert torch.allclose(folded(images(seed)), unfolded, rtol=1e-4, atol=1e-4)
-    for name, layer in integer_layers(folded).items():
-        assert (layer.scale > 0).all(), name
-        assert layer.levels_per_scale <= 16
-        assert int(layer.codes.abs().max()) <= 7
 
 
 @settings(max_examples=25, deadline=None)
-@given(seed=st.integers(0, 1000), spread=st.sampled_from([0.01, 0.3, 1.5]))
-def test_a_float_model_is_corrected_in_the_same_way(
-    perturb: Perturb, seed: int, spread: float
-) -> None:
+@given(seed=st.integers(0, 1000), spread=st.sampled_from(SPREADS))
+def test_a_float_model_is_corrected_in_the_same_way(seed: int, spread: float) -> None:
     """From the identity, on the layers named alone, with an exact fold and the same tensors."""
-    model = float_model(seed)
-    names = quantizable(model, quantization("w4a16"))
-    assert names == ["0.conv", "1.conv", "2"]
+    model = lived_in(float_model(seed))
+    names = quantizable(model, W4A16)
+    assert names == ["0.conv", "1.conv", "2.conv", "3"]
     corrected = attach_corrections(model, names[1:]).eval()
     x = images(seed)
     assert torch.allclose(corrected(x), model(x), atol=1e-5)
@@ -120,9 +141,9 @@ def test_a_float_model_is_corrected_in_the_same_way(
 
 @pytest.mark.parametrize("quantized", [True, False])
 def test_fold_leaves_the_model_alone(quantized: bool) -> None:
-    model = integer_model() if quantized else float_model()
+    model = integer_model() if quantized else lived_in(float_model())
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    corrected = attach_corrections(model, None if quantized else ["0.conv", "1.conv", "2"])
+    corrected = attach_corrections(model, None if quantized else quantizable(model, W4A16))
     with torch.no_grad():
         for _, correction in corrections(corrected):
             correction.gamma.mul_(1.1)
@@ -141,7 +162,7 @@ def test_outputs_and_gradients_equal_the_definition(
     conv = nn.Conv2d(6, 8, 3, stride=2, padding=1, groups=2, bias=has_bias)
     model = nn.Sequential(conv)
     if quantized:
-        insert_quantizers(model, quantization("w4a16"))
+        insert_quantizers(model, W4A16)
     layer = to_integer(model.double())[0]
     bn = integer_model()[0].bn.double().requires_grad_(False) if has_bn else None
     corrected = CorrectedConv2d(layer, bn)
@@ -173,7 +194,7 @@ def test_a_model_without_quantized_layers_is_refused() -> None:
 @pytest.mark.parametrize("kernel", [1, 3])
 def test_gradients_lie_in_memory_as_inputs_do(kernel: int, layout: torch.memory_format) -> None:
     model = nn.Sequential(nn.Conv2d(6, 5, kernel)).to(memory_format=layout)
-    insert_quantizers(model, quantization("w4a16"))
+    insert_quantizers(model, W4A16)
     corrected = attach_corrections(to_integer(model.eval()))
     x = torch.randn(2, 6, 8, 8).to(memory_format=layout)
     # A slice of channels, as a split of features hands it on.
@@ -184,3 +205,50 @@ def test_gradients_lie_in_memory_as_inputs_do(kernel: int, layout: torch.memory_
         (grad,) = torch.autograd.grad(out, tensor, torch.ones_like(out))
         assert out.is_contiguous(memory_format=layout)
         assert grad.is_contiguous(memory_format=layout)
+
+
+def test_the_code_without_an_opposite_is_not_flipped() -> None:
+    """In int8 it would silently stay what it is."""
+    model = integer_model(dataclasses.replace(W4A16, weight_bit_width=8, narrow_range=False))
+    model[3].codes[2, 0] = -128
+    corrected = attach_corrections(model)
+    with torch.no_grad():
+        corrected[3].gamma[1] = -0.5
+    fold_corrections(corrected, model)  # another channel's
+    with torch.no_grad():
+        corrected[3].gamma[2] = -0.5
+    with pytest.raises(QatvalError, match=r"layer '3' cannot take its correction: .* -128 with"):
+        fold_corrections(corrected, model)
+
+
+def test_correction_learns_through_quantized_inputs() -> None:
+    """Against the definition with the rounding passed straight through, by autograd in float64."""
+    torch.manual_seed(0)
+    model = integer_model(W4A4, shrink=0.5).double()
+    layer, bn = model[1].conv, model[1].bn
+    corrected = attach_corrections(model)[1].conv
+    with torch.no_grad():
+        corrected.gamma.uniform_(0.5, 1.5)
+        corrected.beta.normal_()
+    gamma, beta = (p.detach().clone().requires_grad_() for p in (corrected.gamma, corrected.beta))
+    x = torch.randn(2, 8, 6, 6, dtype=torch.float64).requires_grad_()
+    same = x.detach().clone().requires_grad_()
+
+    s = layer.input_scale
+    ratio = x / s
+    # Clamped at the outer edge of the last code, where rounding would leave it.
+    codes = ratio.clamp(-8.5 + 1e-9, 7.5 - 1e-9)
+    rounded = codes + (codes.round() - codes).detach()
+    h = nn.functional.conv2d(rounded * s, layer.weight, padding=1, groups=8)
+    expected = bn(gamma[:, None, None] * h + beta[:, None, None])
+    found = corrected(same)
+    upstream = torch.randn_like(expected)
+    expected.backward(upstream)
+    found.backward(upstream)
+
+    assert torch.allclose(found, expected)
+    assert torch.allclose(corrected.gamma.grad, gamma.grad)
+    assert torch.allclose(corrected.beta.grad, beta.grad)
+    assert torch.allclose(same.grad, x.grad)
+    assert int((same.grad == 0).sum()) > 0
+    assert corrected.input_scale.requires_grad is False

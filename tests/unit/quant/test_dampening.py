@@ -8,14 +8,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.unit.quant.conftest import W4A16
 from torch import nn
 
-from qatval.core.presets import quantization
 from qatval.quant.dampening import Dampening
 from qatval.quant.latent import LatentWeights
 from qatval.quant.layers import insert_quantizers
 
-SPEC = quantization("w4a16")
+SPEC = dataclasses.replace(W4A16, scale="per-tensor")
 
 
 def latent_weights(
@@ -29,6 +29,7 @@ def latent_weights(
     model.add_module("head", nn.Conv2d(4, 5, 1))
     insert_quantizers(model, dataclasses.replace(SPEC, weight_bit_width=bits, narrow_range=narrow))
     weights = LatentWeights(model)
+    assert weights.counts == [1, 5]
     with torch.no_grad():
         for value in weights.values():
             value.mul_(shrink)

@@ -10,9 +10,9 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from tests.unit.quant.conftest import W4A16, built_once
 from torch import nn
 
-from qatval.core.presets import quantization
 from qatval.quant.freezing import Freezing
 from qatval.quant.latent import LatentWeights
 from qatval.quant.layers import insert_quantizers
@@ -20,16 +20,21 @@ from qatval.quant.layers import insert_quantizers
 SIZE = 8
 
 
-def latent_weights(bits: int = 4) -> LatentWeights:
+@built_once
+def latent_weights(bits: int, narrow: bool) -> LatentWeights:
     """One layer with one scale, then one with a scale per channel; 2 and 6 weights."""
     torch.manual_seed(0)
     model = nn.Sequential()
     model.add_module("conv", nn.Conv2d(1, 2, 1))
     model.add_module("bn", nn.BatchNorm2d(2))
     model.add_module("head", nn.Conv2d(2, 3, 1))
-    spec = dataclasses.replace(quantization("w4a16"), weight_bit_width=bits)
+    spec = dataclasses.replace(
+        W4A16, weight_bit_width=bits, narrow_range=narrow, scale="per-tensor"
+    )
     insert_quantizers(model, spec)
-    return LatentWeights(model)
+    weights = LatentWeights(model)
+    assert weights.counts == [1, 3]
+    return weights
 
 
 @torch.no_grad()
@@ -140,7 +145,7 @@ def test_frozen_codes_are_kept_where_scales_are_statistics() -> None:
     """The optimizer moves the largest weight, and with it the scale of all others."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(2, 4, 1))
-    spec = dataclasses.replace(quantization("w4a16"), scaling="statistics")
+    spec = dataclasses.replace(W4A16, scaling="statistics")
     insert_quantizers(model, spec)
     weights = LatentWeights(model)
     freezing = Freezing(weights, 0.3, 0.1, 0.1, 0.0)

@@ -12,84 +12,103 @@ import torch
 from brevitas.nn import QuantConv2d
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.unit.quant.conftest import (
+    W4A4,
+    W4A16,
+    float_model,
+    gradients,
+    images,
+    layouts,
+    quantized_model,
+    shrinking,
+    specs,
+)
 from torch import Tensor, nn
 
-from qatval.core.presets import quantization
+from qatval.core.quantization import Quantization
 from qatval.quant.fused import FusedQuantizer, fuse_quantization, quantized_once
-from qatval.quant.layers import insert_quantizers, quantized_layers, scale_parameters
-
-SPEC = quantization("w4a16")
-
-
-class Block(nn.Module):
-    def __init__(self, inp: int, out: int, kernel: int, groups: int = 1) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(inp, out, kernel, padding=kernel // 2, groups=groups, bias=False)
-        self.bn = nn.BatchNorm2d(out)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.nn.functional.silu(self.bn(self.conv(x)))
+from qatval.quant.latent import LatentWeights, flatten
+from qatval.quant.quantized_conv import codes_and_scale, quantized_layers, scale_parameters
 
 
-def quantized_model(
-    seed: int = 0, bits: int = 4, narrow: bool = True, shrink: float = 1.0
-) -> nn.Sequential:
-    """Per-tensor, depthwise and per-channel layers; below 1, ``shrink`` clamps weights."""
-    torch.manual_seed(seed)
-    model = nn.Sequential(Block(3, 8, 3), Block(8, 8, 3, groups=8), nn.Conv2d(8, 5, 1))
-    insert_quantizers(model, dataclasses.replace(SPEC, weight_bit_width=bits, narrow_range=narrow))
-    with torch.no_grad():
-        for scale in scale_parameters(model):
-            scale.mul_(shrink)
-    return model.train()
+def weights_only(shrink: float = 1.0) -> nn.Sequential:
+    """A model in training mode whose activations stay in float."""
+    return quantized_model(W4A16, shrink=shrink).train()
 
 
-def images(seed: int = 0) -> Tensor:
-    return torch.randn(4, 3, 12, 12, generator=torch.Generator().manual_seed(seed))
-
-
-def gradients(model: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    model.zero_grad()
-    out = model(x)
-    out.pow(2).mean().backward()
-    return out, {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+@settings(max_examples=60, deadline=None)
+@given(spec=specs, seed=st.integers(0, 1000), shrink=shrinking, layout=layouts)
+def test_fused_training_equals_brevitas(
+    spec: Quantization, seed: int, shrink: float, layout: torch.memory_format
+) -> None:
+    """Output, every gradient and the kept codes, to the last bit, however tensors lie in memory."""
+    model = quantized_model(spec, seed, shrink, layout).train()
+    x = images(seed, layout)
+    out, wanted = gradients(model, x)
+    codes = [flatten(codes_and_scale(layer)[0]) for _, layer in quantized_layers(model)]
+    quantizer = fuse_quantization(model, capture=True)  # the same model: copies are expensive
+    same, found = gradients(model, x)
+    assert torch.equal(out, same)
+    assert found.keys() == wanted.keys() >= {"input", "0.conv.weight", "3.bias"}
+    for name, grad in wanted.items():
+        assert torch.equal(found[name], grad), name
+    assert torch.equal(quantizer.codes, torch.cat(codes))
 
 
 @settings(max_examples=40, deadline=None)
-@given(
-    seed=st.integers(0, 10_000),
-    bits=st.integers(2, 8),
-    narrow=st.booleans(),
-    shrink=st.sampled_from([-1.0, 0.3, 0.9, 1.0, 2.0]),
-    flat=st.booleans(),
-)
-def test_weights_and_gradients_equal_brevitas(
-    seed: int, bits: int, narrow: bool, shrink: float, flat: bool
+@given(spec=specs, seed=st.integers(0, 1000), shrink=shrinking, layout=layouts)
+def test_weights_joined_by_grid_equal_brevitas(
+    spec: Quantization, seed: int, shrink: float, layout: torch.memory_format
 ) -> None:
-    """Layer by layer to the last bit; over one tensor, sums differ in their order alone."""
-    model = quantized_model(seed, bits, narrow, shrink)
+    """The form for GPUs: everything to the last bit but the sums of scales, in another order."""
+    model = quantized_model(spec, seed, shrink, layout)
     layers = [layer for _, layer in quantized_layers(model)]
-    scales = [layer.weight_quant.tensor_quant.scaling_impl.value for layer in layers]
-    weights = [layer.weight for layer in layers]
-    upstream = [torch.randn_like(weight) for weight in weights]
-
+    upstream = [torch.randn_like(layer.weight) for layer in layers]
     expected = [layer.quant_weight().value for layer in layers]
     torch.autograd.backward(expected, upstream)
-    wanted = [p.grad.clone() for p in (*weights, *scales)]
+    wanted = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
-    found = FusedQuantizer(model, flat=flat).quantize()
+    joined = FusedQuantizer(model, capture=True, flat=True)
+    found = joined.quantize()
     torch.autograd.backward(found, upstream)
 
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
-    for parameter, grad in zip((*weights, *scales), wanted, strict=True):
-        assert parameter.grad.shape == parameter.shape
-        rounding = 1e-5 if flat and parameter in set(scales) else 0.0
-        assert torch.allclose(parameter.grad, grad, rtol=rounding, atol=rounding)
+    assert wanted.keys() >= {"0.conv.weight", "3.weight"}
+    # Where scales are statistics, their gradients go on to the largest weights.
+    learned = spec.scaling == "learned"
+    summed = {id(p) for p in (scale_parameters(model) if learned else model.parameters())}
+    for name, grad in wanted.items():
+        parameter = model.get_parameter(name)
+        assert parameter.grad.shape == grad.shape
+        rounding = 1e-5 if id(parameter) in summed else 0.0
+        assert torch.allclose(parameter.grad, grad, rtol=rounding, atol=rounding), name
+    assert torch.equal(joined.codes, LatentWeights(model).flat_codes())
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_quantizing_and_training_keep_the_layout(layout: torch.memory_format) -> None:
+    expected = {n: p.stride() for n, p in float_model(layout=layout).named_parameters()}
+    model = quantized_model(layout=layout).train()
+    fuse_quantization(model)
+    gradients(model, images(layout=layout))
+    for name, stride in expected.items():
+        parameter = model.get_parameter(name)
+        assert parameter.stride() == stride
+        assert parameter.grad is not None
+        assert parameter.grad.is_contiguous(memory_format=layout) or parameter.dim() < 4
+
+
+def test_a_layer_of_zeros_has_codes() -> None:
+    model = quantized_model(dataclasses.replace(W4A4, scaling="statistics"))
+    with torch.no_grad():
+        model[1].conv.weight.zero_()
+    fused = FusedQuantizer(model, flat=False)
+    assert torch.equal(fused.quantize()[1], torch.zeros_like(model[1].conv.weight))
 
 
 @pytest.mark.parametrize("shrink", [1.0, 0.5])
 def test_training_steps_equal_brevitas(shrink: float) -> None:
-    brevitas = quantized_model(shrink=shrink)
+    brevitas = weights_only(shrink)
     fused = copy.deepcopy(brevitas)
     fuse_quantization(fused)
     optimizers = [torch.optim.AdamW(m.parameters(), lr=0.01) for m in (brevitas, fused)]
@@ -103,7 +122,7 @@ def test_training_steps_equal_brevitas(shrink: float) -> None:
 
 
 def test_mixed_precision_quantizes_in_float32() -> None:
-    brevitas = quantized_model()
+    brevitas = weights_only()
     fused = copy.deepcopy(brevitas)
     fuse_quantization(fused)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -115,7 +134,7 @@ def test_mixed_precision_quantizes_in_float32() -> None:
 
 
 def test_layers_are_their_own_but_during_a_training_forward() -> None:
-    model = quantized_model()
+    model = weights_only()
     keys = model.state_dict().keys()
     fuse_quantization(model)
     calls = []
@@ -130,7 +149,7 @@ def test_layers_are_their_own_but_during_a_training_forward() -> None:
 
 
 def test_weights_can_be_quantized_once_for_several_forwards() -> None:
-    model = quantized_model()
+    model = weights_only()
     fuse_quantization(model)
     layer = next(layer for _, layer in quantized_layers(model))
     calls = []
@@ -153,7 +172,7 @@ def test_a_float_model_has_nothing_to_quantize_once() -> None:
 
 
 def test_codes_are_kept_only_if_asked_for() -> None:
-    model = quantized_model()
+    model = weights_only()
     assert fuse_quantization(copy.deepcopy(model)).codes.numel() == 0
     quantizer = fuse_quantization(model, capture=True)
     with torch.no_grad():
@@ -168,14 +187,14 @@ def test_codes_are_kept_only_if_asked_for() -> None:
 
 
 def test_a_copy_quantizes_its_own_weights() -> None:
-    model = quantized_model()
+    model = weights_only()
     fuse_quantization(model)
     model(images())
     other = copy.deepcopy(model)
     with torch.no_grad():
         for _, layer in quantized_layers(other):
             layer.weight.neg_()
-    own = quantized_model()
+    own = weights_only()
     with torch.no_grad():
         for _, layer in quantized_layers(own):
             layer.weight.neg_()
@@ -184,7 +203,7 @@ def test_a_copy_quantizes_its_own_weights() -> None:
 
 
 def test_a_forward_that_fails_leaves_the_layers_alone() -> None:
-    model = quantized_model()
+    model = weights_only()
     fuse_quantization(model)
     with pytest.raises(RuntimeError):
         model(torch.zeros(1, 4, 8, 8))
@@ -200,11 +219,11 @@ def test_a_step_leaves_no_quantized_weight_behind(monkeypatch: pytest.MonkeyPatc
         return convolve(layer, x, weight, bias)
 
     monkeypatch.setattr(QuantConv2d, "_conv_forward", spy)
-    model = quantized_model()
+    model = weights_only()
     fuse_quantization(model)
     model(images()).sum().backward()
     gc.collect()
-    assert [weight() for weight in seen] == [None] * 3
+    assert [weight() for weight in seen] == [None] * 4
 
 
 def test_a_model_without_quantizers_is_refused() -> None:

@@ -1,51 +1,22 @@
-"""Inserted quantizers against an independent reference, bit for bit."""
+"""Inserted quantizers against an independent reference, bit for bit; what becomes of each layer."""
 
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.unit.quant.conftest import W4A4, W4A16, float_model, images, quantized_model
 from torch import Tensor, nn
 
 from qatval.core.errors import QatvalError
-from qatval.core.presets import quantization
 from qatval.core.quantization import Quantization, ScaleGranularity
-from qatval.quant.integer import IntegerConv2d, integer_layers, share_differing, to_integer
-from qatval.quant.layers import (
-    batchnorm_after,
-    codes_and_scale,
-    coverage,
-    insert_quantizers,
-    quantized_layers,
-    scale_parameters,
-)
-
-SPEC = quantization("w4a16")
-
-
-class Block(nn.Module):
-    """A convolution with its BatchNorm, named as Ultralytics names them."""
-
-    def __init__(self, *args: int, **kwargs: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(*args, **kwargs, bias=False)
-        self.bn = nn.BatchNorm2d(args[1])
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.relu(self.bn(self.conv(x)))
-
-
-def small_model() -> nn.Sequential:
-    """Plain, strided, depthwise and BN-less convolutions."""
-    return nn.Sequential(
-        Block(3, 8, 3, padding=1),
-        Block(8, 8, 3, padding=1, groups=8),
-        Block(8, 6, 3, stride=2),
-        nn.Conv2d(6, 4, 1),
-    )
+from qatval.quant.integer import share_differing, to_integer
+from qatval.quant.layers import batchnorm_after, coverage, insert_quantizers
+from qatval.quant.quantized_conv import codes_and_scale, quantized_layers, scale_parameters
 
 
 def code_range(bits: int, narrow: bool) -> tuple[int, int]:
@@ -88,11 +59,14 @@ def test_forward_equals_the_reference(
     granularity: ScaleGranularity,
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
-    spec = dataclasses.replace(SPEC, weight_bit_width=bits, narrow_range=narrow, scale=granularity)
-    block = Block(2 * groups, out * groups, kernel, groups=groups)
-    model = nn.Sequential(block if has_bn else block.conv).eval()
-    weight = torch.randn(block.conv.weight.shape, generator=generator) * magnitude
-    block.conv.weight.data.copy_(weight)
+    spec = dataclasses.replace(W4A16, weight_bit_width=bits, narrow_range=narrow, scale=granularity)
+    conv = nn.Conv2d(2 * groups, out * groups, kernel, groups=groups, bias=False)
+    model = nn.Sequential()
+    model.add_module("conv", conv)
+    if has_bn:
+        model.add_module("bn", nn.BatchNorm2d(out * groups))
+    weight = torch.randn(conv.weight.shape, generator=generator) * magnitude
+    conv.weight.data.copy_(weight)
     codes, scale = reference_codes(
         weight, spec, per_channel=not has_bn or granularity == "per-channel"
     )
@@ -109,43 +83,46 @@ def test_forward_equals_the_reference(
 
 
 def test_every_convolution_is_quantized_and_keeps_its_weight() -> None:
-    model = small_model()
+    model = float_model()
     before = {name: p.clone() for name, p in model.named_parameters()}
-    insert_quantizers(model, SPEC)
+    insert_quantizers(model, W4A16)
     after = dict(model.named_parameters())
     assert all(torch.equal(after[name], value) for name, value in before.items())
-    layers = coverage(model, SPEC)
+    layers = coverage(model, W4A16)
     assert [layer.bits for layer in layers] == [4, 4, 4, 4]
     assert [layer.scale for layer in layers] == ["per-channel"] * 4
 
 
-def test_scales_are_parameters_from_the_start() -> None:
-    model = small_model()
-    insert_quantizers(model, SPEC)
-    keys = [key for key in model.state_dict() if key.endswith("scaling_impl.value")]
-    assert len(keys) == len(scale_parameters(model)) == 4
-
-
-def test_state_dict_reloads_into_a_fresh_model() -> None:
-    model, other = small_model(), small_model()
-    insert_quantizers(model, SPEC)
-    insert_quantizers(other, SPEC)
-    with torch.no_grad():
-        for scale in scale_parameters(model):
-            scale.mul_(0.7)  # as training would move it
-    other.load_state_dict(model.state_dict())
-    assert share_differing(to_integer(model), to_integer(other)) == 0.0
-    x = torch.randn(2, 3, 8, 8)
-    assert torch.equal(model.eval()(x), other.eval()(x))
+def test_boundary_layers_have_their_own_bits() -> None:
+    spec = dataclasses.replace(
+        W4A4,
+        weight_bit_width=3,
+        activation_bit_width=5,
+        boundary=("0.*", "3"),
+        boundary_bit_width=8,
+    )
+    model = quantized_model(spec)
+    layers = coverage(model, spec)
+    assert [(layer.bits, layer.activation_bits) for layer in layers] == [
+        (8, 8),
+        (3, 5),
+        (3, 5),
+        (8, 8),
+    ]
+    for name, layer in quantized_layers(model):
+        codes, _ = codes_and_scale(layer)
+        assert int(codes.abs().max()) == (127 if name in ("0.conv", "3") else 3)
 
 
 def test_exempt_layers_stay_in_float_with_their_reason() -> None:
-    spec = dataclasses.replace(SPEC, exempt={"3": "an output"})
-    model = small_model()
+    """Their inputs too."""
+    spec = dataclasses.replace(W4A4, exempt={"2.conv": "a reason"})
+    model = float_model()
     insert_quantizers(model, spec)
-    assert type(model[3]) is nn.Conv2d
-    last = coverage(model, spec)[-1]
-    assert (last.name, last.bits, last.reason) == ("3", None, "an output")
+    assert type(model[2].conv) is nn.Conv2d
+    (exempt,) = [layer for layer in coverage(model, spec) if layer.reason]
+    assert (exempt.name, exempt.reason) == ("2.conv", "a reason")
+    assert (exempt.bits, exempt.activation_bits) == (None, None)
 
 
 @pytest.mark.parametrize(
@@ -153,12 +130,57 @@ def test_exempt_layers_stay_in_float_with_their_reason() -> None:
 )
 def test_a_layer_that_cannot_be_quantized_fails(layer: nn.Module) -> None:
     with pytest.raises(QatvalError, match=r"layer '0' .* neither quantized nor on the exemption"):
-        insert_quantizers(nn.Sequential(layer), SPEC)
+        insert_quantizers(nn.Sequential(layer), W4A16)
+
+
+@pytest.mark.parametrize(
+    ("spec", "count"),
+    [
+        (W4A4, 8),
+        (W4A16, 4),
+        (dataclasses.replace(W4A4, scaling="statistics"), 4),
+        (dataclasses.replace(W4A16, scaling="statistics"), 0),
+    ],
+)
+def test_scales_are_parameters_from_the_start(spec: Quantization, count: int) -> None:
+    model = float_model()
+    insert_quantizers(model, spec)
+    keys = {key for key in model.state_dict() if key.endswith("scaling_impl.value")}
+    scales = scale_parameters(model)
+    assert {name for name, p in model.named_parameters() if p in scales} == keys
+    assert len(keys) == len(scales) == count
+
+
+def test_statistics_follow_the_weights() -> None:
+    model = quantized_model(dataclasses.replace(W4A4, scaling="statistics"))
+    layer = model[1].conv
+    _, before = codes_and_scale(layer)
+    with torch.no_grad():
+        layer.weight.mul_(3.0)
+    _, after = codes_and_scale(layer)
+    assert torch.allclose(after, 3.0 * before)
+
+
+@pytest.mark.parametrize("scaling", ["learned", "statistics"])
+def test_state_dict_reloads_into_a_fresh_model(scaling: Any) -> None:
+    spec = dataclasses.replace(W4A4, scaling=scaling, boundary=("0.*",), boundary_bit_width=8)
+    model = quantized_model(spec)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for value in model.state_dict().values():  # as training would move them
+            if value.is_floating_point():
+                noise = torch.rand(value.shape, generator=generator)
+                value.mul_(0.6 + noise).add_(0.1 * noise)
+    other = float_model(seed=5)
+    insert_quantizers(other, spec)
+    other.load_state_dict(model.state_dict())
+    assert share_differing(to_integer(model), to_integer(other)) == 0.0
+    assert torch.equal(other.eval()(images()), model.eval()(images()))
 
 
 def test_gradient_is_straight_through_inside_the_grid() -> None:
     model = nn.Sequential(nn.Conv2d(1, 1, 1, bias=False))
-    insert_quantizers(model, SPEC)
+    insert_quantizers(model, W4A16)
     ((_, layer),) = quantized_layers(model)
     with torch.no_grad():
         layer.weight.fill_(0.3)
@@ -169,38 +191,6 @@ def test_gradient_is_straight_through_inside_the_grid() -> None:
 
 
 def test_batchnorm_after_finds_the_sibling_only() -> None:
-    model = small_model()
+    model = float_model()
     assert batchnorm_after(model, "0.conv") is model[0].bn
     assert batchnorm_after(model, "3") is None
-
-
-def test_integer_model_computes_the_same_bits() -> None:
-    model = small_model().eval()
-    insert_quantizers(model, SPEC)
-    integer = to_integer(model)
-    x = torch.randn(3, 3, 16, 16)
-    assert torch.equal(integer(x), model(x))
-    frozen = [m for m in integer.modules() if isinstance(m, IntegerConv2d)]
-    assert all(m.codes.dtype == torch.int8 and m.levels_per_scale <= 16 for m in frozen)
-    assert not any(p.requires_grad for p in integer.parameters())
-
-
-def test_weights_that_are_not_finite_have_no_codes() -> None:
-    model = small_model()
-    insert_quantizers(model, SPEC)
-    model[0].conv.weight.data[0, 0, 0, 0] = float("nan")
-    with pytest.raises(ValueError, match=r"'0\.conv' has weights or scales that are not finite"):
-        to_integer(model)
-
-
-def test_share_differing_counts_weights() -> None:
-    model = small_model()
-    insert_quantizers(model, SPEC)
-    a, b = to_integer(model), to_integer(model)
-    layers = integer_layers(b)
-    layers["3"].codes[0, :2] += 1
-    weights = sum(layer.codes.numel() for layer in layers.values())
-    assert share_differing(a, a) == 0.0
-    assert share_differing(a, b) == pytest.approx(2 / weights)
-    with pytest.raises(ValueError, match="differ in layers"):
-        share_differing(a, a[:2])

@@ -10,9 +10,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.unit.quant.conftest import W4A16, built_once
 from torch import Tensor, nn
 
-from qatval.core.presets import quantization
 from qatval.quant.dampening import Dampening
 from qatval.quant.freezing import Freezing
 from qatval.quant.latent import LatentWeights
@@ -26,11 +26,12 @@ from qatval.quant.oscillation import (
 )
 from qatval.quant.stabilizing import Stabilizer
 
-SPEC = dataclasses.replace(quantization("w4a16"), scale_without_batchnorm="per-tensor")
+SPEC = dataclasses.replace(W4A16, scale_without_batchnorm="per-tensor")
 SIZES = (2, 6)
 
 
-def latent_weights(bits: int = 4, narrow: bool = True) -> LatentWeights:
+@built_once
+def latent_weights(bits: int, narrow: bool) -> LatentWeights:
     """Two layers, of 2 and 6 weights, each with one scale."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.Conv2d(2, 3, 1))
@@ -276,9 +277,17 @@ class Toy:
         return tracker
 
 
-def test_a_weight_that_is_wanted_between_two_codes_oscillates() -> None:
+@pytest.fixture(scope="module")
+def plain() -> tuple[Toy, OscillationTracker]:
+    """The problem after a training without a stabilizer, and what was seen of it."""
     toy = Toy()
-    tracker = toy.train()
+    return toy, toy.train()
+
+
+def test_a_weight_that_is_wanted_between_two_codes_oscillates(
+    plain: tuple[Toy, OscillationTracker],
+) -> None:
+    toy, tracker = plain
     assert torch.all(tracker.frequency[1:] > 0.2)
     assert tracker.frequency[0] == 0.0
     last = tracker.result().epochs[-1]
@@ -290,9 +299,11 @@ def test_a_weight_that_is_wanted_between_two_codes_oscillates() -> None:
     assert torch.all((ratio - thresholds).abs() < 0.05)
 
 
-def test_dampening_settles_weights_within_their_step() -> None:
-    plain, dampened = Toy(), Toy()
-    oscillating = plain.train().result()
+def test_dampening_settles_weights_within_their_step(
+    plain: tuple[Toy, OscillationTracker],
+) -> None:
+    oscillating = plain[1].result()
+    dampened = Toy()
     settled = dampened.train(Dampening(dampened.weights, weight=1.0)).result()
     assert settled.epochs[-1].change_rate == 0.0 < oscillating.epochs[-1].change_rate
     assert oscillating.layers[0].threshold_distance < 0.15

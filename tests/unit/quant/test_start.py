@@ -9,30 +9,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.unit.quant.conftest import W4A16, Block
 from torch import Tensor, nn
 
 from qatval.core.errors import UsageError
-from qatval.core.presets import quantization
 from qatval.core.quantization import Start, StartScale
 from qatval.quant.anchoring import Anchor, shift_statistics
 from qatval.quant.latent import LatentWeights
 from qatval.quant.layers import insert_quantizers
 from qatval.quant.start import initialise_scales, start
-
-SPEC = quantization("w4a16")
-
-
-class Block(nn.Module):
-    """A convolution and its BatchNorm, named as in Ultralytics' models."""
-
-    def __init__(self, channels: int, out: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, out, 3, padding=1, bias=False)
-        self.bn = nn.BatchNorm2d(out, eps=1e-3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = nn.functional.silu(self.bn(self.conv(x)))
-        return y
 
 
 def a_model(seed: int = 0) -> nn.Sequential:
@@ -56,7 +41,7 @@ def batches(seed: int = 0) -> list[Tensor]:
 
 def quantized(model: nn.Module, bits: int = 4) -> nn.Module:
     found = copy.deepcopy(model)
-    insert_quantizers(found, dataclasses.replace(SPEC, weight_bit_width=bits))
+    insert_quantizers(found, dataclasses.replace(W4A16, weight_bit_width=bits))
     return found.eval()
 
 
@@ -106,8 +91,9 @@ def test_the_shift_is_what_a_hook_measures(seed: int, bits: int) -> None:
     with torch.no_grad():
         (m_q, v_q), (m_f, v_f) = moments(ours), moments(model)
         before, after = model.get_submodule("0.bn"), shifted.get_submodule("0.bn")
+        assert isinstance(before, nn.BatchNorm2d)
         mean = before.get_buffer("running_mean") + m_q - m_f
-        var = before.get_buffer("running_var") * (v_q + 1e-3) / (v_f + 1e-3)
+        var = before.get_buffer("running_var") * (v_q + before.eps) / (v_f + before.eps)
     assert torch.allclose(after.get_buffer("running_mean"), mean, atol=1e-4)
     assert torch.allclose(after.get_buffer("running_var"), var, rtol=1e-4)
 
@@ -130,7 +116,7 @@ def test_least_squares_is_no_worse_than_the_others(scale: str) -> None:
     errors = {}
     for how in ("max", "mse", "lsq"):
         model = a_model(2)
-        insert_quantizers(model, dataclasses.replace(SPEC, scale=scale))
+        insert_quantizers(model, dataclasses.replace(W4A16, scale=scale))
         initialise_scales(model, how)
         weights = LatentWeights(model)
         errors[how] = [
@@ -146,7 +132,7 @@ def test_least_squares_is_no_worse_than_the_others(scale: str) -> None:
 
 def test_lsq_starts_where_its_paper_says() -> None:
     model = a_model(3)
-    insert_quantizers(model, SPEC)
+    insert_quantizers(model, W4A16)
     initialise_scales(model, "lsq")
     weights = LatentWeights(model)
     for weight, scale in zip(weights.weights(), weights.scales(), strict=True):
@@ -184,4 +170,4 @@ def test_what_cannot_be_is_refused_in_one_line() -> None:
     with pytest.raises(UsageError, match="statistics must be one of kept, reestimated, shifted"):
         Start("max", "blended")
     with pytest.raises(UsageError, match="cannot start at 'mse'"):
-        dataclasses.replace(SPEC, scaling="statistics", start=Start("mse"))
+        dataclasses.replace(W4A16, scaling="statistics", start=Start("mse"))

@@ -4,48 +4,24 @@ from __future__ import annotations
 
 import re
 import xml.etree.ElementTree as ElementTree
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import pytest
+from tests.unit.testing.stored_runs import CALLS, STORED
+
+from qatval.core.summary import write_summary
+from qatval.testing import build_summary
 
 pytest_plugins = ["pytester"]
+
+# xdist's workers are processes of their own; everything else runs in this one.
+WORKERS = [["-p", "no:xdist"], ["-n0"], ["-n2"]]
 
 SCENARIO_TESTS = """
 def test_coco(coco_scenario, validation_run):
     validation_run(coco_scenario)
-"""
-
-# Sessions below never train: a run is a stored summary, and each call leaves a line in a file. What
-# is tested is who calls how often, not what a training gives; tests/validation does that.
-STORED_RUNS = """
-import os, time
-from pathlib import Path
-import pytest
-from qatval.run import runner
-from qatval.core.summary import write_summary
-from qatval.testing import build_summary
-
-CALLS = Path(__file__).parent / "calls.txt"
-
-@pytest.fixture(scope="session")
-def embedded_dataset(tmp_path_factory):
-    from qatval.data.shapes import draw_dataset
-    root = tmp_path_factory.mktemp("data") / "shapes"
-    draw_dataset(root, train_images=2, val_images=1, size=64)
-    return root
-
-@pytest.fixture(autouse=True)
-def stored_runs(monkeypatch):
-    def run(config, progress):
-        with CALLS.open("a") as stream:
-            stream.write(",".join(m.name for m in config.methods) + f" {config.seed}\\n")
-        time.sleep(0.3)
-        for method in config.methods:
-            changes = {"environment": {"torch": "0.1.0"}}  # for which no reference is recorded
-            if message := os.environ.get("RUN_FAILS_WITH"):
-                changes |= {"status": "incomplete", "error": {"message": message}}
-            summary = build_summary(method.name, config.seed, changes=changes)
-            write_summary(config.root_of(method.name), summary)
-    monkeypatch.setattr(runner, "run", run)
 """
 
 EMBEDDED_TESTS = """
@@ -60,11 +36,42 @@ def test_again(embedded_scenario, validation_run):
 """
 
 
+@pytest.fixture(autouse=True)
+def light(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Load no plugin that the sessions do not use: it would be half a second each."""
+    monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:hypothesispytest -p no:syrupy")
+
+
+@dataclass(frozen=True)
+class Session:
+    """A folder for sessions whose runs are stored summaries."""
+
+    pytester: pytest.Pytester
+
+    def store(self, **more: Any) -> None:
+        """Store a run of each method and seed; keywords go to the builder."""
+        folder = self.pytester.mkdir(STORED)
+        for method in ("baseline", "ema", "ema+qc"):
+            for seed in (0, 1):
+                # No reference is recorded for this version.
+                changes = {"environment": {"torch": "0.1.0"}}
+                summary = build_summary(method, seed, changes=changes, **more)
+                write_summary(folder / f"{method}-{seed}", summary)
+
+    def run(self, *options: str) -> pytest.RunResult:
+        return self.pytester.runpytest(*options)
+
+    def calls(self) -> list[str]:
+        """Return what the runner was called for, in the order of the calls."""
+        return (self.pytester.path / CALLS).read_text().splitlines()
+
+
 @pytest.fixture
-def stored(pytester: pytest.Pytester) -> pytest.Pytester:
-    pytester.makeconftest(STORED_RUNS)
+def session(pytester: pytest.Pytester) -> Session:
+    pytester.makeini(f"[pytest]\npythonpath = {Path(__file__).parent}")  # of workers too
+    pytester.makeconftest("from stored_runs import embedded_dataset, stored_runs")
     pytester.makepyfile(EMBEDDED_TESTS)
-    return pytester
+    return Session(pytester)
 
 
 def test_ids_and_markers(pytester: pytest.Pytester) -> None:
@@ -118,12 +125,12 @@ def test_header_shows_the_settings(pytester: pytest.Pytester) -> None:
     result.stdout.fnmatch_lines(["qatval: profile=short, seeds=0,1, coco-root=/data/coco"])
 
 
-@pytest.mark.parametrize("workers", [["-p", "no:xdist"], ["-n0"], ["-n2"]])
+@pytest.mark.parametrize("workers", WORKERS)
 def test_missing_resources_skip_with_reason_and_remedy(
     workers: list[str], pytester: pytest.Pytester
 ) -> None:
     pytester.makepyfile(SCENARIO_TESTS)
-    result = pytester.runpytest_subprocess(*workers, "-m", "gpu", "-k", "yolo10n and seed0")
+    result = pytester.runpytest(*workers, "-m", "gpu", "-k", "yolo10n and seed0")
     result.assert_outcomes(skipped=3)
     result.stdout.fnmatch_lines(
         [
@@ -148,12 +155,12 @@ def test_closed_gate_is_a_missing_resource(pytester: pytest.Pytester) -> None:
     result.stdout.fnmatch_lines(["*the stage gate for yolo10m is closed (give the runs*"])
 
 
-@pytest.mark.parametrize("workers", [["-p", "no:xdist"], ["-n0"], ["-n2"]])
-def test_scenarios_of_a_training_share_it(workers: list[str], stored: pytest.Pytester) -> None:
-    result = stored.runpytest_subprocess(*workers, "--junit-xml=junit.xml")
+@pytest.mark.parametrize("workers", WORKERS)
+def test_scenarios_of_a_training_share_it(workers: list[str], session: Session) -> None:
+    session.store()
+    result = session.run(*workers, "--junit-xml=junit.xml")
     result.assert_outcomes(passed=12)
-    calls = sorted((stored.path / "calls.txt").read_text().splitlines())
-    assert calls == ["baseline,ema,ema+qc 0", "baseline,ema,ema+qc 1"]
+    assert sorted(session.calls()) == ["baseline,ema,ema+qc 0", "baseline,ema,ema+qc 1"]
     result.stdout.fnmatch_lines(
         [
             "*qatval: runs of this session*",
@@ -164,32 +171,31 @@ def test_scenarios_of_a_training_share_it(workers: list[str], stored: pytest.Pyt
     )
     properties = {
         (node.get("name"), node.get("value"))
-        for node in ElementTree.parse(stored.path / "junit.xml").iter("property")
+        for node in ElementTree.parse(session.pytester.path / "junit.xml").iter("property")
     }
     assert ("qatval_status", "completed-success") in properties
 
 
-def test_only_selected_methods_are_run(stored: pytest.Pytester) -> None:
-    result = stored.runpytest_subprocess("-k", "ema-smoke-seed0")
-    result.assert_outcomes(passed=2, deselected=10)
-    assert (stored.path / "calls.txt").read_text() == "ema 0\n"
+def test_only_selected_methods_are_run(session: Session) -> None:
+    session.store()
+    session.run("-k", "ema-smoke-seed0").assert_outcomes(passed=2, deselected=10)
+    assert session.calls() == ["ema 0"]
 
 
-def test_run_root_keeps_the_runs(stored: pytest.Pytester) -> None:
-    stored.runpytest_subprocess("-k", "seed0", "--run-root=kept")
-    (session,) = (stored.path / "kept").iterdir()
-    assert (session / "comparison.json").is_file()
-    assert len(list(session.rglob("run_summary.json"))) == 3
+def test_run_root_keeps_the_runs(session: Session) -> None:
+    session.store()
+    session.run("-k", "seed0", "--run-root=kept")
+    (kept,) = (session.pytester.path / "kept").iterdir()
+    assert (kept / "comparison.json").is_file()
+    assert len(list(kept.rglob("run_summary.json"))) == 3
 
 
-def test_an_incomplete_run_fails_every_scenario_of_its_training(
-    stored: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("RUN_FAILS_WITH", "the disk is full")
-    result = stored.runpytest_subprocess("-k", "test_run and seed0")
+def test_an_incomplete_run_fails_every_scenario_of_its_training(session: Session) -> None:
+    session.store(error="the disk is full")
+    result = session.run("-k", "test_run and seed0")
     result.assert_outcomes(failed=3, deselected=9)
     result.stdout.fnmatch_lines(["*yolo10n-ema-smoke-seed0 is incomplete: the disk is full*"])
-    assert len((stored.path / "calls.txt").read_text().splitlines()) == 1
+    assert len(session.calls()) == 1
 
 
 @pytest.mark.parametrize(

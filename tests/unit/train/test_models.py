@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import os
 import pickle
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from qatval.core.errors import QatvalError
 from qatval.core.presets import quantization
 from qatval.quant.integer import to_integer
-from qatval.quant.layers import calibrate_activations, coverage, insert_quantizers
+from qatval.quant.layers import coverage
 from qatval.train.models import (
     CheckpointInfo,
     build_model,
@@ -41,8 +42,7 @@ def official(model: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from ultralytics import YOLO
 
     yolo = YOLO(ARCHITECTURE)
-    yolo.model = build_model(ARCHITECTURE, NAMES)
-    yolo.model.load_state_dict(model.state_dict())
+    yolo.model = copy.deepcopy(model)
     yolo.ckpt = {"model": yolo.model, "train_args": {}}
     path = tmp_path_factory.mktemp("official") / "yolov10n.pt"
     yolo.save(path)
@@ -176,38 +176,34 @@ def test_quantized_weights_are_no_starting_point(model: Any, tmp_path: Path) -> 
 @pytest.mark.parametrize("preset", ["w4a16", "paper"])
 @pytest.mark.parametrize("kind", ["latent", "integer"])
 def test_every_quantized_kind_comes_back_bit_for_bit(
-    kind: Any, preset: str, tmp_path: Path
+    kind: Any, preset: str, quantized_yolo10n: Callable[[str], Any], tmp_path: Path
 ) -> None:
-    torch.manual_seed(1)
-    spec = quantization(preset)
-    model: Any = build_model(ARCHITECTURE, NAMES).eval()
-    insert_quantizers(model, spec)
-    calibrate_activations(model, [torch.rand(1, 3, 64, 64)])
+    model = quantized_yolo10n(preset)
     if kind == "integer":
         model = to_integer(model)
-    back(model, CheckpointInfo(kind, ARCHITECTURE, NAMES, spec), tmp_path / "x.safetensors")
+    info = CheckpointInfo(kind, ARCHITECTURE, NAMES, quantization(preset))
+    comes_back(model, info, tmp_path / "x.safetensors")
 
 
-def test_a_float_model_comes_back_bit_for_bit(tmp_path: Path) -> None:
-    torch.manual_seed(1)
-    model = build_model(ARCHITECTURE, NAMES).eval()
-    back(model, CheckpointInfo("float", ARCHITECTURE, NAMES), tmp_path / "x.safetensors")
+def test_a_float_model_comes_back_bit_for_bit(model: Any, tmp_path: Path) -> None:
+    comes_back(model, CheckpointInfo("float", ARCHITECTURE, NAMES), tmp_path / "x.safetensors")
 
 
-def back(model: Any, info: CheckpointInfo, file: Path) -> None:
+def comes_back(model: Any, info: CheckpointInfo, file: Path) -> None:
     save_checkpoint(file, model, info)
 
     assert read_info(file) == info
     assert torch.equal(answer(load_checkpoint(file)), answer(model))
 
 
-def test_yolo10n_has_107_quantized_layers(model: Any) -> None:
-    quantized = build_model(ARCHITECTURE, NAMES)
-    spec = dataclasses.replace(quantization("w4a16"), scale="per-tensor")
-    insert_quantizers(quantized, spec)
-    layers = coverage(quantized, spec)
-    assert sum(layer.bits == 4 for layer in layers) == 107
+def test_yolo10n_has_107_quantized_layers(quantized_yolo10n: Callable[[str], Any]) -> None:
+    """Of a preset with one scale a layer, but for the twelve outputs without BatchNorm."""
+    layers = coverage(quantized_yolo10n("paper"), quantization("paper"))
+    bits = Counter(layer.bits for layer in layers)
+    assert bits == {4: 94, 8: 13, None: 1}
     assert [layer.name for layer in layers if layer.reason] == ["model.23.dfl.conv"]
     per_channel = [layer.name for layer in layers if layer.scale == "per-channel"]
     assert len(per_channel) == 12
     assert all(name.startswith("model.23.") and name.endswith(".2") for name in per_channel)
+    at_8_bits = [layer.name for layer in layers if layer.bits == 8]
+    assert at_8_bits == ["model.0.conv", *per_channel]

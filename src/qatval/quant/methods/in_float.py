@@ -1,0 +1,36 @@
+"""``fp32``: the same schedule without quantization. A control."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from qatval.core.summary import MethodRecord
+from qatval.quant.methods.part import Part, Training, trained_with
+
+
+@dataclass(frozen=True)
+class InFloat(Part):
+    """A training in FP32."""
+
+    kind = "in_float"
+
+    @classmethod
+    def from_preset(cls, name: str, settings: Any) -> Part:
+        """Return the part; it has no settings."""
+        return cls(name)
+
+    @property
+    def is_control(self) -> bool:
+        """Always."""
+        return True
+
+    def training(self, before: Training | None) -> Training:
+        """Return the training without quantization."""
+        return trained_with(before, quantized=False)
+
+    def announce(self, record: MethodRecord) -> MethodRecord:
+        """Record that the training is in float."""
+        return msgspec.structs.replace(record, training="float")
