@@ -41,7 +41,6 @@ def test_what_a_page_names_is_there(page):
         pkgutil.resolve_name(name)
 
 
-@pytest.mark.xfail(strict=True, reason="compare() returns a dictionary; remove when it does not")
 def test_the_example_of_the_readme_runs(tmp_path, monkeypatch, write_run, capsys):
     for method, value in (("ema", 0.60), ("ema+qc", 0.64)):
         for seed in range(3):

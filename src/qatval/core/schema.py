@@ -26,7 +26,8 @@ def validator(schema: Schema) -> jsonschema.Draft202012Validator:
 
 def is_date_time(text: str) -> bool:
     """Whether a text is a date with a time and an offset from UTC, as RFC 3339 has it."""
-    return bool(jsonschema.Draft202012Validator.FORMAT_CHECKER.conforms(text, "date-time"))
+    conforms: bool = jsonschema.Draft202012Validator.FORMAT_CHECKER.conforms(text, "date-time")
+    return conforms
 
 
 def violations(document: Mapping[str, Any], schema: Schema = "run_summary") -> list[str]:
