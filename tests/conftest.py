@@ -1,4 +1,4 @@
-"""The builders of `qatval.testing` as fixtures."""
+"""Run folders for tests of what reads them."""
 
 from __future__ import annotations
 
@@ -8,24 +8,8 @@ from typing import Any
 
 import pytest
 
-from qatval.analysis.thresholds import Thresholds
 from qatval.core.summary import RunSummary, write_summary
-from qatval.testing import build_summary, build_thresholds, reduced_to_required
-
-
-@pytest.fixture(scope="session")
-def make_summary() -> Callable[..., RunSummary]:
-    return build_summary
-
-
-@pytest.fixture(scope="session")
-def required_only() -> Callable[[RunSummary], RunSummary]:
-    return reduced_to_required
-
-
-@pytest.fixture(scope="session")
-def recorded() -> Callable[..., Thresholds]:
-    return build_thresholds
+from qatval.testing import build_summary
 
 
 @pytest.fixture

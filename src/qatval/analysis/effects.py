@@ -294,7 +294,8 @@ def _worth_comparing(name: str, reference: str) -> bool:
     if ours is None or theirs is None:
         return False
     alike = not theirs.parts or (ours.training is None) == (theirs.training is None)
-    return alike and any(ours.without(part.name) == theirs for part in ours.parts)
+    own, other = ({part.name for part in one.parts} for one in (ours, theirs))
+    return alike and len(own) == len(other) + 1 and other < own
 
 
 def _known(name: str) -> Method | None:

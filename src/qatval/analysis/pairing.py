@@ -136,7 +136,7 @@ def evaluate(contrasts: Iterable[Contrast], values: NDArray[np.float64]) -> NDAr
     for contrast in contrasts:
         used = np.flatnonzero(contrast.weights)
         products = contrast.weights[used, None] * values[used]
-        # fsum rounds once, so that the order of the runs does not show in the last digits
+        # fsum rounds once: with numpy's sum the order of the runs would show in the last digits
         rows.append([math.fsum(column) for column in products.T.tolist()])
     found = np.array(rows).reshape(len(rows), values.shape[1])
     found[np.abs(found[:, 0]) < _REMAINDER, 0] = 0.0

@@ -250,6 +250,11 @@ def test_controls_are_compared_with_what_they_extend_and_never_across_fp32():
     ]
 
 
+def test_an_untrained_model_is_compared_with_what_it_extends_without_becoming_a_training():
+    runs = [run(name) for name in ("ptq", "ptq+gptq", "ptq+gptq+shift", "shift")]
+    assert compared(compare(runs)) == [("ptq+gptq", "ptq"), ("ptq+gptq+shift", "ptq+gptq")]
+
+
 def test_a_method_of_another_tool_is_compared_with_the_baseline():
     runs = [run("baseline"), run("ema"), run("their own")]
     assert compared(compare(runs)) == [("ema", "baseline"), ("their own", "baseline")]

@@ -21,10 +21,8 @@ differences = st.lists(st.floats(-0.5, 0.5), min_size=3, max_size=12)
 
 def mean_of(values, resampled=None, images=128):
     """Return the mean contrast of a value per seed, with a list of resampled ones each."""
-    rows = [
-        [value, *more] for value, more in zip(values, resampled or [[]] * len(values), strict=True)
-    ]
-    return mean_contrast(np.array(rows), images)
+    columns = [values, *zip(*resampled or [], strict=True)]
+    return mean_contrast(np.array(columns).T, images)
 
 
 def test_a_single_value_has_no_deviation():
