@@ -27,6 +27,7 @@ from qatval.core.measurements import (
     LayerOscillation,
     Metrics,
     Oscillation,
+    Record,
     StabilityRecord,
 )
 from qatval.core.summary import (
@@ -42,7 +43,6 @@ from qatval.core.summary import (
     QcChange,
     QcRecord,
     QuantizationRecord,
-    Record,
     RunError,
     RunSummary,
     StartRecord,
