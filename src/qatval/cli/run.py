@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 from qatval.core import presets as config
 from qatval.core.options import activation_bits, bits, positive, seed
 from qatval.core.progress import Progress
+from qatval.core.quantization import Quantization, Start
 from qatval.quant import methods
 
 
@@ -53,7 +54,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="DIR",
         help="dataset in COCO 2017's layout (default: %(default)s)",
     )
-    precision = parser.add_argument_group("precision")
+    precision = parser.add_argument_group("precision", argument_default=argparse.SUPPRESS)
     precision.add_argument(
         "--quantization",
         default="w4a16",
@@ -61,16 +62,22 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help=f"preset: {', '.join(config.quantization_names())} (default: %(default)s)",
     )
     precision.add_argument(
-        "--weight-bits", type=bits, metavar="N", help="2 to 8 (default: the preset's)"
+        "--weight-bits",
+        dest="weight_bit_width",
+        type=bits,
+        metavar="N",
+        help="2 to 8 (default: the preset's)",
     )
     precision.add_argument(
         "--activation-bits",
+        dest="activation_bit_width",
         type=activation_bits,
         metavar="N",
         help="2 to 8, or 16 for float (default: the preset's)",
     )
     precision.add_argument(
         "--boundary-bits",
+        dest="boundary_bit_width",
         type=bits,
         metavar="N",
         help="of the first and last convolutions, 2 to 8 (default: the preset's)",
@@ -181,30 +188,15 @@ def run(args: argparse.Namespace) -> int:
     from qatval.run import runner
     from qatval.run.configuration import configure
 
-    names = args.method.split(",")
+    given = vars(args)
+    del given["handler"]
+    names, controlled = given.pop("method").split(","), given.pop("with_controls")
+    precision = {f.name: given.pop(f.name) for f in fields(Quantization) if f.name in given}
+    precision["start"] = {
+        f.name: given.pop(f"start_{f.name}") for f in fields(Start) if f"start_{f.name}" in given
+    }
     settled = configure(
-        variant=args.variant,
-        methods=methods.with_controls(names) if args.with_controls else names,
-        quantization=args.quantization,
-        precision=_precision(args),
-        profile=args.profile,
-        run_root=args.run_root,
-        coco_root=args.coco_root,
-        seed=args.seed,
-        checkpoint=args.checkpoint,
-        epochs=args.epochs,
-        batch=args.batch,
-        imgsz=args.imgsz,
-        batchnorm=args.batchnorm,
-        device=args.device,
-        workers=args.workers,
-        amp=args.amp,
-        image_list=args.image_list,
-        cache_dir=args.cache_dir,
-        gate_root=args.gate_root,
-        overwrite=args.overwrite,
-        fused=args.fused,
-        track=args.track,
+        methods=methods.with_controls(names) if controlled else names, precision=precision, **given
     )
     title = f"{settled.variant.name} {settled.profile.name} seed {settled.seed}"
     with Progress(title) as progress:
@@ -225,22 +217,3 @@ def run(args: argparse.Namespace) -> int:
         )
     sys.stdout.flush()
     return 0
-
-
-def _precision(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the fields of the quantization that the command line replaces."""
-    asked = {
-        "weight_bit_width": args.weight_bits,
-        "boundary_bit_width": args.boundary_bits,
-        "scale": args.scale,
-        "scaling": args.scaling,
-    }
-    replaced = {name: value for name, value in asked.items() if value is not None}
-    start = {"scale": args.start_scale, "statistics": args.start_statistics}
-    if started := {name: value for name, value in start.items() if value is not None}:
-        replaced["start"] = started
-    if args.activation_bits is not None:
-        replaced["activation_bit_width"] = (
-            args.activation_bits if args.activation_bits < 16 else None
-        )
-    return replaced

@@ -90,16 +90,9 @@ def _set_up(config: RunConfig, folders: Folders, work: Path, progress: Progress)
     )
     for folder in folders.values():
         write_dataset_folder(subset, folder.dataset)
-    arguments = {
-        **profile.overrides,
-        "epochs": profile.epochs,
-        "batch": profile.batch,
-        "imgsz": profile.imgsz,
-        "seed": config.seed,
-        "device": device_name,
-        "workers": config.workers,
-        "amp": config.amp,
-    }
+    arguments = profile.arguments(
+        seed=config.seed, device=device_name, workers=config.workers, amp=config.amp
+    )
     scorer = evaluator(subset, arguments, device, work)
     images = CalibrationImages(
         subset, calibration_images(), arguments, seed=config.seed, device=device

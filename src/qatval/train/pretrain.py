@@ -66,16 +66,7 @@ def pretrain(
         scored=("ema",),
         threads=threads,
     )
-    arguments = {
-        **schedule.overrides,
-        "epochs": schedule.epochs,
-        "batch": schedule.batch,
-        "imgsz": schedule.imgsz,
-        "seed": seed,
-        "device": device,
-        "workers": 0,
-        "amp": False,
-    }
+    arguments = schedule.arguments(seed=seed, device=device, workers=0, amp=False)
 
     def on_epoch(trainer: QatTrainer) -> None:
         value = trainer.values()["ema"]

@@ -17,7 +17,7 @@ from qatval.core.errors import UsageError
 from qatval.core.summary import AddedPart
 from qatval.quant import methods
 from qatval.quant.methods import Method, describe, method, part_names, with_controls
-from qatval.quant.methods.batchnorm import StatisticsAfter
+from qatval.quant.methods.batchnorm import OtherStatistics, Reestimated
 from qatval.quant.methods.correction import Correction
 from qatval.quant.methods.part import Part, Training
 from qatval.quant.methods.rounding import Rounding
@@ -46,7 +46,7 @@ def test_every_combination_means_what_it_says_or_is_refused(names: tuple[str, st
     found = method(name)
     assert found.name == name
     assert found.weights == ("ema" if average else "raw")
-    assert (the(StatisticsAfter, found) is not None) is (after == "bn")
+    assert (the(Reestimated, found) is not None) is (after == "bn")
     assert (the(Correction, found) is not None) is (after == "qc")
     assert found.quantized is (training != "fp32")
     assert found.is_control is (training in ("ptq", "fp32") or after == "bn")
@@ -66,8 +66,8 @@ def test_post_training_arms_train_nothing(name: str) -> None:
     assert found.quantized
     assert (the(Rounding, found) is not None) is ("gptq" in name)
     wanted = {"bn": "reestimated", "shift": "shifted"}.get(name.rpartition("+")[2])
-    statistics = the(StatisticsAfter, found)
-    assert (statistics and statistics.as_preset()) == wanted
+    statistics = the(OtherStatistics, found)
+    assert (statistics and statistics.kind) == wanted
 
 
 @pytest.mark.parametrize(

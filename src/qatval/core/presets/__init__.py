@@ -88,6 +88,11 @@ class Profile:
     batchnorm: BatchNorm = "running"
     overrides: Mapping[str, Any] = field(default_factory=dict)
 
+    def arguments(self, **run: Any) -> dict[str, Any]:
+        """Return Ultralytics' training arguments, with what a run adds (seed, device, ...)."""
+        schedule = {"epochs": self.epochs, "batch": self.batch, "imgsz": self.imgsz}
+        return {**self.overrides, **schedule, **run}
+
 
 @functools.cache
 def _presets(name: str) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from qatval.core.errors import UsageError
 from qatval.core.presets import Profile
 from qatval.core.summary import BatchNormRecord, EmaRecord, MethodRecord, QcRecord
 from qatval.quant.methods.averaging import Averaging
-from qatval.quant.methods.batchnorm import StatisticsAfter
+from qatval.quant.methods.batchnorm import OtherStatistics, Reestimated, Shifted
 from qatval.quant.methods.correction import Correction
 from qatval.quant.methods.in_float import InFloat
 from qatval.quant.methods.part import Part, Training, Weights
@@ -41,7 +41,8 @@ KINDS: tuple[type[Part], ...] = (
     Teacher,
     StabilizerPart,
     Averaging,
-    StatisticsAfter,
+    Reestimated,
+    Shifted,
     Correction,
     PostTrainingPart,
 )
@@ -131,7 +132,9 @@ class Method:
             "name": self.name,
             "averaging": given.get("averaging"),
             "correction": given.get("correction"),
-            "statistics": given.get("statistics", "kept"),
+            "statistics": next(
+                (p.kind for p in self.parts if isinstance(p, OtherStatistics)), "kept"
+            ),
             "rounding": given.get("rounding"),
             "recipe": training,
         }
@@ -190,7 +193,7 @@ def _parts() -> dict[str, Part]:
     """Return every part by name, in the order that method names have them."""
     tables = _presets()["part"]
     return {
-        name: kind.from_preset(name, table[kind.kind])
+        name: kind(name, **table[kind.kind])
         for kind in KINDS
         for name, table in tables.items()
         if kind.kind in table

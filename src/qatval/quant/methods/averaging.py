@@ -36,6 +36,7 @@ class Averaging(Part):
     ramp: float
 
     kind = "averaging"
+    works_in_float = True
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.max_decay < 1.0:
@@ -50,11 +51,6 @@ class Averaging(Part):
         """Return ``(decay, tau)`` for a run of ``steps`` optimizer steps."""
         window = max(self.window * steps, 1.0)
         return min(self.max_decay, 1.0 - 1.0 / window), min(self.max_tau, self.ramp * steps)
-
-    @property
-    def works_in_float(self) -> bool:
-        """An FP32 training is averaged in the same way."""
-        return True
 
     def training(self, before: Training | None) -> Training:
         """Return the same training: averaging takes no part in the gradient steps."""

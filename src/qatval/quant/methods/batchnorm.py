@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, ClassVar
 
 import msgspec
 
@@ -19,78 +19,81 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class StatisticsAfter(Part):
-    """Statistics of the calibration images (``bn``), or the FP32 checkpoint's moved (``shift``).
+class OtherStatistics(Part):
+    """Statistics that replace those of the training; its kind is how summaries call them."""
 
-    Attributes:
-        how: ``"reestimated"``: a control of QC, see `qatval.quant.batchnorm`; ``"shifted"``: moved
-            by what sets the model apart from the checkpoint, see `qatval.quant.anchoring`.
-    """
-
-    how: Statistics
-
-    kind = "statistics"
+    kind: ClassVar[Statistics]
+    said: ClassVar[str]
+    """What reports say became of the statistics."""
     changes_model = True
     value_before = "before_bn_value"
     stages = ("BatchNorm statistics",)
 
-    @classmethod
-    def from_preset(cls, name: str, settings: Any) -> Part:
-        """Return the part of one word."""
-        return cls(name, settings)
-
-    def as_preset(self) -> Statistics:
-        """Return the one word."""
-        return self.how
-
-    @property
-    def is_control(self) -> bool:
-        """Fresh statistics are there to be compared with QC."""
-        return self.how == "reestimated"
-
-    @property
-    def works_in_float(self) -> bool:
-        """An FP32 model can be given fresh statistics; quantization has moved none of its own."""
-        return self.how == "reestimated"
-
-    def training(self, before: Training | None) -> Training | None:
-        """Return the same training: statistics are replaced after it."""
-        if self.how == "shifted" and before is not None and not before.quantized:
-            raise UsageError(
-                "statistics are shifted by what quantization changes, and an FP32 training has none"
-            )
-        return before
-
     def check(self, others: Sequence[Part]) -> None:
         """Refuse a second kind of statistics."""
-        if any(isinstance(other, StatisticsAfter) for other in others):
+        if any(isinstance(other, OtherStatistics) for other in others):
             raise UsageError("statistics cannot become two things")
 
     def after(
         self, model: nn.Module, context: Context, record: MethodRecord
     ) -> tuple[nn.Module, MethodRecord]:
         """Return the model with other statistics."""
-        from qatval.quant.anchoring import shift_statistics
-
         context.stage("BatchNorm statistics")
-        images = context.images
-        if self.how == "reestimated":
-            model = context.reestimated()
-        else:
-            copy = deepcopy(model).to(images.device)
-            model = shift_statistics(copy, context.reference, images.pixels).cpu()
-        bn = BatchNormRecord(True, self.how, images.count)
-        return model, msgspec.structs.replace(record, bn=bn)
+        bn = BatchNormRecord(True, self.kind, context.images.count)
+        return self.replaced(model, context), msgspec.structs.replace(record, bn=bn)
+
+    def replaced(self, model: nn.Module, context: Context) -> nn.Module:
+        """Return the model with these statistics."""
+        raise NotImplementedError
 
     def announce(self, record: MethodRecord) -> MethodRecord:
         """Record what the statistics will become."""
-        return msgspec.structs.replace(record, bn=BatchNormRecord(True, self.how, None))
+        return msgspec.structs.replace(record, bn=BatchNormRecord(True, self.kind, None))
 
     @classmethod
     def describe(cls, record: MethodRecord) -> Iterator[str]:
         """Yield what became of the statistics, and on how many images."""
-        if record.bn and record.bn.enabled:
+        # Older tools know one kind and record no name of it.
+        if record.bn and record.bn.enabled and (record.bn.how or "reestimated") == cls.kind:
             images = f" on {record.bn.images} training images" if record.bn.images else ""
-            shifted = record.bn.how == "shifted"
-            how = "moved by what quantization changes" if shifted else "re-estimated"
-            yield f"BatchNorm statistics {how}{images}, nothing learned"
+            yield f"BatchNorm statistics {cls.said}{images}, nothing learned"
+
+
+@dataclass(frozen=True)
+class Reestimated(OtherStatistics):
+    """``bn``: those of the calibration images, see `qatval.quant.batchnorm`; a control of QC."""
+
+    kind = "reestimated"
+    said = "re-estimated"
+    is_control = True
+    works_in_float = True
+
+    def replaced(self, model: nn.Module, context: Context) -> nn.Module:
+        """Return the model with fresh statistics."""
+        return context.reestimated()
+
+
+@dataclass(frozen=True)
+class Shifted(OtherStatistics):
+    """``shift``: the FP32 checkpoint's, moved by what sets the model apart from it.
+
+    See `qatval.quant.anchoring`.
+    """
+
+    kind = "shifted"
+    said = "moved by what quantization changes"
+
+    def training(self, before: Training | None) -> Training | None:
+        """Return the same training, unless it is one in FP32."""
+        if before is not None and not before.quantized:
+            raise UsageError(
+                "statistics are shifted by what quantization changes, and an FP32 training has none"
+            )
+        return before
+
+    def replaced(self, model: nn.Module, context: Context) -> nn.Module:
+        """Return the model with shifted statistics."""
+        from qatval.quant.anchoring import shift_statistics
+
+        copy = deepcopy(model).to(context.images.device)
+        return shift_statistics(copy, context.reference, context.images.pixels).cpu()

@@ -12,7 +12,7 @@ from qatval.core import formatting
 from qatval.core.errors import UsageError
 from qatval.core.presets import Profile
 from qatval.core.summary import MethodRecord, QcRecord
-from qatval.quant.methods.batchnorm import StatisticsAfter
+from qatval.quant.methods.batchnorm import OtherStatistics, Reestimated
 from qatval.quant.methods.part import Context, Effect, Part
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ class Correction(Part):
     lr: float
 
     kind = "correction"
+    works_in_float = True
     changes_model = True
     value_before = "before_qc_value"
     stages = ("correction",)
@@ -42,14 +43,9 @@ class Correction(Part):
         """Return QC at the profile's own rate, where it has one."""
         return self if profile.correction_lr is None else replace(self, lr=profile.correction_lr)
 
-    @property
-    def works_in_float(self) -> bool:
-        """An FP32 model is corrected on the convolutions that quantization would reach."""
-        return True
-
     def check(self, others: Sequence[Part]) -> None:
         """Refuse other statistics: QC learns beside fixed ones."""
-        if any(isinstance(other, StatisticsAfter) for other in others):
+        if any(isinstance(other, OtherStatistics) for other in others):
             raise UsageError(
                 "QC keeps the BatchNorm statistics fixed, so it cannot be combined with other ones"
             )
@@ -123,4 +119,4 @@ class Correction(Part):
             )
 
 
-_FRESH = StatisticsAfter("bn", "reestimated")
+_FRESH = Reestimated("bn")

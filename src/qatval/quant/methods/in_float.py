@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import msgspec
 
@@ -16,16 +15,7 @@ class InFloat(Part):
     """A training in FP32."""
 
     kind = "in_float"
-
-    @classmethod
-    def from_preset(cls, name: str, settings: Any) -> Part:
-        """Return the part; it has no settings."""
-        return cls(name)
-
-    @property
-    def is_control(self) -> bool:
-        """Always."""
-        return True
+    is_control = True
 
     def training(self, before: Training | None) -> Training:
         """Return the training without quantization."""

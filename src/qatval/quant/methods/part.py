@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from qatval.core.errors import UsageError
@@ -116,6 +116,10 @@ class Part:
 
     kind: ClassVar[str]
     """Key of its table in ``methods.toml``."""
+    is_control: ClassVar[bool] = False
+    """Whether a method with this part is there to be compared with, and not under test."""
+    works_in_float: ClassVar[bool] = False
+    """Whether the FP32 control of a method has this part too."""
     changes_model: ClassVar[bool] = False
     """Whether `after` or `round` gives another model: its value then ends the run's series."""
     value_before: ClassVar[str | None] = None
@@ -123,23 +127,8 @@ class Part:
     stages: ClassVar[tuple[str, ...]] = ()
     """Stages of a run in which it makes the model; what they take is a method's cost."""
 
-    @property
-    def is_control(self) -> bool:
-        """Whether a method with this part is there to be compared with, and not under test."""
-        return False
-
-    @property
-    def works_in_float(self) -> bool:
-        """Whether the FP32 control of a method has this part too."""
-        return False
-
-    @classmethod
-    def from_preset(cls, name: str, settings: Any) -> Part:
-        """Return the part that a table of ``methods.toml`` stands for."""
-        return cls(name, **settings)
-
-    def as_preset(self) -> Any:
-        """Return what `from_preset` takes, in JSON's terms."""
+    def as_preset(self) -> dict[str, Any]:
+        """Return the part's settings, as a table of ``methods.toml`` has them."""
         return {name: value for name, value in asdict(self).items() if name != "name"}
 
     def under(self, profile: Profile) -> Part:
@@ -212,12 +201,7 @@ class ClassPart(Part):
     """
 
     implementation: str
-    settings: Mapping[str, Any]
-
-    @classmethod
-    def from_preset(cls, name: str, settings: Any) -> Part:
-        """Return the part of a table; settings may be left out of it."""
-        return cls(name, settings["implementation"], settings.get("settings", {}))
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def load(self, base: type[Any], *arguments: Any) -> Any:
         """Import the class and return an instance of it.

@@ -30,11 +30,7 @@ class Teacher(Part):
     hold_statistics: bool
 
     kind = "teacher"
-
-    @property
-    def works_in_float(self) -> bool:
-        """FP32 can be taught by itself."""
-        return True
+    works_in_float = True
 
     def training(self, before: Training | None) -> Training:
         """Return the training with this teacher."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import msgspec
 
@@ -16,16 +15,7 @@ class Untrained(Part):
     """No training at all."""
 
     kind = "untrained"
-
-    @classmethod
-    def from_preset(cls, name: str, settings: Any) -> Part:
-        """Return the part; it has no settings."""
-        return cls(name)
-
-    @property
-    def is_control(self) -> bool:
-        """Always."""
-        return True
+    is_control = True
 
     def training(self, before: Training | None) -> None:
         """Return None: nothing is trained."""
