@@ -1,4 +1,4 @@
-"""The second opinion on a model's detections: pycocotools, on the subset's own annotation file.
+"""Score detections with pycocotools, as a check of Ultralytics' mAP.
 
 The primary metric is Ultralytics' mAP. The two protocols differ in what they look at. COCO's takes
 boxes clipped to the image, 100 of them per image, and ignores those in crowd regions; Ultralytics

@@ -33,7 +33,7 @@ with warnings.catch_warnings():
 
 
 class PerColumn:
-    """Two parts of Brevitas' roundings done otherwise, that took most of their time.
+    """Faster versions of two methods of Brevitas' column-wise rounding algorithms.
 
     The patches of an input are taken by torch; Brevitas takes them by a convolution with one-hot
     kernels, group by group, of which a depthwise layer has up to 256. And a column is rounded by

@@ -1,4 +1,4 @@
-"""Latent weights: what training moves, and the grids that its forward rounds it to."""
+"""The latent weights of a fake-quantized model, their scales, grids and integer codes."""
 
 from __future__ import annotations
 

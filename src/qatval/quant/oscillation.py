@@ -1,4 +1,4 @@
-"""Oscillation of quantized weights: how often their codes turn back.
+"""Oscillation of quantized weights: how often their integer codes reverse.
 
 A latent weight that the loss wants between two codes is pushed to and fro over the rounding
 threshold between them, and its code with it (Nagel et al., *Overcoming Oscillations in

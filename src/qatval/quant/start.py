@@ -1,4 +1,4 @@
-"""What happens between an FP32 checkpoint and the first training step.
+"""Scales and BatchNorm statistics of the first training step.
 
 Rounding a weight to 4 bits moves the mean and the variance of every channel behind it, and the
 BatchNorm there goes on with the statistics of the weight as it was. On a YOLOv10n trained on COCO

@@ -1,4 +1,4 @@
-"""What a training is told and what it leaves: two files in its work directory.
+"""The plan of a training and its result, one JSON file each in its work directory.
 
 Ultralytics starts a multi-GPU training again in worker processes, which know nothing but the
 directory.
@@ -101,22 +101,22 @@ class Trajectory:
 
 
 def read_trajectory(directory: Path) -> Trajectory:
-    """Return what a training has left in its work directory so far."""
+    """Read the result of the training in a work directory, as far as it has got."""
     return msgspec.json.decode((directory / "trajectory.json").read_bytes(), type=Trajectory)
 
 
 def read_plan(directory: Path) -> TrainingPlan:
-    """Return what the training in a work directory is told."""
+    """Read the plan of the training in a work directory."""
     return msgspec.json.decode((directory / "plan.json").read_bytes(), type=TrainingPlan)
 
 
 def write_plan(directory: Path, plan: TrainingPlan) -> None:
-    """Tell the training in a work directory what to do."""
+    """Write the plan of a training into its work directory."""
     _write_json(directory / "plan.json", plan)
 
 
 def write_trajectory(directory: Path, trajectory: Trajectory) -> None:
-    """Leave what a training has come to."""
+    """Write the result of a training into its work directory."""
     _write_json(directory / "trajectory.json", trajectory)
 
 
