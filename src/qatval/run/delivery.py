@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -17,7 +16,6 @@ from msgspec.structs import replace
 
 from qatval.core.files import atomic_write, sha256_of
 from qatval.core.measurements import (
-    BatchNormDrift,
     Bootstrap,
     CocoMetrics,
     Coverage,
@@ -25,7 +23,7 @@ from qatval.core.measurements import (
     LayerCoverage,
 )
 from qatval.core.progress import Progress
-from qatval.core.summary import MethodRecord, RunSummary
+from qatval.core.summary import RunSummary
 from qatval.data.coco_protocol import TOLERANCE, CocoResult, evaluate_coco
 from qatval.quant.batchnorm import drift
 from qatval.quant.integer import integer_layers
@@ -61,22 +59,20 @@ def deliver(
         series += [math.nan if record.value is None else record.value for record in history]
     failed: list[FailedCheck] = []
     if trajectory is None or trajectory.stopped is None:
-        delivered = _make(config, method, folder, trained, progress, summary.method)
-        summary = _with_delivered(summary, folder, delivered, len(setup.subset.val))
-        value = delivered.evaluation.value
+        summary, final, coco = _make(config, method, folder, trained, progress, summary)
         change = next((part for part in method.parts if part.changes_model), None)
         if change is None:
-            failed += _check_reload(series[-1], value, setup.device)
+            failed += _check_reload(series[-1], final.value, setup.device)
         else:
             if change.value_before is not None:
                 before = {change.value_before: series[-1]}
                 summary = replace(summary, metrics=replace(summary.metrics, **before))
-            series.append(value)
-        failed += _check_protocols(delivered.evaluation, delivered.coco)
+            series.append(final.value)
+        failed += _check_protocols(final, coco)
     summary = finished(summary, series, failed)
     folder.finish(summary)
-    final = summary.metrics.final_value
-    shown = "not a number" if final is None else f"{final:.4f}"
+    value = summary.metrics.final_value
+    shown = "not a number" if value is None else f"{value:.4f}"
     progress.milestone(f"{method.name}: final mAP50-95 {shown}, {summary.status}")
 
 
@@ -159,27 +155,15 @@ def _coverage(layers: Sequence[LayerCoverage]) -> Coverage:
     )
 
 
-@dataclass(frozen=True)
-class _Delivered:
-    """The deployable model as it was measured, loaded from its file."""
-
-    method: MethodRecord
-    batchnorm: BatchNormDrift
-    levels: int | None
-    weights: str
-    evaluation: Evaluation
-    coco: CocoResult
-
-
 def _make(
     config: RunConfig,
     method: Method,
     folder: RunFolder,
     trained: TrainedModels,
     progress: Progress,
-    record: MethodRecord,
-) -> _Delivered:
-    """Make the method's deployable model and score it as loaded from its file."""
+    summary: RunSummary,
+) -> tuple[RunSummary, Evaluation, CocoResult]:
+    """Make the method's deployable model, score it as loaded from its file, and record that."""
 
     def enter(stage: str, steps: int | None = None) -> None:
         folder.enter(stage)
@@ -204,6 +188,7 @@ def _make(
     model = trained.frozen(method, context)
     enter("BatchNorm drift", len(setup.images))
     batchnorm = drift(model, trained.reestimated(method), setup.images.count)
+    record = summary.method
     for part in method.parts:
         model, record = part.after(model, context, record)
     enter("final evaluation")
@@ -223,30 +208,17 @@ def _make(
     enter("second protocol")
     coco = evaluate_coco(subset.val_annotations, final.detections, seed=_BOOTSTRAP_SEED)
     atomic_write(folder.predictions, json.dumps(coco.detections, separators=(",", ":")))
-    levels = [layer.levels_per_scale for layer in integer_layers(model).values()]
-    return _Delivered(
-        method=record,
-        batchnorm=batchnorm,
-        levels=max(levels, default=None),
-        weights=folder.relative(file),
-        evaluation=final,
-        coco=coco,
-    )
-
-
-def _with_delivered(
-    summary: RunSummary, folder: RunFolder, delivered: _Delivered, val_images: int
-) -> RunSummary:
-    final, coco, quantization = delivered.evaluation, delivered.coco, summary.quantization
     assert final.interpolated is not None
+    quantization = summary.quantization
     if quantization.coverage is not None:
-        coverage = replace(quantization.coverage, max_levels_per_scale=delivered.levels)
+        levels = max(layer.levels_per_scale for layer in integer_layers(model).values())
+        coverage = replace(quantization.coverage, max_levels_per_scale=levels)
         quantization = replace(quantization, coverage=coverage)
-    return replace(
+    summary = replace(
         summary,
         quantization=quantization,
-        method=delivered.method,
-        batchnorm=delivered.batchnorm,
+        method=record,
+        batchnorm=batchnorm,
         metrics=replace(
             summary.metrics,
             map50=final.metrics["metrics/mAP50(B)"],
@@ -262,16 +234,17 @@ def _with_delivered(
             ),
             bootstrap=Bootstrap(
                 _BOOTSTRAP_SEED,
-                val_images,
+                len(subset.val),
                 tuple(round(float(value), 6) for value in coco.bootstrap),
             ),
         ),
         artifacts=replace(
             summary.artifacts,
-            weights=delivered.weights,
+            weights=folder.relative(file),
             predictions=folder.relative(folder.predictions),
         ),
     )
+    return summary, final, coco
 
 
 def _check_reload(before: float, reloaded: float, device: torch.device) -> list[FailedCheck]:
