@@ -10,6 +10,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import functools
+import gc
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,17 @@ import pytest
 
 if TYPE_CHECKING:  # most of the tests load no torch
     from torch import nn
+
+
+def pytest_collection_finish() -> None:
+    """Leave all that is imported out of garbage collections: they would walk it again and again."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    """Give it back, or Triton reports its own as leaked."""
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import filelock
 
+_POLL_S = 0.1
+
 
 @contextlib.contextmanager
 def gpu_slot(locks: Path, *, gpus: int, runs_per_gpu: int) -> Iterator[str]:
@@ -36,4 +38,4 @@ def gpu_slot(locks: Path, *, gpus: int, runs_per_gpu: int) -> Iterator[str]:
             finally:
                 lock.release()
             return
-        time.sleep(1.0)
+        time.sleep(_POLL_S)

@@ -10,39 +10,15 @@ from typing import Any
 
 import pytest
 
-# Runs in a process of its own and leaves a line in a log for each annotation file it decodes.
-BUILD = """
-import sys, time
-from pathlib import Path
-from qatval.data import cache, subset
-
-root, cache_dir, log, stop_in = sys.argv[1:]
-read = cache.read_annotations
-
-def logged(path):
-    with open(log, "a") as file:
-        file.write(f"{path.name}\\n")
-    time.sleep(0.3)
-    return read(path)
-
-cache.read_annotations = logged
-if stop_in:
-    def stop(*args):
-        Path(log).with_suffix(".stopped").touch()
-        time.sleep(60)
-    setattr(subset, stop_in, stop)
-built = subset.build_subset(
-    Path(root), train_images=10, val_images=5, seed=0, cache_dir=Path(cache_dir)
-)
-print(built.identity["train"]["image_ids_sha256"], len(built.train), built.directory.name)
-"""
+PROGRAM = Path(__file__).with_name("build_process.py")
 
 
-def start(root: Path, cache_dir: Path, log: Path, stop_in: str = "") -> subprocess.Popen[str]:
+def start(
+    root: Path, cache_dir: Path, log: Path, *, pause: float = 0.0, stop_in: str = ""
+) -> subprocess.Popen[str]:
+    arguments = map(str, (root, cache_dir, log, pause, stop_in))
     return subprocess.Popen(
-        [sys.executable, "-c", BUILD, str(root), str(cache_dir), str(log), stop_in],
-        stdout=subprocess.PIPE,
-        text=True,
+        [sys.executable, PROGRAM, *arguments], stdout=subprocess.PIPE, text=True
     )
 
 
@@ -52,9 +28,17 @@ def finish(process: subprocess.Popen[str]) -> str:
     return output
 
 
+def wait_for(file: Path) -> None:
+    deadline = time.monotonic() + 30
+    while not file.exists():
+        assert time.monotonic() < deadline, f"{file.name} never came"
+        time.sleep(0.01)
+
+
 def test_four_processes_build_once(write_coco: Any, cache_dir: Path, tmp_path: Path) -> None:
     root, log = write_coco(), tmp_path / "log"
-    processes = [start(root, cache_dir, log) for _ in range(4)]
+    # The pause is for the others to come while the first is at it.
+    processes = [start(root, cache_dir, log, pause=0.3) for _ in range(4)]
     outputs = [finish(process) for process in processes]
     assert len(set(outputs)) == 1
     assert sorted(log.read_text().split()) == [
@@ -69,15 +53,16 @@ def test_a_killed_builder_leaves_nothing_in_the_way(
     write_coco: Any, cache_dir: Path, tmp_path: Path, stop_in: str
 ) -> None:
     root, log = write_coco(), tmp_path / "log"
-    doomed = start(root, cache_dir, log, stop_in)
-    deadline = time.monotonic() + 30
-    while not log.with_suffix(".stopped").exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
+    doomed = start(root, cache_dir, log, stop_in=stop_in)
+    wait_for(log.with_suffix(".stopped"))
+    log.with_suffix(".ready").unlink()
     waiting = start(root, cache_dir, log)
-    time.sleep(0.2)
+    wait_for(log.with_suffix(".ready"))
+    time.sleep(0.05)  # to the lock it is not far from there
     # In the middle of building: the temporary folder is there, the entry is not.
     assert list((cache_dir / "subsets").glob(".*.partial"))
     assert not [p for p in (cache_dir / "subsets").iterdir() if not p.name.startswith(".")]
+    assert waiting.poll() is None
     doomed.kill()
     doomed.communicate()
     assert finish(waiting).split()[1] == "10"

@@ -239,7 +239,7 @@ def test_a_list_replaces_the_rule(write_coco: Any, build: Build, tmp_path: Path)
 
 def test_few_files(write_coco: Any, build: Build, cache_dir: Path) -> None:
     build(write_coco())
-    assert sum(path.is_file() for path in cache_dir.rglob("*")) <= 10
+    assert 4 < sum(path.is_file() for path in cache_dir.rglob("*")) <= 10
 
 
 def test_dropped_boxes_are_told(

@@ -31,7 +31,7 @@ def test_who_finds_none_free_waits(tmp_path: Path) -> None:
     with gpu_slot(tmp_path, gpus=1, runs_per_gpu=1):
         waiting = threading.Thread(target=second)
         waiting.start()
-        time.sleep(0.2)
+        time.sleep(0.15)  # it has asked for a place once or twice
         order.append("first")
     waiting.join(10)
     assert order == ["first", "second"]
