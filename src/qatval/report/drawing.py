@@ -6,7 +6,7 @@ Lengths are in the units of the drawing, whose width is `WIDTH`. Methods are tol
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from qatval.analysis.document import Role
 
@@ -23,9 +23,7 @@ _SHAPES = {
     "star": "m0-6.4l1.8 4.2 4.4.3-3.4 2.9 1 4.4-3.8-2.4-3.8 2.4 1-4.4-3.4-2.9 4.4-.3z",
 }
 # As many as report.css has. The counts share no divisor, so that equal pairs come late.
-_COLOURS = 6
-_DASHES = 5
-_GREY = _COLOURS
+_COLOURS, _DASHES = 6, 5
 
 
 @dataclass(frozen=True)
@@ -54,8 +52,8 @@ class Style:
         return _SHAPES[self.shape]
 
 
-SERIES = Style(_GREY, "circle", 0), Style(_GREY, "square", 1, hollow=True)
-"""Of two lines that belong to no method."""
+SERIES = Style(_COLOURS, "circle", 0), Style(_COLOURS, "square", 1, hollow=True)
+"""Of two lines that belong to no method, in grey."""
 
 
 def styles(roles: Mapping[str, Role]) -> dict[str, Style]:
@@ -64,10 +62,10 @@ def styles(roles: Mapping[str, Role]) -> dict[str, Style]:
     Args:
         roles: Of all methods, in the order in which a reader meets them.
     """
-    tested = [name for name, role in roles.items() if role == "method"]
-    controls = [name for name, role in roles.items() if role == "control"]
-    return {name: _style(index, hollow=False) for index, name in enumerate(tested)} | {
-        name: _style(index, hollow=True) for index, name in enumerate(controls)
+    return {
+        name: _style(index, hollow=role == "control")
+        for role in ("method", "control")
+        for index, name in enumerate(name for name, own in roles.items() if own == role)
     }
 
 
@@ -137,18 +135,17 @@ class Chart:
 
     title: str
     description: str
-    height: float
     left: float
-    right: float
-    top: float
     bottom: float
     x_ticks: Sequence[Tick]
     y_ticks: Sequence[Tick]
     x_label: str
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
+    top: float = 14.0
+    right: float = WIDTH - 12.0
     rules: bool = True
     curves: Sequence[Curve] = ()
     segments: Sequence[Segment] = ()
     marks: Sequence[Mark] = ()
-    width: float = field(default=WIDTH)
+    width: float = WIDTH

@@ -57,7 +57,6 @@ def _values(group: Group, entries: Sequence[RunEntry], styles: Mapping[str, Styl
             for key, label, measured in reference_values(group)
             if measured is not None
         ],
-        join=True,
         header=["method", "seed", "final mAP 50-95"],
         table=table,
     )
@@ -67,17 +66,6 @@ def net_chart(effects: Sequence[NetEffect], styles: Mapping[str, Style]) -> Char
     """Return the chart of a group's net effects, None if it has none."""
     if not effects:
         return None
-    table = []
-    for effect in effects:
-        table += [
-            [_label(effect), str(pair.seed), *_gains(pair), _with_error(pair)]
-            for pair in effect.pairs
-        ]
-    table += [
-        [_label(effect), "all, 95 %", *_gains(effect), _mean(effect)]
-        for effect in effects
-        if effect.interval is not None
-    ]
     return dot_chart(
         "Net effects",
         "What a method gains less what its control gains: the same averaging or correction in "
@@ -87,7 +75,10 @@ def net_chart(effects: Sequence[NetEffect], styles: Mapping[str, Style]) -> Char
         x_label="net gain in mAP 50-95",
         levels=[Level("control gains as much", 0.0, "zero")],
         header=["gain", "seed", "gain", "control's gain", "net ± standard error over images"],
-        table=table,
+        table=[
+            *(numbers for effect in effects for numbers in _of_seeds(effect)),
+            *(numbers for effect in effects for numbers in _over_seeds(effect)),
+        ],
     )
 
 
@@ -96,12 +87,6 @@ def _differences(
 ) -> Chart | None:
     if not differences:
         return None
-    table = []
-    for difference in differences:
-        label = _label(difference)
-        table += [[label, str(pair.seed), _with_error(pair)] for pair in difference.pairs]
-        if difference.interval is not None:
-            table.append([label, "all, 95 %", _mean(difference)])
     return dot_chart(
         "Paired differences",
         "A dot per seed, a bar across at the mean, a bar along for the 95 % interval over seeds "
@@ -110,7 +95,7 @@ def _differences(
         x_label="difference in mAP 50-95",
         levels=[Level("no difference", 0.0, "zero")],
         header=["difference", "seed", "mAP 50-95 ± standard error over images"],
-        table=table,
+        table=[line for d in differences for line in (*_of_seeds(d), *_over_seeds(d))],
     )
 
 
@@ -139,15 +124,20 @@ def _label(contrast: Contrast) -> str:
     return f"{contrast.method} − {contrast.reference}{net}"
 
 
-def _gains(measured: NetEffect | NetPair) -> Iterable[str]:
-    return formatting.signed(measured.gain), formatting.signed(measured.control_gain)
+def _of_seeds(contrast: Contrast) -> Iterable[list[str]]:
+    for pair in contrast.pairs:
+        error = "" if pair.image_error is None else f" ± {formatting.value(pair.image_error)}"
+        difference = formatting.signed(pair.difference) + error
+        yield [_label(contrast), str(pair.seed), *_gains(pair), difference]
 
 
-def _with_error(pair: Pair | NetPair) -> str:
-    error = pair.image_error
-    over_images = "" if error is None else f" ± {formatting.value(error)}"
-    return formatting.signed(pair.difference) + over_images
+def _over_seeds(contrast: Contrast) -> Iterable[list[str]]:
+    if contrast.interval is not None:
+        mean = f"{formatting.signed(contrast.mean)} {formatting.interval(contrast.interval)}"
+        yield [_label(contrast), "all, 95 %", *_gains(contrast), mean]
 
 
-def _mean(contrast: Contrast) -> str:
-    return f"{formatting.signed(contrast.mean)} {formatting.interval(contrast.interval)}"
+def _gains(measured: Contrast | Pair | NetPair) -> list[str]:
+    if isinstance(measured, PairedDifference | Pair):
+        return []
+    return [formatting.signed(measured.gain), formatting.signed(measured.control_gain)]
