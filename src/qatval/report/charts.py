@@ -62,17 +62,20 @@ def line_chart(
     levels: Sequence[Level] = (),
     zero: bool = False,
     show: Callable[[float], str],
-) -> Chart:
-    """Draw values over epochs.
+) -> Chart | None:
+    """Draw values over epochs, None where nothing was measured.
 
     Args:
         title, description: Of the chart, for every reader.
-        series: At least one measured point in all of them together.
+        series: Those without a measured point are left out.
         x_names: What single positions are called instead of the number of an epoch.
         levels: Horizontal lines.
         zero: Whether the vertical axis starts at 0.
         show: How a value is written.
     """
+    series = [s for s in series if any(y is not None for _, y in s.points)]
+    if not series:
+        return None
     bottom, named = 196.0, x_names or {}
     measured = [(x, y) for s in series for x, y in s.points if y is not None]
     values = [y for _, y in measured] + [level.value for level in levels]
@@ -121,8 +124,8 @@ def dot_chart(
     levels: Sequence[Level] = (),
     header: Sequence[str],
     table: Sequence[Sequence[str]],
-) -> Chart:
-    """Draw a line of dots per row, e.g. a method's value with each seed.
+) -> Chart | None:
+    """Draw a line of dots per row, e.g. a method's value with each seed; None without rows.
 
     Args:
         title, description: Of the chart, for every reader.
@@ -131,6 +134,8 @@ def dot_chart(
         levels: Vertical lines with a meaning.
         header, table: The numbers.
     """
+    if not rows:
+        return None
     pitch, top = 38.0, Chart.top + 16.0 * len(levels)
     bottom = top + pitch * len(rows)
     names = [_lines(row.label) for row in rows]
@@ -179,8 +184,8 @@ def range_chart(
     header: Sequence[str],
     show: Callable[[float], str],
     table: Sequence[Sequence[str]] | None = None,
-) -> Chart:
-    """Draw a vertical bar per layer, in the order of the network, about what changes nothing.
+) -> Chart | None:
+    """Draw a vertical bar per layer, in the order of the network; None without layers.
 
     Args:
         title, description: Of the chart, for every reader.
@@ -190,10 +195,11 @@ def range_chart(
         show: How an end is written.
         table: The numbers, by default the ends of the bars.
     """
+    if not ranges:
+        return None
     bottom, right = 156.0, Chart.right
-    left, y_at, y_ticks = _y_axis(
-        [unchanged, *(end for _, *ends in ranges for end in ends)], bottom
-    )
+    ends = [end for _, *both in ranges for end in both]
+    left, y_at, y_ticks = _y_axis([unchanged, *ends], bottom)
     x_at = _scale(-1.0, float(len(ranges)), left, right)
     return Chart(
         title,

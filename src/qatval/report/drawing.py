@@ -32,12 +32,12 @@ class Style:
 
     Attributes:
         colour, dash: Numbers of a colour and of a line pattern in ``report.css``.
-        shape: Name of the marker.
+        marker: About the current point, as the data of a path.
         hollow: Whether markers are hollow and lines thin, both greyish, as those of controls.
     """
 
     colour: int
-    shape: str
+    marker: str
     dash: int
     hollow: bool = False
 
@@ -46,13 +46,11 @@ class Style:
         """Return the CSS classes that give a line or a marker its colour."""
         return f"c{self.colour}{' hollow' if self.hollow else ''}"
 
-    @property
-    def marker(self) -> str:
-        """Return the marker about the current point, as the data of a path."""
-        return _SHAPES[self.shape]
 
-
-SERIES = Style(_COLOURS, "circle", 0), Style(_COLOURS, "square", 1, hollow=True)
+SERIES = (
+    Style(_COLOURS, _SHAPES["circle"], 0),
+    Style(_COLOURS, _SHAPES["square"], 1, hollow=True),
+)
 """Of two lines that belong to no method, in grey."""
 
 
@@ -73,7 +71,7 @@ def _style(index: int, *, hollow: bool) -> Style:
     # of the first 28 no two are alike without their colours either, of the first 168 with them
     shift = index + index // (_COLOURS * len(_SHAPES))
     dash = 1 + shift % (_DASHES - 1) if hollow else shift % _DASHES
-    return Style(index % _COLOURS, [*_SHAPES][index % len(_SHAPES)], dash, hollow)
+    return Style(index % _COLOURS, [*_SHAPES.values()][index % len(_SHAPES)], dash, hollow)
 
 
 @dataclass(frozen=True)

@@ -37,15 +37,12 @@ def _values(group: Group, entries: Sequence[RunEntry], styles: Mapping[str, Styl
             continue
         name, dots = method.method, []
         for entry in entries:
-            if entry.method != name or entry.final_value is None:
-                continue
-            held, value = entry.outcome == "stable", formatting.value(entry.final_value)
-            title = f"{name}, seed {entry.seed}: {value}{'' if held else f', {entry.outcome}'}"
-            dots.append((entry.final_value, title, not held, entry.trajectory or entry.run_id))
-            table.append([name, str(entry.seed), value])
+            if entry.method == name and entry.final_value is not None:
+                held, value = entry.outcome == "stable", formatting.value(entry.final_value)
+                title = f"{name}, seed {entry.seed}: {value}{'' if held else f', {entry.outcome}'}"
+                dots.append((entry.final_value, title, not held, entry.trajectory or entry.run_id))
+                table.append([name, str(entry.seed), value])
         rows.append(Row(name, styles[name], dots, method.final_value.mean))
-    if not rows:
-        return None
     return dot_chart(
         "Final mAP 50-95 of every run",
         "A dot per run, a bar at each method's mean; thin lines join runs of one training. "
@@ -64,8 +61,6 @@ def _values(group: Group, entries: Sequence[RunEntry], styles: Mapping[str, Styl
 
 def net_chart(effects: Sequence[NetEffect], styles: Mapping[str, Style]) -> Chart | None:
     """Return the chart of a group's net effects, None if it has none."""
-    if not effects:
-        return None
     return dot_chart(
         "Net effects",
         "What a method gains less what its control gains: the same averaging or correction in "
@@ -85,8 +80,6 @@ def net_chart(effects: Sequence[NetEffect], styles: Mapping[str, Style]) -> Char
 def _differences(
     differences: Sequence[PairedDifference], styles: Mapping[str, Style]
 ) -> Chart | None:
-    if not differences:
-        return None
     return dot_chart(
         "Paired differences",
         "A dot per seed, a bar across at the mean, a bar along for the 95 % interval over seeds "
@@ -102,13 +95,8 @@ def _differences(
 def _row(contrast: Contrast, styles: Mapping[str, Style]) -> Row:
     label = _label(contrast)
     dots = [
-        (
-            pair.difference,
-            f"{label}, seed {pair.seed}: {formatting.signed(pair.difference)}",
-            False,
-            None,
-        )
-        for pair in contrast.pairs
+        (it.difference, f"{label}, seed {it.seed}: {formatting.signed(it.difference)}", False, None)
+        for it in contrast.pairs
     ]
     name = net_name(contrast) if isinstance(contrast, NetEffect) else label
     return Row(name, styles[contrast.method], dots, contrast.mean, contrast.interval)

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import jinja2
 import markupsafe
 
-from qatval.analysis.document import Comparison, Group, RunEntry
+from qatval.analysis.document import Comparison, Group
 from qatval.analysis.effects import method_order
 from qatval.analysis.runs import LoadedRun
 from qatval.core import formatting
@@ -60,8 +60,6 @@ def render_html(document: Comparison, runs: Sequence[LoadedRun]) -> str:
     )
     environment.filters |= {
         "value": formatting.value,
-        "signed": formatting.signed,
-        "interval": formatting.interval,
         "percent": formatting.percent,
         "counted": formatting.count,
         "sentence": lambda text: text[:1].upper() + text[1:],
@@ -124,9 +122,7 @@ def _group(
     members = [loaded[entry.run_id] for entry in entries]
     seeds = sorted({entry.seed for entry in entries})
     columns = seeds if len(seeds) <= _SEED_COLUMNS else []
-    by_cell: dict[tuple[str, int], list[RunEntry]] = {}
-    for entry in entries:
-        by_cell.setdefault((entry.method, entry.seed), []).append(entry)
+    latest = {(entry.method, entry.seed): entry for entry in entries}
     coverages = [m.summary.quantization.coverage for m in members if m.completed]
     controls = {entry.method for entry in group.methods if entry.role == "control"}
     many = len(group.methods) > max(OPEN_METHODS, len(controls))
@@ -136,7 +132,7 @@ def _group(
         "seeds": columns,
         "facts": _group_facts(group),
         "rows": [
-            (method, [by_cell.get((method.method, seed), []) for seed in columns])
+            (method, [latest.get((method.method, seed)) for seed in columns])
             for method in group.methods
         ],
         "reference_values": reference_values(group),

@@ -32,6 +32,7 @@ def run_facts(run: LoadedRun) -> list[tuple[str, str]]:
     oscillation, batchnorm = summary.oscillation, summary.batchnorm
     ema = summary.method.ema if summary.method.ema.enabled else None
     environment, timings = summary.environment or {}, summary.timings or {}
+    start = metrics.value("start_value") if run.trained else None
     facts = [
         ("best", formatting.value(metrics.best_value)),
         ("final", formatting.value(metrics.final_value)),
@@ -40,11 +41,7 @@ def run_facts(run: LoadedRun) -> list[tuple[str, str]]:
     if run.quantized:
         facts.append((f"untrained {run.mode}", formatting.value(metrics.value("ptq_value"))))
     optional: list[tuple[str, Any, Callable[..., str]]] = [
-        (
-            "start of training",
-            metrics.value("start_value") if run.trained else None,
-            formatting.value,
-        ),
+        ("start of training", start, formatting.value),
         ("final of FP32", run.kept, formatting.percent),
         ("before QC", metrics.before_qc_value, formatting.value),
         ("before re-estimation", metrics.before_bn_value, formatting.value),
@@ -66,7 +63,7 @@ def run_charts(run: LoadedRun, style: Style) -> list[Chart]:
     charts = [
         _accuracy(run, history, style),
         _losses(history),
-        *(_corrections(summary.method.qc.changes) if summary.method.qc.changes else ()),
+        *_corrections(summary.method.qc.changes or {}),
         *(_oscillation(summary.oscillation) if summary.oscillation else ()),
         _batchnorm(summary.batchnorm) if summary.batchnorm else None,
     ]
@@ -85,7 +82,7 @@ def _accuracy(run: LoadedRun, history: Sequence[EpochRecord], style: Style) -> C
         after = points[-1][0] + 1
         points.append((after, run.final))
         names[after] = step
-    if metrics.best_value is None or not any(y is not None for _, y in points):
+    if metrics.best_value is None:
         return None
     levels = [Level("collapse", COLLAPSE_THRESHOLD_RATIO * metrics.best_value, "collapse")]
     for label, metric in (("FP32", "fp32_value"), (f"untrained {run.mode}", "ptq_value")):
@@ -104,14 +101,10 @@ def _accuracy(run: LoadedRun, history: Sequence[EpochRecord], style: Style) -> C
 
 def _losses(history: Sequence[EpochRecord]) -> Chart | None:
     sums = [(epoch.epoch, _summed(epoch, "train/"), _summed(epoch, "val/")) for epoch in history]
-    series = _two(("training", "validation"), sums)
-    series = [s for s in series if any(y is not None for _, y in s.points)]
-    if not series:
-        return None
     return line_chart(
         "Loss per epoch",
         "Sum of the detection losses, on training and on validation images.",
-        series,
+        _two(("training", "validation"), sums),
         show="{:.2f}".format,
     )
 
@@ -132,7 +125,7 @@ def _summed(epoch: EpochRecord, prefix: str) -> float | None:
     return sum(parts) if parts else None
 
 
-def _corrections(changes: dict[str, QcChange]) -> list[Chart]:
+def _corrections(changes: dict[str, QcChange]) -> list[Chart | None]:
     return [
         range_chart(
             "What QC changed: gamma",
@@ -152,50 +145,40 @@ def _corrections(changes: dict[str, QcChange]) -> list[Chart]:
     ]
 
 
-def _oscillation(found: Oscillation) -> list[Chart]:
-    charts, epochs = [], found.epochs
-    if epochs:
-        shares = [(e.epoch, e.oscillating, e.near_threshold) for e in epochs]
-        steps = [(e.epoch, e.change_rate, e.reversal_rate) for e in epochs]
-        charts += [
-            line_chart(
-                "Oscillation: weights",
-                "Share of the weights that oscillate, and of those within 0.05 steps of a rounding "
-                "threshold: 10 %, the dotted line, if they were spread evenly. These are the raw "
-                "weights, which all methods of a training share.",
-                _two(("oscillating", "near a threshold"), shares),
-                levels=[Level("", 0.1, "even")],
-                show=formatting.percent,
-                zero=True,
-            ),
-            line_chart(
-                "Oscillation: steps",
-                "Share of the weights that change their integer code in a step, and that change it "
-                "against their last direction.",
-                _two(("change their code", "turn back"), steps),
-                show=formatting.percent,
-                zero=True,
-            ),
-        ]
-    if found.layers:
-        charts.append(
-            range_chart(
-                "Oscillation: layers",
-                "Share of each layer's weights that oscillate at the end.",
-                [(layer.name, 0.0, layer.oscillating) for layer in found.layers],
-                header=[*_LAYER_COLUMNS],
-                show=formatting.percent,
-                table=[
-                    [write(layer) for write in _LAYER_COLUMNS.values()] for layer in found.layers
-                ],
-            )
-        )
-    return charts
+def _oscillation(found: Oscillation) -> list[Chart | None]:
+    shares = [(e.epoch, e.oscillating, e.near_threshold) for e in found.epochs]
+    steps = [(e.epoch, e.change_rate, e.reversal_rate) for e in found.epochs]
+    return [
+        line_chart(
+            "Oscillation: weights",
+            "Share of the weights that oscillate, and of those within 0.05 steps of a rounding "
+            "threshold: 10 %, the dotted line, if they were spread evenly. These are the raw "
+            "weights, which all methods of a training share.",
+            _two(("oscillating", "near a threshold"), shares),
+            levels=[Level("", 0.1, "even")],
+            show=formatting.percent,
+            zero=True,
+        ),
+        line_chart(
+            "Oscillation: steps",
+            "Share of the weights that change their integer code in a step, and that change it "
+            "against their last direction.",
+            _two(("change their code", "turn back"), steps),
+            show=formatting.percent,
+            zero=True,
+        ),
+        range_chart(
+            "Oscillation: layers",
+            "Share of each layer's weights that oscillate at the end.",
+            [(layer.name, 0.0, layer.oscillating) for layer in found.layers],
+            header=[*_LAYER_COLUMNS],
+            show=formatting.percent,
+            table=[[write(layer) for write in _LAYER_COLUMNS.values()] for layer in found.layers],
+        ),
+    ]
 
 
 def _batchnorm(drift: BatchNormDrift) -> Chart | None:
-    if not drift.layers:
-        return None
     return range_chart(
         "BatchNorm drift",
         "KL divergence of each layer's running statistics from re-estimated ones, from its mean "

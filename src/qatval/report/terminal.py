@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from itertools import zip_longest
 from textwrap import wrap
 
-from qatval.analysis.document import Comparison, Gate, Group, MethodEntry, RunEntry, Spread
+from qatval.analysis.document import Comparison, Group, MethodEntry, RunEntry, Spread
 from qatval.core import formatting
 from qatval.core.quantization import FLOAT_MODE
 from qatval.core.stability import LEAST_SHARE_OF_FP32
@@ -23,11 +23,14 @@ def terminal_table(comparison: Comparison) -> str:
         "\n".join(_group(group, [run for run in comparison.runs if group.name in run.groups]))
         for group in comparison.groups
     ]
-    return "\n\n".join([*blocks, "\n".join(_gate(comparison.gate))]) + "\n"
+    gate = f"yolo10m gate: {'open' if comparison.gate.yolo10m_allowed else 'closed'}"
+    blocks.append("\n  ".join([gate, *comparison.gate.reasons]))
+    return "\n\n".join(blocks) + "\n"
 
 
 def _group(group: Group, runs: Sequence[RunEntry]) -> Iterable[str]:
-    yield f"{group.name}: mAP 50-95 on {_validation_images(group)}"
+    images = group.conditions["dataset"]["val_images"]
+    yield f"{group.name}: mAP 50-95 on {'all' if images is None else images} validation images"
     if group.not_comparable_with:
         differing = ", ".join(difference.field for difference in group.differs_in[:3])
         yield _cut(f"  not comparable with {group.not_comparable_with}: differs in {differing}")
@@ -117,17 +120,6 @@ def _of_seed(runs: Sequence[RunEntry]) -> str:
     last = completed[-1]
     mark = "" if last.outcome == "stable" else "!"
     return formatting.value(last.final_value) + mark
-
-
-def _validation_images(group: Group) -> str:
-    images = group.conditions["dataset"]["val_images"]
-    return "all validation images" if images is None else f"{images} validation images"
-
-
-def _gate(gate: Gate) -> Iterable[str]:
-    yield f"yolo10m gate: {'open' if gate.yolo10m_allowed else 'closed'}"
-    for reason in gate.reasons:
-        yield f"  {reason}"
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> Iterable[str]:
