@@ -50,7 +50,7 @@ def run_facts(run: LoadedRun) -> list[tuple[str, str]]:
         ("oscillating weights", oscillation and oscillation.oscillating, formatting.percent),
         ("BatchNorm drift", batchnorm and batchnorm.kl_mean, "{:.3g} nats".format),
         ("device", summary.training.device, str),
-        ("torch", environment.get("torch"), str),
+        ("torch", str(environment["torch"]) if "torch" in environment else None, str),
         ("time", timings.get("total"), formatting.duration),
     ]
     return facts + [(name, write(fact)) for name, fact, write in optional if fact is not None]
