@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from qatval.analysis.document import Group, MethodEntry
+from qatval.analysis.document import Group, MethodEntry, NetEffect
 from qatval.analysis.intervals import SEEDS_TO_TELL
 from qatval.core import formatting
 from qatval.report.group_charts import Contrast, net_name
@@ -36,14 +36,13 @@ def answer(group: Group) -> Answer:
     """Return the short answer that a group gives; of a group of nothing but controls, theirs."""
     tested = [entry for entry in group.methods if entry.role == "method"] or group.methods
     names = {entry.method for entry in tested}
-    contrasts = _contrasts(group)
-    told = [contrast for contrast in contrasts if contrast.tells]
-    shown = [contrast for contrast in told if contrast.method in names]
+    contrasts: list[Contrast] = [*group.net_effects, *group.differences]
+    told = [contrast for contrast in contrasts if contrast.tells and contrast.method in names]
     return Answer(
         outcomes=_outcomes(group.methods),
         shares=[(e.method, share_of_fp32(e)) for e in tested if e.share_of_fp32 is not None],
-        told=shown,
-        rest=_rest(group, told, len(told) - len(shown)),
+        told=told,
+        rest=_rest(contrasts, len(told)),
     )
 
 
@@ -62,26 +61,22 @@ def _outcomes(methods: Sequence[MethodEntry]) -> list[tuple[str, str, bool]]:
     return sorted(said, key=lambda outcome: not outcome[2])
 
 
-def _contrasts(group: Group) -> list[Contrast]:
-    return [*group.net_effects, *group.differences]
-
-
-def _rest(group: Group, told: Sequence[Contrast], of_controls: int) -> list[str]:
-    contrasts = _contrasts(group)
+def _rest(contrasts: Sequence[Contrast], shown: int) -> list[str]:
     if not contrasts:
         return ["Nothing is told apart: no two of these methods have a seed in common to compare."]
-    if not told:
+    untold = [contrast for contrast in contrasts if not contrast.tells]
+    if len(untold) == len(contrasts):
         seeds = max(contrast.seeds for contrast in contrasts)
         why = "no 95 % interval excludes 0"
         if all(contrast.interval is None for contrast in contrasts):
             why = f"{formatting.count(seeds, 'seed')} cannot tell, it takes {SEEDS_TO_TELL}"
         return [f"Nothing is told apart: {why}."]
     rest = []
-    if of_controls:
+    if of_controls := len(contrasts) - len(untold) - shown:
         differences = formatting.count(of_controls, "difference")
         rest.append(f"Told apart as well, see below: {differences} of controls.")
-    if untold := len(contrasts) - len(told):
-        nets = ", ".join(net_name(effect) for effect in group.net_effects if not effect.tells)
+    if untold:
+        nets = ", ".join(net_name(effect) for effect in untold if isinstance(effect, NetEffect))
         among = f", among them {nets}" if nets else ""
-        rest.append(f"Not told apart: {untold} of {len(contrasts)} comparisons{among}.")
+        rest.append(f"Not told apart: {len(untold)} of {len(contrasts)} comparisons{among}.")
     return rest

@@ -49,11 +49,7 @@ def write_comparison(comparison: Comparison, runs: Iterable[LoadedRun], path: Pa
 
 
 def check_path(path: Path) -> None:
-    """Refuse a path that is no name for a comparison.
-
-    Raises:
-        UsageError: If it does not end in one of `SUFFIXES`.
-    """
+    """Refuse a path that does not end in one of `SUFFIXES`, by a `UsageError`."""
     if path.suffix not in SUFFIXES:
         raise UsageError(
             f"'{path}' is no name for a comparison; expected one that ends in "

@@ -6,7 +6,7 @@ Lengths are in the units of the drawing, whose width is `WIDTH`. Methods are tol
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from qatval.analysis.document import Role
 
@@ -23,9 +23,7 @@ _SHAPES = {
     "star": "m0-6.4l1.8 4.2 4.4.3-3.4 2.9 1 4.4-3.8-2.4-3.8 2.4 1-4.4-3.4-2.9 4.4-.3z",
 }
 # As many as report.css has. The counts share no divisor, so that equal pairs come late.
-_COLOURS = 6
-_DASHES = 5
-_GREY = _COLOURS
+_COLOURS, _DASHES = 6, 5
 
 
 @dataclass(frozen=True)
@@ -34,12 +32,12 @@ class Style:
 
     Attributes:
         colour, dash: Numbers of a colour and of a line pattern in ``report.css``.
-        shape: Name of the marker.
+        marker: About the current point, as the data of a path.
         hollow: Whether markers are hollow and lines thin, both greyish, as those of controls.
     """
 
     colour: int
-    shape: str
+    marker: str
     dash: int
     hollow: bool = False
 
@@ -48,14 +46,12 @@ class Style:
         """Return the CSS classes that give a line or a marker its colour."""
         return f"c{self.colour}{' hollow' if self.hollow else ''}"
 
-    @property
-    def marker(self) -> str:
-        """Return the marker about the current point, as the data of a path."""
-        return _SHAPES[self.shape]
 
-
-SERIES = Style(_GREY, "circle", 0), Style(_GREY, "square", 1, hollow=True)
-"""Of two lines that belong to no method."""
+SERIES = (
+    Style(_COLOURS, _SHAPES["circle"], 0),
+    Style(_COLOURS, _SHAPES["square"], 1, hollow=True),
+)
+"""Of two lines that belong to no method, in grey."""
 
 
 def styles(roles: Mapping[str, Role]) -> dict[str, Style]:
@@ -64,10 +60,10 @@ def styles(roles: Mapping[str, Role]) -> dict[str, Style]:
     Args:
         roles: Of all methods, in the order in which a reader meets them.
     """
-    tested = [name for name, role in roles.items() if role == "method"]
-    controls = [name for name, role in roles.items() if role == "control"]
-    return {name: _style(index, hollow=False) for index, name in enumerate(tested)} | {
-        name: _style(index, hollow=True) for index, name in enumerate(controls)
+    return {
+        name: _style(index, hollow=role == "control")
+        for role in ("method", "control")
+        for index, name in enumerate(name for name, own in roles.items() if own == role)
     }
 
 
@@ -75,7 +71,7 @@ def _style(index: int, *, hollow: bool) -> Style:
     # of the first 28 no two are alike without their colours either, of the first 168 with them
     shift = index + index // (_COLOURS * len(_SHAPES))
     dash = 1 + shift % (_DASHES - 1) if hollow else shift % _DASHES
-    return Style(index % _COLOURS, [*_SHAPES][index % len(_SHAPES)], dash, hollow)
+    return Style(index % _COLOURS, [*_SHAPES.values()][index % len(_SHAPES)], dash, hollow)
 
 
 @dataclass(frozen=True)
@@ -137,18 +133,17 @@ class Chart:
 
     title: str
     description: str
-    height: float
     left: float
-    right: float
-    top: float
     bottom: float
     x_ticks: Sequence[Tick]
     y_ticks: Sequence[Tick]
     x_label: str
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
+    top: float = 14.0
+    right: float = WIDTH - 12.0
     rules: bool = True
     curves: Sequence[Curve] = ()
     segments: Sequence[Segment] = ()
     marks: Sequence[Mark] = ()
-    width: float = field(default=WIDTH)
+    width: float = WIDTH

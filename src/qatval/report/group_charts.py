@@ -37,15 +37,12 @@ def _values(group: Group, entries: Sequence[RunEntry], styles: Mapping[str, Styl
             continue
         name, dots = method.method, []
         for entry in entries:
-            if entry.method != name or entry.final_value is None:
-                continue
-            held, value = entry.outcome == "stable", formatting.value(entry.final_value)
-            title = f"{name}, seed {entry.seed}: {value}{'' if held else f', {entry.outcome}'}"
-            dots.append((entry.final_value, title, not held, entry.trajectory or entry.run_id))
-            table.append([name, str(entry.seed), value])
+            if entry.method == name and entry.final_value is not None:
+                held, value = entry.outcome == "stable", formatting.value(entry.final_value)
+                title = f"{name}, seed {entry.seed}: {value}{'' if held else f', {entry.outcome}'}"
+                dots.append((entry.final_value, title, not held, entry.trajectory or entry.run_id))
+                table.append([name, str(entry.seed), value])
         rows.append(Row(name, styles[name], dots, method.final_value.mean))
-    if not rows:
-        return None
     return dot_chart(
         "Final mAP 50-95 of every run",
         "A dot per run, a bar at each method's mean; thin lines join runs of one training. "
@@ -57,7 +54,6 @@ def _values(group: Group, entries: Sequence[RunEntry], styles: Mapping[str, Styl
             for key, label, measured in reference_values(group)
             if measured is not None
         ],
-        join=True,
         header=["method", "seed", "final mAP 50-95"],
         table=table,
     )
@@ -65,19 +61,6 @@ def _values(group: Group, entries: Sequence[RunEntry], styles: Mapping[str, Styl
 
 def net_chart(effects: Sequence[NetEffect], styles: Mapping[str, Style]) -> Chart | None:
     """Return the chart of a group's net effects, None if it has none."""
-    if not effects:
-        return None
-    table = []
-    for effect in effects:
-        table += [
-            [_label(effect), str(pair.seed), *_gains(pair), _with_error(pair)]
-            for pair in effect.pairs
-        ]
-    table += [
-        [_label(effect), "all, 95 %", *_gains(effect), _mean(effect)]
-        for effect in effects
-        if effect.interval is not None
-    ]
     return dot_chart(
         "Net effects",
         "What a method gains less what its control gains: the same averaging or correction in "
@@ -87,21 +70,16 @@ def net_chart(effects: Sequence[NetEffect], styles: Mapping[str, Style]) -> Char
         x_label="net gain in mAP 50-95",
         levels=[Level("control gains as much", 0.0, "zero")],
         header=["gain", "seed", "gain", "control's gain", "net ± standard error over images"],
-        table=table,
+        table=[
+            *(numbers for effect in effects for numbers in _of_seeds(effect)),
+            *(numbers for effect in effects for numbers in _over_seeds(effect)),
+        ],
     )
 
 
 def _differences(
     differences: Sequence[PairedDifference], styles: Mapping[str, Style]
 ) -> Chart | None:
-    if not differences:
-        return None
-    table = []
-    for difference in differences:
-        label = _label(difference)
-        table += [[label, str(pair.seed), _with_error(pair)] for pair in difference.pairs]
-        if difference.interval is not None:
-            table.append([label, "all, 95 %", _mean(difference)])
     return dot_chart(
         "Paired differences",
         "A dot per seed, a bar across at the mean, a bar along for the 95 % interval over seeds "
@@ -110,20 +88,15 @@ def _differences(
         x_label="difference in mAP 50-95",
         levels=[Level("no difference", 0.0, "zero")],
         header=["difference", "seed", "mAP 50-95 ± standard error over images"],
-        table=table,
+        table=[line for d in differences for line in (*_of_seeds(d), *_over_seeds(d))],
     )
 
 
 def _row(contrast: Contrast, styles: Mapping[str, Style]) -> Row:
     label = _label(contrast)
     dots = [
-        (
-            pair.difference,
-            f"{label}, seed {pair.seed}: {formatting.signed(pair.difference)}",
-            False,
-            None,
-        )
-        for pair in contrast.pairs
+        (it.difference, f"{label}, seed {it.seed}: {formatting.signed(it.difference)}", False, None)
+        for it in contrast.pairs
     ]
     name = net_name(contrast) if isinstance(contrast, NetEffect) else label
     return Row(name, styles[contrast.method], dots, contrast.mean, contrast.interval)
@@ -139,15 +112,20 @@ def _label(contrast: Contrast) -> str:
     return f"{contrast.method} − {contrast.reference}{net}"
 
 
-def _gains(measured: NetEffect | NetPair) -> Iterable[str]:
-    return formatting.signed(measured.gain), formatting.signed(measured.control_gain)
+def _of_seeds(contrast: Contrast) -> Iterable[list[str]]:
+    for pair in contrast.pairs:
+        error = "" if pair.image_error is None else f" ± {formatting.value(pair.image_error)}"
+        difference = formatting.signed(pair.difference) + error
+        yield [_label(contrast), str(pair.seed), *_gains(pair), difference]
 
 
-def _with_error(pair: Pair | NetPair) -> str:
-    error = pair.image_error
-    over_images = "" if error is None else f" ± {formatting.value(error)}"
-    return formatting.signed(pair.difference) + over_images
+def _over_seeds(contrast: Contrast) -> Iterable[list[str]]:
+    if contrast.interval is not None:
+        mean = f"{formatting.signed(contrast.mean)} {formatting.interval(contrast.interval)}"
+        yield [_label(contrast), "all, 95 %", *_gains(contrast), mean]
 
 
-def _mean(contrast: Contrast) -> str:
-    return f"{formatting.signed(contrast.mean)} {formatting.interval(contrast.interval)}"
+def _gains(measured: Contrast | Pair | NetPair) -> list[str]:
+    if isinstance(measured, PairedDifference | Pair):
+        return []
+    return [formatting.signed(measured.gain), formatting.signed(measured.control_gain)]

@@ -28,6 +28,7 @@ _QUALITY = 80
 _LETTERS = 24  # as high as a number that the image is wide
 
 Corners = tuple[float, float, float, float]
+Kind = Literal["truth", "found", "false", "missed"]
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Box:
     y: float
     width: float
     height: float
-    kind: Literal["truth", "found", "false", "missed"]
+    kind: Kind
     title: str
 
 
@@ -100,26 +101,18 @@ def example_images(runs: Sequence[LoadedRun]) -> ExampleImages | str:
     Returns:
         The images, or one line that says why there is none.
     """
-    chosen = _one_seed(runs)
-    if not chosen:
+    by_seed: dict[int, dict[str, tuple[LoadedRun, Path]]] = defaultdict(dict)
+    for run in runs:
+        predictions = _located(run, run.summary.artifacts.predictions)
+        if run.completed and predictions is not None:
+            by_seed[run.seed].setdefault(run.method, (run, predictions))
+    if not by_seed:
         return "No run recorded its detections, or they are no longer where they were."
+    seed = max(by_seed, key=lambda seed: (len(by_seed[seed]), -seed))
     try:
-        return ExampleImages(chosen[0].seed, _examples(chosen))
+        return ExampleImages(seed, _examples([*by_seed[seed].values()]))
     except (QatvalError, OSError, msgspec.MsgspecError) as error:
         return f"The validation images cannot be shown: {error}"
-
-
-def _one_seed(runs: Sequence[LoadedRun]) -> list[LoadedRun]:
-    by_seed: dict[int, dict[str, LoadedRun]] = defaultdict(dict)
-    for run in runs:
-        if run.completed and _predictions(run) is not None:
-            by_seed[run.seed].setdefault(run.method, run)
-    best = max(by_seed, key=lambda seed: (len(by_seed[seed]), -seed), default=None)
-    return [] if best is None else list(by_seed[best].values())
-
-
-def _predictions(run: LoadedRun) -> Path | None:
-    return _located(run, run.summary.artifacts.predictions)
 
 
 def _located(run: LoadedRun, recorded: str | None) -> Path | None:
@@ -133,14 +126,14 @@ def _located(run: LoadedRun, recorded: str | None) -> Path | None:
     return next((place for place in places if place.exists()), None)
 
 
-def _examples(runs: Sequence[LoadedRun]) -> list[Example]:
+def _examples(chosen: Sequence[tuple[LoadedRun, Path]]) -> list[Example]:
     import numpy as np
 
     from qatval.data.coco import read_annotations
 
-    artifacts = runs[0].summary.artifacts
-    annotations = _located(runs[0], artifacts.val_annotations)
-    folder = _located(runs[0], artifacts.val_image_dir)
+    first, _ = chosen[0]
+    annotations = _located(first, first.summary.artifacts.val_annotations)
+    folder = _located(first, first.summary.artifacts.val_image_dir)
     if annotations is None or folder is None:
         raise QatvalError("the dataset is no longer where the runs found it")
     index, _ = read_annotations(annotations)
@@ -150,17 +143,15 @@ def _examples(runs: Sequence[LoadedRun]) -> list[Example]:
     places = np.linspace(0, len(with_objects) - 1, min(EXAMPLES, len(with_objects)))
     rows = [int(row) for row in with_objects[places.round().astype(int)]]
     shown = {int(index.image_ids[row]) for row in rows}
-    detections = [(run.method, _detections(run, shown)) for run in runs]
+    detections = [(run.method, _detections(path, shown)) for run, path in chosen]
     return [_example(index, row, folder, detections) for row in rows]
 
 
-def _detections(run: LoadedRun, shown: set[int]) -> dict[int, list[_Detection]]:
-    path = _predictions(run)
-    found: dict[int, list[_Detection]] = defaultdict(list)
-    if path is not None:
-        for detection in msgspec.json.decode(path.read_bytes(), type=list[_Detection]):
-            if detection.image_id in shown and detection.score >= SCORE:
-                found[detection.image_id].append(detection)
+def _detections(predictions: Path, shown: set[int]) -> dict[int, list[_Detection]]:
+    found: dict[int, list[_Detection]] = {image_id: [] for image_id in shown}
+    for detection in msgspec.json.decode(predictions.read_bytes(), type=list[_Detection]):
+        if detection.image_id in shown and detection.score >= SCORE:
+            found[detection.image_id].append(detection)
     return found
 
 
@@ -181,7 +172,7 @@ def _example(
     letter = round(width / _LETTERS, 1)
     panels = [_panel("ground truth", formatting.count(len(truth), "object"), truth, letter)]
     for method, by_image in detections:
-        found, caption = _matched(by_image.get(image_id, []), truth, names)
+        found, caption = _matched(by_image[image_id], truth, names)
         panels.append(_panel(method, caption, found, letter))
     jpeg = _jpeg(folder / index.file_names[row])
     key = f"image-{hashlib.sha256(jpeg.encode()).hexdigest()[:12]}"
@@ -202,21 +193,19 @@ def _matched(
     detections: Sequence[_Detection], truth: Sequence[Box], names: dict[int, str]
 ) -> tuple[list[Box], str]:
     """Tell right from wrong: the boxes, those of missed objects last, and how many there are."""
-    missed = list(truth)
-    boxes = []
+    missed, boxes = list(truth), []
     for detection in sorted(detections, key=lambda d: -d.score):
         name = names.get(detection.category_id, str(detection.category_id))
         candidates = [box for box in missed if box.title == name]
         best = max(candidates, key=lambda box: _iou(box, detection.bbox), default=None)
-        found = best is not None and _iou(best, detection.bbox) >= IOU
-        if found and best is not None:
+        kind: Kind = "false"
+        if best is not None and _iou(best, detection.bbox) >= IOU:
             missed.remove(best)
-        kind: Literal["found", "false"] = "found" if found else "false"
+            kind = "found"
         boxes.append(Box(*detection.bbox, kind, f"{name} {detection.score:.2f}"))
-    hits = sum(box.kind == "found" for box in boxes)
+    hits = len(truth) - len(missed)
     caption = f"{hits} found, {len(boxes) - hits} false, {len(missed)} missed"
-    boxes += [dataclasses.replace(box, kind="missed") for box in missed]
-    return boxes, caption
+    return boxes + [dataclasses.replace(box, kind="missed") for box in missed], caption
 
 
 def _iou(box: Box, other: Corners) -> float:

@@ -2,54 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from typing import Any
 
-from qatval.analysis.document import RunEntry
 from qatval.analysis.runs import LoadedRun
 from qatval.core import formatting
 from qatval.core.measurements import BatchNormDrift, EpochRecord, LayerOscillation, Oscillation
+from qatval.core.stability import COLLAPSE_THRESHOLD_RATIO
 from qatval.core.summary import QcChange
 from qatval.report.charts import Level, Series, line_chart, range_chart
 from qatval.report.drawing import SERIES, Chart, Style
 from qatval.report.group_charts import KINDS
 
-_ONE, _OTHER = SERIES
+_LAYER_COLUMNS: dict[str, Callable[[LayerOscillation], str]] = {
+    "layer": lambda layer: layer.name,
+    "weights": lambda layer: f"{layer.weights:,}",
+    "oscillating": lambda layer: formatting.percent(layer.oscillating),
+    "code changes a weight": lambda layer: f"{layer.flips:.3g}",
+    "reversals a weight": lambda layer: f"{layer.reversals:.3g}",
+    "near a threshold": lambda layer: formatting.percent(layer.near_threshold),
+    "steps from a threshold": lambda layer: f"{layer.threshold_distance:.3g}",
+    "|log2| of the scale's change": lambda layer: f"{layer.scale_drift:.3g}",
+}
 
 
-@dataclass(frozen=True)
-class RunView:
-    """A run in detail."""
-
-    entry: RunEntry
-    style: Style
-    facts: Sequence[tuple[str, str]]
-    charts: Sequence[Chart]
-
-
-def run_view(entry: RunEntry, run: LoadedRun, style: Style) -> RunView:
-    """Return a run as the report shows it.
-
-    Args:
-        entry: The run in the comparison document.
-        run: Its summary.
-        style: Of its method.
-    """
-    summary = run.summary
-    history = summary.history or ()
-    changes = summary.method.qc.changes
-    charts = [
-        _accuracy(run, history, style),
-        _losses(history),
-        *(_corrections(changes) if changes else ()),
-        *(_oscillation(summary.oscillation) if summary.oscillation else ()),
-        _batchnorm(summary.batchnorm) if summary.batchnorm else None,
-    ]
-    return RunView(entry, style, _facts(run), [chart for chart in charts if chart is not None])
-
-
-def _facts(run: LoadedRun) -> list[tuple[str, str]]:
-    summary, metrics, ema = run.summary, run.summary.metrics, run.summary.method.ema
+def run_facts(run: LoadedRun) -> list[tuple[str, str]]:
+    """Return what is to be known of a run, each fact with its name."""
+    summary, metrics = run.summary, run.summary.metrics
+    oscillation, batchnorm = summary.oscillation, summary.batchnorm
+    ema = summary.method.ema if summary.method.ema.enabled else None
+    environment, timings = summary.environment or {}, summary.timings or {}
+    start = metrics.value("start_value") if run.trained else None
     facts = [
         ("best", formatting.value(metrics.best_value)),
         ("final", formatting.value(metrics.final_value)),
@@ -57,28 +40,34 @@ def _facts(run: LoadedRun) -> list[tuple[str, str]]:
     ]
     if run.quantized:
         facts.append((f"untrained {run.mode}", formatting.value(metrics.value("ptq_value"))))
-    if (start := metrics.value("start_value")) is not None and run.trained:
-        facts.append(("start of training", formatting.value(start)))
-    if run.kept is not None:
-        facts.append(("final of FP32", formatting.percent(run.kept)))
-    if metrics.before_qc_value is not None:
-        facts.append(("before QC", formatting.value(metrics.before_qc_value)))
-    if metrics.before_bn_value is not None:
-        facts.append(("before re-estimation", formatting.value(metrics.before_bn_value)))
-    if ema.enabled and ema.effective_decay is not None:
-        facts.append(("effective decay", f"{ema.effective_decay:.4f}"))
-    if ema.enabled and ema.codes_differing_from_raw is not None:
-        facts.append(("codes unlike raw", formatting.percent(ema.codes_differing_from_raw)))
-    if summary.oscillation is not None:
-        facts.append(("oscillating weights", formatting.percent(summary.oscillation.oscillating)))
-    if summary.batchnorm is not None:
-        facts.append(("BatchNorm drift", f"{summary.batchnorm.kl_mean:.3g} nats"))
-    facts.append(("device", summary.training.device))
-    if summary.environment and "torch" in summary.environment:
-        facts.append(("torch", str(summary.environment["torch"])))
-    if summary.timings and "total" in summary.timings:
-        facts.append(("time", formatting.duration(summary.timings["total"])))
-    return facts
+    optional: list[tuple[str, Any, Callable[..., str]]] = [
+        ("start of training", start, formatting.value),
+        ("final of FP32", run.kept, formatting.percent),
+        ("before QC", metrics.before_qc_value, formatting.value),
+        ("before re-estimation", metrics.before_bn_value, formatting.value),
+        ("effective decay", ema and ema.effective_decay, "{:.4f}".format),
+        ("codes unlike raw", ema and ema.codes_differing_from_raw, formatting.percent),
+        ("oscillating weights", oscillation and oscillation.oscillating, formatting.percent),
+        ("BatchNorm drift", batchnorm and batchnorm.kl_mean, "{:.3g} nats".format),
+        ("device", summary.training.device, str),
+        ("torch", str(environment["torch"]) if "torch" in environment else None, str),
+        ("time", timings.get("total"), formatting.duration),
+    ]
+    return facts + [(name, write(fact)) for name, fact, write in optional if fact is not None]
+
+
+def run_charts(run: LoadedRun, style: Style) -> list[Chart]:
+    """Return the charts of a run, drawn in the style of its method, as far as there are any."""
+    summary = run.summary
+    history = summary.history or ()
+    charts = [
+        _accuracy(run, history, style),
+        _losses(history),
+        *_corrections(summary.method.qc.changes or {}),
+        *(_oscillation(summary.oscillation) if summary.oscillation else ()),
+        _batchnorm(summary.batchnorm) if summary.batchnorm else None,
+    ]
+    return [chart for chart in charts if chart is not None]
 
 
 def _accuracy(run: LoadedRun, history: Sequence[EpochRecord], style: Style) -> Chart | None:
@@ -93,9 +82,9 @@ def _accuracy(run: LoadedRun, history: Sequence[EpochRecord], style: Style) -> C
         after = points[-1][0] + 1
         points.append((after, run.final))
         names[after] = step
-    if metrics.best_value is None or not any(y is not None for _, y in points):
+    if metrics.best_value is None:
         return None
-    levels = [Level("collapse", 0.5 * metrics.best_value, "collapse")]
+    levels = [Level("collapse", COLLAPSE_THRESHOLD_RATIO * metrics.best_value, "collapse")]
     for label, metric in (("FP32", "fp32_value"), (f"untrained {run.mode}", "ptq_value")):
         if (value := metrics.value(metric)) is not None:
             levels.append(Level(label, value, KINDS[metric]))
@@ -111,31 +100,32 @@ def _accuracy(run: LoadedRun, history: Sequence[EpochRecord], style: Style) -> C
 
 
 def _losses(history: Sequence[EpochRecord]) -> Chart | None:
-    series = [
-        Series("training", _ONE, _summed(history, "train/")),
-        Series("validation", _OTHER, _summed(history, "val/")),
-    ]
-    series = [s for s in series if any(y is not None for _, y in s.points)]
-    if not series:
-        return None
+    sums = [(epoch.epoch, _summed(epoch, "train/"), _summed(epoch, "val/")) for epoch in history]
     return line_chart(
         "Loss per epoch",
         "Sum of the detection losses, on training and on validation images.",
-        series,
-        show=lambda value: f"{value:.2f}",
+        _two(("training", "validation"), sums),
+        show="{:.2f}".format,
     )
 
 
-def _summed(history: Iterable[EpochRecord], prefix: str) -> list[tuple[float, float | None]]:
-    points: list[tuple[float, float | None]] = []
-    for epoch in history:
-        metrics = epoch.metrics or {}
-        parts = [v for k, v in metrics.items() if k.startswith(prefix) and v is not None]
-        points.append((epoch.epoch, sum(parts) if parts else None))
-    return points
+def _two(
+    names: tuple[str, str], points: Sequence[tuple[float, float | None, float | None]]
+) -> list[Series]:
+    """Return two lines that belong to no method."""
+    return [
+        Series(name, style, [(point[0], point[place]) for point in points])
+        for place, (name, style) in enumerate(zip(names, SERIES, strict=True), start=1)
+    ]
 
 
-def _corrections(changes: dict[str, QcChange]) -> list[Chart]:
+def _summed(epoch: EpochRecord, prefix: str) -> float | None:
+    metrics = (epoch.metrics or {}).items()
+    parts = [value for name, value in metrics if name.startswith(prefix) and value is not None]
+    return sum(parts) if parts else None
+
+
+def _corrections(changes: dict[str, QcChange]) -> list[Chart | None]:
     return [
         range_chart(
             "What QC changed: gamma",
@@ -149,93 +139,51 @@ def _corrections(changes: dict[str, QcChange]) -> list[Chart]:
             "What QC changed: beta",
             "Largest size of beta over the channels of each layer; 0 leaves them as they were.",
             [(name, 0.0, change.beta_max_abs) for name, change in changes.items()],
-            unchanged=0.0,
             header=["layer", "smallest", "largest size of beta"],
             show="{:.4f}".format,
         ),
     ]
 
 
-def _oscillation(found: Oscillation) -> list[Chart]:
-    charts, epochs = [], found.epochs
-    if epochs:
-        charts += [
-            line_chart(
-                "Oscillation: weights",
-                "Share of the weights that oscillate, and of those within 0.05 steps of a rounding "
-                "threshold: 10 %, the dotted line, if they were spread evenly. These are the raw "
-                "weights, which all methods of a training share.",
-                [
-                    Series("oscillating", _ONE, [(e.epoch, e.oscillating) for e in epochs]),
-                    Series(
-                        "near a threshold", _OTHER, [(e.epoch, e.near_threshold) for e in epochs]
-                    ),
-                ],
-                levels=[Level("", 0.1, "even")],
-                show=formatting.percent,
-                zero=True,
-            ),
-            line_chart(
-                "Oscillation: steps",
-                "Share of the weights that change their integer code in a step, and that change it "
-                "against their last direction.",
-                [
-                    Series("change their code", _ONE, [(e.epoch, e.change_rate) for e in epochs]),
-                    Series("turn back", _OTHER, [(e.epoch, e.reversal_rate) for e in epochs]),
-                ],
-                show=formatting.percent,
-                zero=True,
-            ),
-        ]
-    if found.layers:
-        charts.append(
-            range_chart(
-                "Oscillation: layers",
-                "Share of each layer's weights that oscillate at the end.",
-                [(layer.name, 0.0, layer.oscillating) for layer in found.layers],
-                unchanged=0.0,
-                header=_LAYER_COLUMNS,
-                show=formatting.percent,
-                table=[_layer_row(layer) for layer in found.layers],
-            )
-        )
-    return charts
-
-
-_LAYER_COLUMNS = (
-    "layer",
-    "weights",
-    "oscillating",
-    "code changes a weight",
-    "reversals a weight",
-    "near a threshold",
-    "steps from a threshold",
-    "|log2| of the scale's change",
-)
-
-
-def _layer_row(layer: LayerOscillation) -> list[str]:
+def _oscillation(found: Oscillation) -> list[Chart | None]:
+    shares = [(e.epoch, e.oscillating, e.near_threshold) for e in found.epochs]
+    steps = [(e.epoch, e.change_rate, e.reversal_rate) for e in found.epochs]
     return [
-        layer.name,
-        f"{layer.weights:,}",
-        formatting.percent(layer.oscillating),
-        f"{layer.flips:.3g}",
-        f"{layer.reversals:.3g}",
-        formatting.percent(layer.near_threshold),
-        f"{layer.threshold_distance:.3g}",
-        f"{layer.scale_drift:.3g}",
+        line_chart(
+            "Oscillation: weights",
+            "Share of the weights that oscillate, and of those within 0.05 steps of a rounding "
+            "threshold: 10 %, the dotted line, if they were spread evenly. These are the raw "
+            "weights, which all methods of a training share.",
+            _two(("oscillating", "near a threshold"), shares),
+            levels=[Level("", 0.1, "even")],
+            show=formatting.percent,
+            zero=True,
+        ),
+        line_chart(
+            "Oscillation: steps",
+            "Share of the weights that change their integer code in a step, and that change it "
+            "against their last direction.",
+            _two(("change their code", "turn back"), steps),
+            show=formatting.percent,
+            zero=True,
+        ),
+        range_chart(
+            "Oscillation: layers",
+            "Share of each layer's weights that oscillate at the end.",
+            [(layer.name, 0.0, layer.oscillating) for layer in found.layers],
+            header=[*_LAYER_COLUMNS],
+            show=formatting.percent,
+            table=[[write(layer) for write in _LAYER_COLUMNS.values()] for layer in found.layers],
+        ),
     ]
 
 
 def _batchnorm(drift: BatchNormDrift) -> Chart | None:
-    if not drift.layers:
-        return None
     return range_chart(
         "BatchNorm drift",
         "KL divergence of each layer's running statistics from re-estimated ones, from its mean "
         "over the channels to its largest; 0 is no drift.",
         [(layer.name, layer.kl_mean, layer.kl_max) for layer in drift.layers],
-        unchanged=0.0,
         header=["layer", "mean over channels", "largest"],
         show="{:.3g}".format,
     )

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import zip_longest
 from textwrap import wrap
 
-from qatval.analysis.document import Comparison, Gate, Group, MethodEntry, RunEntry, Spread
+from qatval.analysis.document import Comparison, Group, MethodEntry, RunEntry, Spread
 from qatval.core import formatting
 from qatval.core.quantization import FLOAT_MODE
 from qatval.core.stability import LEAST_SHARE_OF_FP32
@@ -22,63 +23,36 @@ def terminal_table(comparison: Comparison) -> str:
         "\n".join(_group(group, [run for run in comparison.runs if group.name in run.groups]))
         for group in comparison.groups
     ]
-    return "\n\n".join([*blocks, "\n".join(_gate(comparison.gate))]) + "\n"
+    gate = f"yolo10m gate: {'open' if comparison.gate.yolo10m_allowed else 'closed'}"
+    blocks.append("\n  ".join([gate, *comparison.gate.reasons]))
+    return "\n\n".join(blocks) + "\n"
 
 
 def _group(group: Group, runs: Sequence[RunEntry]) -> Iterable[str]:
-    yield f"{group.name}: mAP 50-95 on {_validation_images(group)}"
+    images = group.conditions["dataset"]["val_images"]
+    yield f"{group.name}: mAP 50-95 on {'all' if images is None else images} validation images"
     if group.not_comparable_with:
         differing = ", ".join(difference.field for difference in group.differs_in[:3])
         yield _cut(f"  not comparable with {group.not_comparable_with}: differs in {differing}")
     seeds = sorted({run.seed for run in runs})
     per_seed = seeds if len(seeds) <= _SEED_COLUMNS else []
-    header = [
-        "method",
-        *(f"seed {seed}" for seed in per_seed),
-        "mean",
-        "spread",
-        "of FP32",
-        "outcome",
-    ]
-    rows = [header]
-    controls = False
+    columns = [f"seed {seed}" for seed in per_seed]
+    rows = [["method", *columns, "mean", "spread", "of FP32", "outcome"]]
     for method in group.methods:
-        if method.role == "control" and not controls:
-            rows.append(["controls", *[""] * (len(header) - 1)])
-            controls = True
-        final = method.final_value
+        if method.role == "control" and ["controls"] not in rows:
+            rows.append(["controls"])
         cells = [
             _of_seed([r for r in runs if r.method == method.method and r.seed == seed])
             for seed in per_seed
         ]
-        rows.append(
-            [
-                method.method,
-                *cells,
-                formatting.value(mean_of(final)),
-                formatting.value(final.deviation if final else None),
-                share_of_fp32(method),
-                outcome(method),
-            ]
-        )
+        rows.append([method.method, *cells, *method_numbers(method), outcome(method)])
     for _, label, measured in reference_values(group):
-        rows.append(
-            [
-                label,
-                *[""] * len(per_seed),
-                formatting.value(mean_of(measured)),
-                "",
-                "",
-                "" if measured else "not measured",
-            ]
-        )
+        unmeasured = [] if measured else ["", "", "not measured"]
+        rows.append([label, *[""] * len(columns), formatting.value(mean_of(measured)), *unmeasured])
     yield from _aligned(rows)
-    if group.against_post_training:
-        yield from _wrapped(group.against_post_training.sentence)
-    for effect in group.net_effects:
-        yield from _wrapped(effect.sentence)
-    if group.not_net:
-        yield from _wrapped(group.not_net.sentence)
+    for told in (group.against_post_training, *group.net_effects, group.not_net):
+        if told is not None:
+            yield from _wrapped(told.sentence)
     for difference in group.differences:
         yield _cut(f"  {difference.sentence}")
     for reference in group.references:
@@ -107,6 +81,13 @@ def mean_of(spread: Spread | None) -> float | None:
     return None if spread is None else spread.mean
 
 
+def method_numbers(method: MethodEntry) -> list[str]:
+    """Write what a method's runs come to: mean, spread, and share of FP32."""
+    final = method.final_value
+    spread = formatting.value(final.deviation if final else None)
+    return [formatting.value(mean_of(final)), spread, share_of_fp32(method)]
+
+
 def share_of_fp32(method: MethodEntry) -> str:
     """Write the mean share of the FP32 checkpoint's value that a method's runs keep."""
     share = method.share_of_fp32
@@ -119,21 +100,13 @@ def outcome(method: MethodEntry) -> str:
     Nothing is said to have held without saying so if it is worth less than half of FP32.
     """
     completed = method.completed
-    counts = {
-        "collapsed": method.collapsed,
-        "degenerate": method.degenerate,
-        "disputed": method.disputed,
-    }
-    parts = [f"{n} of {completed} {what}" for what, n in counts.items() if n]
+    bad = ("collapsed", "degenerate", "disputed")
+    parts = [f"{n} of {completed} {what}" for what in bad if (n := getattr(method, what))]
     if completed and not parts:
-        share = method.share_of_fp32
-        poor = ""
+        share, poor = method.share_of_fp32, ""
         if share is not None and share.min < LEAST_SHARE_OF_FP32:
-            poor = (
-                " below half of FP32"
-                if share.max < LEAST_SHARE_OF_FP32
-                else ", some below half of FP32"
-            )
+            some = ", some" if share.max >= LEAST_SHARE_OF_FP32 else ""
+            poor = f"{some} below half of FP32"
         parts = [f"{completed} of {completed} held{poor}"]
     if method.incomplete:
         parts.append(f"{method.incomplete} incomplete")
@@ -149,24 +122,12 @@ def _of_seed(runs: Sequence[RunEntry]) -> str:
     return formatting.value(last.final_value) + mark
 
 
-def _validation_images(group: Group) -> str:
-    images = group.conditions["dataset"]["val_images"]
-    return "all validation images" if images is None else f"{images} validation images"
-
-
-def _gate(gate: Gate) -> Iterable[str]:
-    yield f"yolo10m gate: {'open' if gate.yolo10m_allowed else 'closed'}"
-    for reason in gate.reasons:
-        yield f"  {reason}"
-
-
 def _aligned(rows: Sequence[Sequence[str]]) -> Iterable[str]:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    last = len(widths) - 1
+    widths = [max(map(len, column)) for column in zip_longest(*rows, fillvalue="")]
     for row in rows:
         cells = [
-            cell.ljust(width) if column in (0, last) else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+            cell.ljust(width) if column in (0, len(widths) - 1) else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=False))
         ]
         yield _cut("  " + "  ".join(cells).rstrip())
 

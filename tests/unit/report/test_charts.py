@@ -70,7 +70,7 @@ def test_a_dot_chart_keeps_its_dots_inside(finals):
         Row("one", STYLE, dots, finals[0], (min(finals) - 0.1, max(finals) + 0.1)),
         Row("two", STYLES[1], dots, None),
     ]
-    chart = dot_chart("t", "d", rows, x_label="x", join=True, header=[], table=[])
+    chart = dot_chart("t", "d", rows, x_label="x", header=[], table=[])
     inside(chart)
     assert sum(segment.kind == "join" for segment in chart.segments) == len(finals)
 
