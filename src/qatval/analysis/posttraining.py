@@ -10,9 +10,9 @@ import math
 from collections.abc import Iterable, Sequence
 
 from qatval.analysis.document import AgainstPostTraining
-from qatval.analysis.effects import pairs, role
-from qatval.analysis.intervals import LEVEL, SEEDS_TO_TELL, MeanContrast, mean_contrast
-from qatval.analysis.pairing import evaluate, pair_by_seed, scores_of
+from qatval.analysis.effects import measured, role
+from qatval.analysis.intervals import SEEDS_TO_TELL, MeanContrast
+from qatval.analysis.pairing import pair_by_seed, scores_of
 from qatval.analysis.runs import LoadedRun
 from qatval.core import formatting
 from qatval.quant.methods import making_stages
@@ -40,25 +40,13 @@ def against_post_training(runs: Sequence[LoadedRun], mode: str) -> AgainstPostTr
     contrasts = pair_by_seed(scored, method, reference)
     if not contrasts:
         return None
-    scores = scores_of(scored)
-    values = evaluate(contrasts.values(), scores.values)
-    difference = mean_contrast(values, scores.images)
+    difference, fields = measured(contrasts, scores_of(scored))
     minutes, reference_minutes = (
         _minutes([r for r in scored if r.method == name]) for name in (method, reference)
     )
     best = _best(method, len(trained), "method")
     other = _best(reference, len(untrained), "post-training arm")
     return AgainstPostTraining(
-        mean=difference.mean,
-        interval=difference.interval,
-        level=LEVEL,
-        seeds=difference.seeds,
-        positive=difference.positive,
-        negative=difference.negative,
-        tells=difference.excludes_zero,
-        shared_training=all(c.shared_training for c in contrasts.values()),
-        images_resampled=difference.images_resampled,
-        pairs=pairs(contrasts, values),
         method=method,
         reference=reference,
         methods=len(trained),
@@ -67,6 +55,7 @@ def against_post_training(runs: Sequence[LoadedRun], mode: str) -> AgainstPostTr
         reference_minutes=reference_minutes,
         sentence=f"Training or not, at {mode}: {best} against {other}: {_measured(difference)}"
         + _cost(minutes, reference_minutes),
+        **fields,
     )
 
 
