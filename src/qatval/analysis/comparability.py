@@ -52,6 +52,7 @@ def conditions(recorded: Mapping[str, Any]) -> dict[str, Any]:
     model, dataset, training = recorded["model"], recorded["dataset"], recorded["training"]
     quantization = {k: v for k, v in recorded["quantization"].items() if v is not None}
     coverage = quantization.pop("coverage", None)
+    layers = coverage and {layer["name"]: _bits(layer) for layer in coverage["layers"]}
     quantization.setdefault("boundary_bit_width", "as everywhere")
     identity = dataset.get("identity")
     return {
@@ -66,7 +67,7 @@ def conditions(recorded: Mapping[str, Any]) -> dict[str, Any]:
             "val_images": dataset["val_images"],
             "identity": None if identity is None else comparable_identity(identity),
         },
-        "quantization": quantization | {"layers": _layer_bits(coverage)},
+        "quantization": quantization | {"layers": layers},
         "evaluation": recorded.get("evaluation"),
     }
 
@@ -100,7 +101,8 @@ def differing_conditions(one: Mapping[str, Any], other: Mapping[str, Any]) -> li
 
 def difference_text(difference: Difference) -> str:
     """Write field and values on one line; of digests the first 16 characters tell them apart."""
-    value, other = (_shortened(v) for v in (difference.value, difference.other))
+    texts = str(difference.value), str(difference.other)
+    value, other = (t[:16] if len(t) >= 32 and " " not in t else t for t in texts)
     return f"{difference.field} ({value} / {other})"
 
 
@@ -129,12 +131,11 @@ def groups(runs: Iterable[LoadedRun]) -> list[RunGroup]:
 def _divided(runs: Sequence[LoadedRun]) -> list[RunGroup]:
     found: dict[str, RunGroup] = {}
     for run in sorted(runs, key=lambda run: not run.completed):
-        wanted = conditions(run.recorded)
-        group = None
-        if not run.completed:
-            group = next((g for g in found.values() if _agrees(run, wanted, g.conditions)), None)
+        own = conditions(run.recorded)
+        fitting = (g for g in found.values() if _agrees(run, own, g.conditions))
+        group = None if run.completed else next(fitting, None)
         if group is None:
-            group = found.setdefault(json.dumps(wanted, sort_keys=True), RunGroup(wanted, []))
+            group = found.setdefault(json.dumps(own, sort_keys=True), RunGroup(own, []))
         group.runs.append(run)
     return list(found.values())
 
@@ -154,12 +155,6 @@ def _largest_first(found: Sequence[RunGroup]) -> list[RunGroup]:
         return -len(group.runs), brief(quantization_label(group.conditions["quantization"])) != ""
 
     return sorted(found, key=rank)
-
-
-def _layer_bits(coverage: Mapping[str, Any] | None) -> dict[str, str] | None:
-    if coverage is None:
-        return None
-    return {layer["name"]: _bits(layer) for layer in coverage["layers"]}
 
 
 def _bits(layer: Mapping[str, Any]) -> str:
@@ -203,9 +198,3 @@ def _shown(value: Any) -> Any:
     if value is None:
         return NOT_RECORDED
     return "recorded" if isinstance(value, Mapping) else value
-
-
-def _shortened(value: Any) -> str:
-    text = str(value)
-    is_digest = len(text) >= 32 and " " not in text
-    return text[:16] if is_digest else text

@@ -13,12 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from qatval.analysis.comparability import (
-    conditions,
-    difference_text,
-    differing_conditions,
-    groups,
-)
+from qatval.analysis.comparability import conditions, difference_text, differing_conditions, groups
 from qatval.analysis.document import Gate, UnmetCriterion
 from qatval.analysis.runs import LoadedRun
 from qatval.core import presets

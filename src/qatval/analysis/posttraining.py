@@ -41,9 +41,7 @@ def against_post_training(runs: Sequence[LoadedRun], mode: str) -> AgainstPostTr
     if not contrasts:
         return None
     difference, fields = measured(contrasts, scores_of(scored))
-    minutes, reference_minutes = (
-        _minutes([r for r in scored if r.method == name]) for name in (method, reference)
-    )
+    minutes, other_minutes = (_minutes(scored, name) for name in (method, reference))
     best = _best(method, len(trained), "method")
     other = _best(reference, len(untrained), "post-training arm")
     return AgainstPostTraining(
@@ -52,9 +50,9 @@ def against_post_training(runs: Sequence[LoadedRun], mode: str) -> AgainstPostTr
         methods=len(trained),
         references=len(untrained),
         minutes=minutes,
-        reference_minutes=reference_minutes,
+        reference_minutes=other_minutes,
         sentence=f"Training or not, at {mode}: {best} against {other}: {_measured(difference)}"
-        + _cost(minutes, reference_minutes),
+        + _cost(minutes, other_minutes),
         **fields,
     )
 
@@ -68,12 +66,12 @@ def _best_first(runs: Iterable[LoadedRun]) -> list[str]:
     return sorted(finals, key=lambda name: -math.fsum(finals[name]) / len(finals[name]))
 
 
-def _minutes(runs: Sequence[LoadedRun]) -> float | None:
-    """Return what the model took, mean over the runs; None where no run says."""
+def _minutes(runs: Iterable[LoadedRun], method: str) -> float | None:
+    """Return what a method's model took, mean over the runs; None where no run says."""
     taken = [
         math.fsum(timings.get(stage, 0.0) for stage in _STAGES) / 60
         for run in runs
-        if (timings := run.summary.timings)
+        if run.method == method and (timings := run.summary.timings)
     ]
     return math.fsum(taken) / len(taken) if taken else None
 
