@@ -120,8 +120,8 @@ def update(path: Path, summaries: Iterable[RunSummary]) -> str:
     fresh: dict[str, tuple[Entry, list[Entry]]] = {}
     for summary in summaries:
         if summary.status == "completed-success":
-            key = _key(summary)
-            fresh.setdefault(_named(key), (key, []))[1].append(_measurement(summary))
+            scenario = _key(summary)
+            fresh.setdefault(_named(scenario), (scenario, []))[1].append(_measurement(summary))
     references: dict[str, Entry] = {_named(r): r for r in document["references"]}
     for name, (key, measured) in fresh.items():
         recorded = references.get(name, {"tolerance": None, "measured": []})
