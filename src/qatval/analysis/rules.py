@@ -106,11 +106,7 @@ def judge(summary: RunSummary, untrained_tolerance: float, qc_tolerance: float) 
 
 
 def _check(
-    summary: RunSummary,
-    name: str,
-    metrics: Sequence[str],
-    good: Callable[..., bool],
-    detail: str,
+    summary: RunSummary, name: str, metrics: Sequence[str], good: Callable[..., bool], detail: str
 ) -> Check:
     """Check metrics; ``good`` takes their values, ``detail`` is formatted with them."""
     values = {metric: summary.metrics.value(metric) for metric in metrics}

@@ -42,11 +42,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="how much is trained (default: %(default)s)",
     )
     parser.add_argument(
-        "--seeds",
-        type=seeds,
-        default=(0, 1),
-        metavar="N,N",
-        help="of the runs (default: 0,1)",
+        "--seeds", type=seeds, default=(0, 1), metavar="N,N", help="of the runs (default: 0,1)"
     )
     parser.add_argument(
         "--checkpoint",

@@ -201,10 +201,7 @@ def _clutter(rng: np.random.Generator, height: int, width: int) -> Polygon:
 
 
 def _transform(
-    points: NDArray[np.float64],
-    centre: tuple[float, float],
-    radius: float,
-    turn: float,
+    points: NDArray[np.float64], centre: tuple[float, float], radius: float, turn: float
 ) -> Polygon:
     cos, sin = math.cos(turn), math.sin(turn)
     turned = points @ np.array([(cos, sin), (-sin, cos)])

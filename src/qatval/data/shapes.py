@@ -43,12 +43,7 @@ Image = NDArray[np.float32]  # (height, width, 3) BGR, about 0 to 1
 
 
 def draw_dataset(
-    out: Path,
-    *,
-    seed: int = 0,
-    train_images: int = 512,
-    val_images: int = 128,
-    size: int = 128,
+    out: Path, *, seed: int = 0, train_images: int = 512, val_images: int = 128, size: int = 128
 ) -> None:
     """Draw the dataset into `out`, or leave it alone when it is there already.
 

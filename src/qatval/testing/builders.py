@@ -84,11 +84,7 @@ def build_summary(
         "created_at": "2026-03-01T12:00:00+00:00",
         "status": "incomplete" if error else f"completed-{'failed' if failed else 'success'}",
         "git": {"commit": "0123456789abcdef" * 2 + "01234567", "branch": "main", "dirty": False},
-        "model": {
-            "variant": variant,
-            "checkpoint": f"models/{variant}.safetensors",
-            "imgsz": 128,
-        },
+        "model": {"variant": variant, "checkpoint": f"models/{variant}.safetensors", "imgsz": 128},
         "quantization": _quantization("fp32" if in_float else mode, scale),
         "method": _method(parts),
         "dataset": {

@@ -351,7 +351,5 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     """Show the session's runs, write their comparison, count what could not run."""
     settings = _settings(config)
     show_session(
-        terminalreporter,
-        settings.session_dir,
-        update_thresholds=settings.update_thresholds,
+        terminalreporter, settings.session_dir, update_thresholds=settings.update_thresholds
     )
