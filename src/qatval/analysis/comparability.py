@@ -28,26 +28,16 @@ NOT_RECORDED = "not recorded"
 
 
 class RunGroup(NamedTuple):
-    """Comparable runs.
-
-    Attributes:
-        conditions: What they agree on, see `conditions`; where quantized runs are among them,
-            float controls agree with it on all but the quantization.
-        runs: The runs.
-    """
+    """Comparable runs, and what they agree on, float controls beside on all but quantization."""
 
     conditions: dict[str, Any]
     runs: list[LoadedRun]
 
 
 def conditions(recorded: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what must be equal in comparable runs.
+    """Return what must be equal in comparable runs, of a summary as the JSON that was read.
 
-    Args:
-        recorded: A run summary as the JSON that was read.
-
-    Returns:
-        Nested as in the summary; None stands for what is not recorded.
+    Nested as in the summary; None stands for what is not recorded.
     """
     model, dataset, training = recorded["model"], recorded["dataset"], recorded["training"]
     quantization = {k: v for k, v in recorded["quantization"].items() if v is not None}
@@ -107,13 +97,10 @@ def difference_text(difference: Difference) -> str:
 
 
 def groups(runs: Iterable[LoadedRun]) -> list[RunGroup]:
-    """Divide runs into groups of comparable ones.
+    """Divide runs into groups of comparable ones, a float control into every one it fits.
 
-    A float control is in every group of quantized runs that it is comparable with.
-
-    Returns:
-        The largest group first, of equal ones the default preset's (W4A16), then as the runs came;
-        groups of nothing but float controls are the last.
+    The largest comes first, of equal ones the default preset's (W4A16), then as the runs came;
+    groups of nothing but float controls are the last.
     """
     runs = list(runs)
     quantized = _divided([run for run in runs if run.quantized])

@@ -122,12 +122,7 @@ def effects_of(name: str) -> list[Effect]:
 
 
 def net_effects(runs: Sequence[LoadedRun], mode: str) -> list[NetEffect]:
-    """Return what methods gain net of their controls.
-
-    Args:
-        runs: The comparable runs of a group: of one quantization, with the float controls beside.
-        mode: Name of the quantization.
-    """
+    """Return what a group's methods gain net of their controls; ``mode`` names its quantization."""
     scores = scores_of(runs)
     found = []
     for effect in _effects(runs):
@@ -210,11 +205,7 @@ def net_sentence(
 ) -> str:
     """Say in one sentence what a gain is worth beside its control's, and no more than it tells.
 
-    Args:
-        effect: What was compared with what.
-        mode: Name of the quantization.
-        gain, control_gain: Means over the seeds of the net effect.
-        net: The net effect.
+    ``gain`` and ``control_gain`` are means over the seeds of the net effect.
     """
     name, reference = effect.gain
     verbs = ("gain", "lose") if effect.plural else ("gains", "loses")

@@ -22,14 +22,9 @@ _STAGES = {"start of training", "training", *making_stages()}
 
 
 def against_post_training(runs: Sequence[LoadedRun], mode: str) -> AgainstPostTraining | None:
-    """Return what training gains over post-training quantization.
+    """Return what training gains over post-training quantization among comparable runs.
 
-    Args:
-        runs: Comparable ones; of the float controls beside them nothing is taken.
-        mode: Name of the quantization.
-
-    Returns:
-        None where one of the two is missing, or no seed has both.
+    None where one of the two is missing, or no seed has both. ``mode`` names the quantization.
     """
     scored = [r for r in runs if r.quantized and r.completed and r.final is not None]
     trained = _best_first(r for r in scored if r.trained and role(r.method) == "method")

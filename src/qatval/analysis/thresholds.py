@@ -43,14 +43,10 @@ Entry = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Thresholds:
-    """The content of a threshold file.
+    """The content of a threshold file, see its schema, and where it was read from.
 
-    Attributes:
-        path: Where it was read from.
-        untrained_tolerance: How far below its start a quantized training may end, in mAP.
-        qc_tolerance: How far below its value before QC a run may end, in mAP.
-        references: Recorded references, see the schema.
-        waivers: Known failures, see the schema.
+    The tolerances are how far, in mAP, a quantized training may end below its start, and a run
+    below its value before QC.
     """
 
     path: Path
@@ -125,9 +121,11 @@ def update(path: Path, summaries: Iterable[RunSummary]) -> str:
     references: dict[str, Entry] = {_named(r): r for r in document["references"]}
     for name, (key, measured) in fresh.items():
         recorded = references.get(name, {"tolerance": None, "measured": []})
-        obsolete = any(_excludes(recorded, m["value"]) for m in measured)
-        kept = [] if obsolete else recorded["measured"]
-        references[name] = _recorded(key, kept, measured)
+        limit = recorded["tolerance"]
+        obsolete = limit is not None and any(
+            abs(m["value"] - recorded["value"]) > limit for m in measured
+        )
+        references[name] = _recorded(key, [] if obsolete else recorded["measured"], measured)
     document["references"] = sorted(references.values(), key=json.dumps)
     after = to_json(document)
     if after == before:
@@ -255,11 +253,6 @@ def _recorded(
         "tolerance": None if tolerance is None else round(tolerance, 6),
         "measured": merged,
     }
-
-
-def _excludes(reference: Entry, value: float) -> bool:
-    tolerance = reference["tolerance"]
-    return tolerance is not None and abs(value - reference["value"]) > tolerance
 
 
 def _read(path: Path) -> dict[str, Any]:
