@@ -183,12 +183,7 @@ def save_index(index: AnnotationIndex, path: Path) -> None:
 
 
 def load_index(path: Path) -> AnnotationIndex:
-    """Read what `save_index` wrote.
-
-    Raises:
-        FileNotFoundError: There is none.
-        DamagedError: It is not what was written.
-    """
+    """Read what `save_index` wrote; raises what `load_arrays` does."""
     arrays: dict[str, Any] = load_arrays(path)
     try:
         return AnnotationIndex(**arrays | {name: unpack_names(arrays[name]) for name in _NAMES})

@@ -85,10 +85,7 @@ class AnnotationIndex:
     category_names: tuple[str, ...]
 
     def annotations_of(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], ...]:
-        """Find the annotations of some images, image by image.
-
-        Args:
-            rows: (N,), ascending positions in `image_ids`.
+        """Find the annotations of the images at (N,) ascending positions, image by image.
 
         Returns:
             (A',) positions of the annotations, and (A',) for each its image's position in `rows`.
@@ -224,17 +221,13 @@ def write_annotations(index: AnnotationIndex, rows: NDArray[np.int64], path: Pat
     """
     chosen, owners = index.annotations_of(rows)
     names = [index.file_names[row] for row in rows.tolist()]
+    ids, (heights, widths) = index.image_ids[rows], index.sizes[rows].T
     document = {
         "info": {"description": "qatval subset"},
-        "images": _records(
-            id=index.image_ids[rows],
-            file_name=names,
-            height=index.sizes[rows, 0],
-            width=index.sizes[rows, 1],
-        ),
+        "images": _records(id=ids, file_name=names, height=heights, width=widths),
         "annotations": _records(
             id=np.arange(1, len(chosen) + 1),
-            image_id=index.image_ids[rows][owners],
+            image_id=ids[owners],
             category_id=index.category_ids[index.classes[chosen]],
             bbox=index.boxes[chosen],
             area=index.areas[chosen],
@@ -294,11 +287,7 @@ def _references(
 
 
 def find_positions(ids: NDArray[np.int64], wanted: NDArray[np.int64]) -> NDArray[np.int32]:
-    """Find ids among others.
-
-    Args:
-        ids: (I,), ascending, unique.
-        wanted: (N,), in any order.
+    """Find (N,) wanted ids, in any order, among (I,) ascending unique ones.
 
     Returns:
         (N,) positions in `ids`, -1 where there is none.

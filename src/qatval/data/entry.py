@@ -84,9 +84,6 @@ class Subset:
 def open_subset(directory: Path) -> Subset:
     """Open a subset that `build_subset` has built, where it was last asked for.
 
-    Args:
-        directory: `Subset.directory`.
-
     Raises:
         DamagedError: The entry is missing, incomplete or altered.
         QatvalError: The dataset is no longer where it was.
@@ -124,11 +121,7 @@ def open_subset(directory: Path) -> Subset:
 
 
 def verify_subset(directory: Path) -> None:
-    """Compare every file of a cache entry with its recorded digest.
-
-    Raises:
-        DamagedError: One differs or is missing.
-    """
+    """Compare every file of a cache entry with its digest; DamagedError if one is not as it was."""
     record = read_record(directory)
     with _read_whole(directory):
         for name, file in record["files"].items():
@@ -137,11 +130,7 @@ def verify_subset(directory: Path) -> None:
 
 
 def read_record(directory: Path) -> dict[str, Any]:
-    """Read what the entry says about itself.
-
-    Raises:
-        DamagedError: It says nothing that can be read.
-    """
+    """Read what the entry says about itself; DamagedError if that cannot be read."""
     with _read_whole(directory):
         record: dict[str, Any] = json.loads((directory / _RECORD).read_bytes())
         return {**record}  # refuses what is not an object

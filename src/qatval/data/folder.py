@@ -12,11 +12,8 @@ from qatval.data.subset import Subset
 def write_dataset_folder(subset: Subset, folder: Path) -> None:
     """Write `provenance.json`, `train_images.txt`, `val_images.txt` and `dataset.yaml`.
 
-    The lists hold one image id a line and can be given back as a user's own list.
-
-    Args:
-        subset: What the run trains and validates on.
-        folder: Created where missing.
+    The lists hold one image id a line and can be given back as a user's own list. The folder is
+    created where missing.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "provenance.json").write_text(to_json(subset.provenance), "utf-8")

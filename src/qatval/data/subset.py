@@ -24,7 +24,7 @@ from qatval.data.entry import (
     verify_subset,
     write_record,
 )
-from qatval.data.labels import Labels, training_labels
+from qatval.data.labels import LabelCounts, training_labels
 from qatval.data.naming import name_of
 from qatval.data.selection import Selection, draw_random, read_list, take_first
 from qatval.data.shapes import read_manifest
@@ -38,10 +38,7 @@ _log = logging.getLogger(__name__)
 
 
 def presets_of(coco_root: Path) -> str:
-    """Return whose presets apply: ``"shapes"`` to drawn data, to all else ``"coco2017"``.
-
-    What a dataset is called is another matter, see `qatval.data.naming`.
-    """
+    """Return whose presets apply: ``"shapes"`` to drawn data, to all else ``"coco2017"``."""
     return "coco2017" if read_manifest(coco_root) is None else "shapes"
 
 
@@ -110,14 +107,9 @@ class _Request:
 
     def key(self, digests: Mapping[str, str]) -> str:
         """Return the name of the subset's cache entry."""
-        what = {
-            "builder_version": BUILDER_VERSION,
-            "dataset": presets_of(self.coco_root),
-            "named_by": "content",
-            "annotations": dict(digests),
-            **self.asked(),
-        }
-        return digest_of(what)[:32]
+        what = {"builder_version": BUILDER_VERSION, "dataset": presets_of(self.coco_root)}
+        named = {"named_by": "content", "annotations": dict(digests)}
+        return digest_of({**what, **named, **self.asked()})[:32]
 
     def select(self, indexes: Mapping[str, AnnotationIndex]) -> dict[str, Selection]:
         """Choose the images of both splits."""
@@ -186,13 +178,11 @@ def _write_entry(
     labels = {}
     with staged_directory(entry) as folder:
         for split, index in indexes.items():
-            rows = selections[split].rows
+            rows, annotations = selections[split].rows, request.files[split].annotations
             if not len(rows):
-                raise QatvalError(
-                    f"{request.files[split].annotations}: lists no images; expected at least one"
-                )
+                raise QatvalError(f"{annotations}: lists no images; expected at least one")
             labels[split] = training_labels(index, rows)
-            _warn_of_dropped(request.files[split].annotations, labels[split])
+            _warn_of_dropped(annotations, labels[split].counts)
             save_arrays(folder / f"{split}.npz", split_arrays(index, rows, labels[split]))
         write_annotations(indexes["val"], selections["val"].rows, folder / VAL_ANNOTATIONS)
         drawn = presets_of(request.coco_root) == "shapes"
@@ -232,8 +222,7 @@ def _refuse_missing_images(image_dir: Path, file_names: Sequence[str]) -> None:
         )
 
 
-def _warn_of_dropped(annotations: Path, labels: Labels) -> None:
-    counts = labels.counts
+def _warn_of_dropped(annotations: Path, counts: LabelCounts) -> None:
     dropped = counts.degenerate + counts.outside + counts.duplicate
     if dropped:
         said = "%s: %d boxes dropped (%d of no area, %d outside the image, %d duplicates)"

@@ -154,11 +154,7 @@ def build_summary(
 
 
 def changed(summary: RunSummary, changes: Mapping[str, Any]) -> RunSummary:
-    """Return a summary with some of its values replaced.
-
-    Args:
-        summary: What to change.
-        changes: Nested as in the JSON. ``msgspec.UNSET`` removes a value.
+    """Return a summary with some values replaced, nested as in the JSON; ``UNSET`` removes one.
 
     Raises:
         msgspec.ValidationError: If no run could have left that behind.
@@ -202,15 +198,16 @@ def loaded(summary: RunSummary, root: Path = Path("runs/somewhere")) -> LoadedRu
 
 
 def build_thresholds(*waivers: Mapping[str, Any], **values: float) -> Thresholds:
-    """Return thresholds with a reference of tolerance 0.02 per method of the builder's scenarios.
-
-    They hold under the conditions of the builder's default runs.
+    """Return thresholds with a reference of tolerance 0.02 per method, for the default runs.
 
     Args:
         waivers: See the schema.
         values: By method, ``ema_qc`` standing for ``ema+qc``.
     """
-    scenario = {"dataset": "shapes", "variant": "yolo10n", "profile": "smoke"} | {
+    scenario = {
+        "dataset": "shapes",
+        "variant": "yolo10n",
+        "profile": "smoke",
         "quantization": "w4a16 per-channel learned from max shifted",
         "imgsz": 128,
         "epochs": 6,
@@ -258,31 +255,21 @@ def _trajectory(parts: Sequence[str], variant: str, profile: str, mode: str, see
 def _method(parts: Sequence[str]) -> dict[str, Any]:
     averaged, corrected, fresh = (part in parts for part in ("ema", "qc", "bn"))
     quantized = "fp32" not in parts
+    average: dict[str, float | None] = {"decay": 0.948, "tau": 9.6, "effective_decay": 0.9479}
+    average["codes_differing_from_raw"] = 0.031 if quantized else None
     return {
         "variant": "+".join(parts),
-        "ema": {
-            "enabled": averaged,
-            "decay": 0.948 if averaged else None,
-            "tau": 9.6 if averaged else None,
-            "effective_decay": 0.9479 if averaged else None,
-            "codes_differing_from_raw": 0.031 if averaged and quantized else None,
-        },
-        "qc": {
-            "enabled": corrected,
-            "epochs": 1 if corrected else None,
-            "lr": 1e-3 if corrected else None,
-            "bn_stats_fixed": True if corrected else None,
-            "images": 256 if corrected else None,
-            "changes": _qc_changes() if corrected else None,
-        },
+        "ema": {"enabled": averaged, "decay": None, "tau": None} | (average if averaged else {}),
+        "qc": {"enabled": corrected, "epochs": None, "lr": None, "bn_stats_fixed": None}
+        | (_correction() if corrected else {}),
         "bn": {"enabled": fresh, "images": 256 if fresh else None},
         "training": "none" if "ptq" in parts else "quantized" if quantized else "float",
         "stabilizers": [report for part, report in _STABILIZERS.items() if part in parts],
     }
 
 
-def _qc_changes() -> dict[str, Any]:
-    return {
+def _correction() -> dict[str, Any]:
+    changes = {
         name: {
             "gamma_min": 0.991 - 0.002 * number,
             "gamma_max": 1.008 + 0.001 * number,
@@ -291,6 +278,7 @@ def _qc_changes() -> dict[str, Any]:
         }
         for number, name in enumerate(_QUANTIZED)
     }
+    return {"epochs": 1, "lr": 1e-3, "bn_stats_fixed": True, "images": 256, "changes": changes}
 
 
 def _oscillation(epochs: int) -> dict[str, Any]:
