@@ -28,30 +28,21 @@ NOT_RECORDED = "not recorded"
 
 
 class RunGroup(NamedTuple):
-    """Comparable runs.
-
-    Attributes:
-        conditions: What they agree on, see `conditions`; where quantized runs are among them,
-            float controls agree with it on all but the quantization.
-        runs: The runs.
-    """
+    """Comparable runs, and what they agree on, float controls beside on all but quantization."""
 
     conditions: dict[str, Any]
     runs: list[LoadedRun]
 
 
 def conditions(recorded: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what must be equal in comparable runs.
+    """Return what must be equal in comparable runs, of a summary as the JSON that was read.
 
-    Args:
-        recorded: A run summary as the JSON that was read.
-
-    Returns:
-        Nested as in the summary; None stands for what is not recorded.
+    Nested as in the summary; None stands for what is not recorded.
     """
     model, dataset, training = recorded["model"], recorded["dataset"], recorded["training"]
     quantization = {k: v for k, v in recorded["quantization"].items() if v is not None}
     coverage = quantization.pop("coverage", None)
+    layers = coverage and {layer["name"]: _bits(layer) for layer in coverage["layers"]}
     quantization.setdefault("boundary_bit_width", "as everywhere")
     identity = dataset.get("identity")
     return {
@@ -66,7 +57,7 @@ def conditions(recorded: Mapping[str, Any]) -> dict[str, Any]:
             "val_images": dataset["val_images"],
             "identity": None if identity is None else comparable_identity(identity),
         },
-        "quantization": quantization | {"layers": _layer_bits(coverage)},
+        "quantization": quantization | {"layers": layers},
         "evaluation": recorded.get("evaluation"),
     }
 
@@ -100,18 +91,16 @@ def differing_conditions(one: Mapping[str, Any], other: Mapping[str, Any]) -> li
 
 def difference_text(difference: Difference) -> str:
     """Write field and values on one line; of digests the first 16 characters tell them apart."""
-    value, other = (_shortened(v) for v in (difference.value, difference.other))
+    texts = str(difference.value), str(difference.other)
+    value, other = (t[:16] if len(t) >= 32 and " " not in t else t for t in texts)
     return f"{difference.field} ({value} / {other})"
 
 
 def groups(runs: Iterable[LoadedRun]) -> list[RunGroup]:
-    """Divide runs into groups of comparable ones.
+    """Divide runs into groups of comparable ones, a float control into every one it fits.
 
-    A float control is in every group of quantized runs that it is comparable with.
-
-    Returns:
-        The largest group first, of equal ones the default preset's (W4A16), then as the runs came;
-        groups of nothing but float controls are the last.
+    The largest comes first, of equal ones the default preset's (W4A16), then as the runs came;
+    groups of nothing but float controls are the last.
     """
     runs = list(runs)
     quantized = _divided([run for run in runs if run.quantized])
@@ -129,12 +118,11 @@ def groups(runs: Iterable[LoadedRun]) -> list[RunGroup]:
 def _divided(runs: Sequence[LoadedRun]) -> list[RunGroup]:
     found: dict[str, RunGroup] = {}
     for run in sorted(runs, key=lambda run: not run.completed):
-        wanted = conditions(run.recorded)
-        group = None
-        if not run.completed:
-            group = next((g for g in found.values() if _agrees(run, wanted, g.conditions)), None)
+        own = conditions(run.recorded)
+        fitting = (g for g in found.values() if _agrees(run, own, g.conditions))
+        group = None if run.completed else next(fitting, None)
         if group is None:
-            group = found.setdefault(json.dumps(wanted, sort_keys=True), RunGroup(wanted, []))
+            group = found.setdefault(json.dumps(own, sort_keys=True), RunGroup(own, []))
         group.runs.append(run)
     return list(found.values())
 
@@ -154,12 +142,6 @@ def _largest_first(found: Sequence[RunGroup]) -> list[RunGroup]:
         return -len(group.runs), brief(quantization_label(group.conditions["quantization"])) != ""
 
     return sorted(found, key=rank)
-
-
-def _layer_bits(coverage: Mapping[str, Any] | None) -> dict[str, str] | None:
-    if coverage is None:
-        return None
-    return {layer["name"]: _bits(layer) for layer in coverage["layers"]}
 
 
 def _bits(layer: Mapping[str, Any]) -> str:
@@ -203,9 +185,3 @@ def _shown(value: Any) -> Any:
     if value is None:
         return NOT_RECORDED
     return "recorded" if isinstance(value, Mapping) else value
-
-
-def _shortened(value: Any) -> str:
-    text = str(value)
-    is_digest = len(text) >= 32 and " " not in text
-    return text[:16] if is_digest else text

@@ -34,13 +34,8 @@ SCHEMA_VERSION = "1.1"
 # What may differ between comparable runs, and a reader should know when it does.
 _NOTABLE = (
     ("model", "checkpoint_sha256"),
-    ("training", "device"),
-    ("training", "amp"),
-    ("training", "threads"),
-    ("training", "overrides"),
-    ("environment", "torch"),
-    ("environment", "ultralytics"),
-    ("environment", "brevitas"),
+    *(("training", name) for name in ("device", "amp", "threads", "overrides")),
+    *(("environment", name) for name in ("torch", "ultralytics", "brevitas")),
     ("git", "commit"),
 )
 
@@ -71,9 +66,7 @@ def compare(
     """
     recorded = recorded or thresholds.load()
     unique, warnings = _unique(runs)
-    warnings += [
-        f"{run.run_id}: {contradiction}" for run in unique if (contradiction := run.contradiction)
-    ]
+    warnings += [f"{run.run_id}: {said}" for run in unique if (said := run.contradiction)]
     grouped = _named_groups(unique)
     groups_of: dict[str, list[str]] = {}
     for name, group in grouped.items():
@@ -100,8 +93,7 @@ def compare(
 def reference_counts(judged: Iterable[tuple[LoadedRun, Check | None]]) -> list[ReferenceCount]:
     """Count the completed runs that agree with what is recorded for them, and name the others.
 
-    Args:
-        judged: Runs and their check against the reference, None for an incomplete run.
+    A run comes with its check against the reference, None where it is incomplete.
     """
     found: dict[str, list[LoadedRun]] = {}
     for run, check in judged:
@@ -239,12 +231,11 @@ def _method_entry(members: Sequence[LoadedRun], method: str) -> MethodEntry:
 
 
 def _varying(runs: Sequence[LoadedRun]) -> list[Varying]:
-    found = []
-    for section, name in _NOTABLE:
-        values = {str((run.recorded.get(section) or {}).get(name)) for run in runs}
-        if len(values) > 1:
-            found.append(Varying(f"{section}.{name}", sorted(values)))
-    return found
+    values = {
+        f"{section}.{name}": {str((run.recorded.get(section) or {}).get(name)) for run in runs}
+        for section, name in _NOTABLE
+    }
+    return [Varying(field, sorted(found)) for field, found in values.items() if len(found) > 1]
 
 
 def _known(values: Iterable[float | None]) -> list[float]:

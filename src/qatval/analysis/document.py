@@ -134,13 +134,9 @@ class Pair(Part, frozen=True):
     image_error: float | None
 
 
-class NetPair(Part, frozen=True):
+class NetPair(Pair, frozen=True):
     """A net effect on one seed, and the two gains that it is the difference of."""
 
-    seed: int
-    difference: float
-    shared_training: bool
-    image_error: float | None
     gain: float
     control_gain: float
 

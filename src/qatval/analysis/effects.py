@@ -23,6 +23,7 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from itertools import permutations
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -34,7 +35,7 @@ from qatval.analysis.intervals import (
     image_errors,
     mean_contrast,
 )
-from qatval.analysis.pairing import Contrast, evaluate, net_of, pair_by_seed, scores_of
+from qatval.analysis.pairing import Contrast, Scores, evaluate, net_of, pair_by_seed, scores_of
 from qatval.analysis.runs import LoadedRun
 from qatval.core import formatting
 from qatval.core.errors import UsageError
@@ -66,13 +67,10 @@ def method_order(names: Iterable[str]) -> list[str]:
 
 
 def paired_differences(runs: Sequence[LoadedRun]) -> list[PairedDifference]:
-    """Return the differences of two methods that are worth a sentence, paired by seed.
+    """Return the differences of two methods of a group that are worth a sentence, paired by seed.
 
     The contract's methods among each other, each method against the baseline, and each method or
     control against what it extends by one part.
-
-    Args:
-        runs: The comparable runs of a group.
     """
     quantized = {run.method: run.quantized for run in runs}
     scores = scores_of(runs)
@@ -80,44 +78,39 @@ def paired_differences(runs: Sequence[LoadedRun]) -> list[PairedDifference]:
     for reference, name in permutations(method_order(quantized), 2):
         if quantized[reference] != quantized[name] or not _worth_comparing(name, reference):
             continue
-        contrasts = pair_by_seed(runs, name, reference)
-        if not contrasts:
-            continue
-        values = evaluate(contrasts.values(), scores.values)
-        difference = mean_contrast(values, scores.images)
-        found.append(
-            PairedDifference(
-                method=name,
-                reference=reference,
-                mean=difference.mean,
-                interval=difference.interval,
-                level=LEVEL,
-                seeds=difference.seeds,
-                positive=difference.positive,
-                negative=difference.negative,
-                tells=difference.excludes_zero,
-                shared_training=all(c.shared_training for c in contrasts.values()),
-                images_resampled=difference.images_resampled,
-                pairs=pairs(contrasts, values),
-                sentence=difference_sentence(name, reference, difference),
+        if contrasts := pair_by_seed(runs, name, reference):
+            difference, fields = measured(contrasts, scores)
+            sentence = difference_sentence(name, reference, difference)
+            found.append(
+                PairedDifference(method=name, reference=reference, sentence=sentence, **fields)
             )
-        )
     return found
 
 
-def pairs(contrasts: Mapping[int, Contrast], values: NDArray[np.float64]) -> list[Pair]:
-    """Return contrasts by seed as the comparison lists them.
+def measured(
+    contrasts: Mapping[int, Contrast], scores: Scores
+) -> tuple[MeanContrast, dict[str, Any]]:
+    """Return the mean of contrasts by seed, and what every kind of difference records of it."""
+    values = evaluate(contrasts.values(), scores.values)
+    mean = mean_contrast(values, scores.images)
+    return mean, {
+        "mean": mean.mean,
+        "interval": mean.interval,
+        "level": LEVEL,
+        "seeds": mean.seeds,
+        "positive": mean.positive,
+        "negative": mean.negative,
+        "tells": mean.excludes_zero,
+        "shared_training": all(contrast.shared_training for contrast in contrasts.values()),
+        "images_resampled": mean.images_resampled,
+        "pairs": pairs(contrasts, values),
+    }
 
-    Args:
-        contrasts: By seed.
-        values: What `evaluate` found for them.
-    """
-    return [
-        Pair(seed, value, contrast.shared_training, error)
-        for (seed, contrast), value, error in zip(
-            contrasts.items(), values[:, 0].tolist(), image_errors(values), strict=True
-        )
-    ]
+
+def pairs(contrasts: Mapping[int, Contrast], values: NDArray[np.float64]) -> list[Pair]:
+    """List contrasts by seed with the values that `evaluate` found for them."""
+    each = zip(contrasts.items(), values[:, 0].tolist(), image_errors(values), strict=True)
+    return [Pair(seed, value, c.shared_training, error) for (seed, c), value, error in each]
 
 
 def effects_of(name: str) -> list[Effect]:
@@ -129,12 +122,7 @@ def effects_of(name: str) -> list[Effect]:
 
 
 def net_effects(runs: Sequence[LoadedRun], mode: str) -> list[NetEffect]:
-    """Return what methods gain net of their controls.
-
-    Args:
-        runs: The comparable runs of a group: of one quantization, with the float controls beside.
-        mode: Name of the quantization.
-    """
+    """Return what a group's methods gain net of their controls; ``mode`` names its quantization."""
     scores = scores_of(runs)
     found = []
     for effect in _effects(runs):
@@ -147,8 +135,11 @@ def net_effects(runs: Sequence[LoadedRun], mode: str) -> list[NetEffect]:
             for by_seed in (gains, control_gains)
         )
         gain, control_gain = (math.fsum(values) / len(values) for values in (ours, theirs))
-        values = evaluate(contrasts.values(), scores.values)
-        net = mean_contrast(values, scores.images)
+        net, fields = measured(contrasts, scores)
+        net_pairs = [
+            NetPair(*msgspec.structs.astuple(pair), *both)
+            for pair, *both in zip(fields["pairs"], ours, theirs, strict=True)
+        ]
         found.append(
             NetEffect(
                 kind=effect.kind,
@@ -158,21 +149,9 @@ def net_effects(runs: Sequence[LoadedRun], mode: str) -> list[NetEffect]:
                 control_reference=effect.control[1],
                 gain=gain,
                 control_gain=control_gain,
-                mean=net.mean,
-                interval=net.interval,
-                level=LEVEL,
-                seeds=net.seeds,
-                positive=net.positive,
-                negative=net.negative,
-                tells=net.excludes_zero,
-                shared_training=all(c.shared_training for c in contrasts.values()),
-                images_resampled=net.images_resampled,
-                pairs=[
-                    NetPair(p.seed, p.difference, p.shared_training, p.image_error, *both)
-                    for p, *both in zip(pairs(contrasts, values), ours, theirs, strict=True)
-                ],
                 sentence=net_sentence(effect, mode, gain, control_gain, net)
                 + _collapses(runs, effect, contrasts.keys()),
+                **fields | {"pairs": net_pairs},
             )
         )
     return found
@@ -226,11 +205,7 @@ def net_sentence(
 ) -> str:
     """Say in one sentence what a gain is worth beside its control's, and no more than it tells.
 
-    Args:
-        effect: What was compared with what.
-        mode: Name of the quantization.
-        gain, control_gain: Means over the seeds of the net effect.
-        net: The net effect.
+    ``gain`` and ``control_gain`` are means over the seeds of the net effect.
     """
     name, reference = effect.gain
     verbs = ("gain", "lose") if effect.plural else ("gains", "loses")
@@ -272,11 +247,8 @@ def _collapses(runs: Iterable[LoadedRun], effect: Effect, seeds: Container[int])
 
 
 def _moves(value: float, up: str = "gains", down: str = "loses") -> str:
-    return (
-        f"{up} {formatting.signed(value)}"
-        if value >= 0
-        else f"{down} {formatting.signed(-value)[1:]}"
-    )
+    moved = formatting.signed(value) if value >= 0 else formatting.signed(-value)[1:]
+    return f"{up if value >= 0 else down} {moved}"
 
 
 def _effects(runs: Iterable[LoadedRun]) -> list[Effect]:

@@ -13,12 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from qatval.analysis.comparability import (
-    conditions,
-    difference_text,
-    differing_conditions,
-    groups,
-)
+from qatval.analysis.comparability import conditions, difference_text, differing_conditions, groups
 from qatval.analysis.document import Gate, UnmetCriterion
 from qatval.analysis.runs import LoadedRun
 from qatval.core import presets
@@ -39,14 +34,12 @@ def decide(
     """Decide whether the variant behind the gate may be trained.
 
     Args:
-        runs: Runs of any variant, method and precision; what the gate does not ask about is
-            ignored.
-        required: Variants that must have held; yolo10m's where nobody says.
+        runs: Of any variant, method and precision; what the gate does not ask about is ignored.
+        required: Variants that must have held.
         count_incomplete: Whether an incomplete ``ema+qc`` run closes the gate.
 
     Returns:
-        The decision. Its reasons are a line per variant where it is open, else a line per
-        criterion that is not met.
+        Its reasons are a line per variant where it is open, else one per criterion not met.
     """
     counted = [run for run in runs if run.mode == MODE and (run.completed or count_incomplete)]
     unmet: list[UnmetCriterion] = []

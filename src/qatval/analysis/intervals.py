@@ -40,14 +40,11 @@ SEEDS_TO_TELL = 3
 
 @dataclass(frozen=True)
 class MeanContrast:
-    """The mean of a contrast over seeds, with its interval, in the unit of the metric.
+    """The mean of a contrast over seeds, in the unit of the metric.
 
     Attributes:
-        seeds: Over how many.
-        mean: Mean over seeds.
         interval: Bounds at `LEVEL`, None below `SEEDS_TO_TELL` seeds.
-        positive: On how many seeds the contrast is above 0.
-        negative: On how many seeds it is below 0.
+        positive, negative: On how many seeds the contrast is above and below 0.
         images_resampled: Whether the interval includes the chance of the validation images.
     """
 
@@ -92,27 +89,14 @@ def mean_contrast(contrasts: NDArray[np.float64], images: int) -> MeanContrast:
             terms.append((_variance(means), max(images - 1, 1)))
         half = _half_width(terms)
         interval = (mean - half, mean + half)
-    return MeanContrast(
-        seeds=n,
-        mean=mean,
-        interval=interval,
-        positive=sum(value > 0.0 for value in values),
-        negative=sum(value < 0.0 for value in values),
-        images_resampled=images_resampled,
-    )
+    positive, negative = sum(value > 0.0 for value in values), sum(value < 0.0 for value in values)
+    return MeanContrast(n, mean, interval, positive, negative, images_resampled)
 
 
 def image_errors(contrasts: NDArray[np.float64]) -> list[float | None]:
-    """Return each seed's standard error over validation images, None where it is not known.
-
-    Args:
-        contrasts: As `mean_contrast` takes them.
-    """
-    errors = [
-        math.sqrt(_variance(resampled)) if resampled else math.nan
-        for _, *resampled in contrasts.tolist()
-    ]
-    return [None if math.isnan(error) else error for error in errors]
+    """Return each seed's standard error over images, of what `mean_contrast` takes, or None."""
+    variances = [_variance(again) if again else math.nan for _, *again in contrasts.tolist()]
+    return [None if math.isnan(variance) else math.sqrt(variance) for variance in variances]
 
 
 def prediction_half_width(values: Sequence[float], level: float) -> float:

@@ -14,6 +14,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,8 +45,7 @@ class Scores:
 
     Attributes:
         values: Of shape (runs, 1 + resamples): the value, then the same on each bootstrap resample
-            of the validation images; NaN where it is not known.
-        images: How many images were resampled.
+            of the ``images`` validation images; NaN where it is not known.
     """
 
     values: NDArray[np.float64]
@@ -53,16 +53,11 @@ class Scores:
 
 
 def pair_by_seed(runs: Sequence[LoadedRun], method: str, reference: str) -> dict[int, Contrast]:
-    """Return a contrast, method minus reference, for each seed that both have completed.
-
-    Args:
-        runs: Comparable runs of any method.
-        method, reference: Names of the two methods.
-    """
+    """Return a contrast, method minus reference, for each seed that both have completed."""
     ours, theirs = _by_seed(runs, method), _by_seed(runs, reference)
     found = {}
     for seed in sorted(ours.keys() & theirs.keys()):
-        every = [(one, other) for one in ours[seed] for other in theirs[seed]]
+        every = list(product(ours[seed], theirs[seed]))
         shared = [
             (one, other)
             for one, other in every
@@ -82,12 +77,8 @@ def net_of(
 ) -> dict[int, Contrast]:
     """Subtract what a control gains from what a method gains, ``(M - R) - (C - CR)``.
 
-    Args:
-        gains: M minus R by seed, of `pair_by_seed`.
-        control_gains: C minus CR of the same runs. Where CR is R itself, it cancels.
-
-    Returns:
-        The net contrast for each seed that has both.
+    Both are gains by seed, of `pair_by_seed`, among the same runs; so is what is returned, for the
+    seeds that have both. Where CR is R itself, it cancels.
     """
     return {
         seed: Contrast(
@@ -123,15 +114,7 @@ def _draw(run: LoadedRun) -> tuple[int, int, int] | None:
 
 
 def evaluate(contrasts: Iterable[Contrast], values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the value of each contrast, in the unit of the values.
-
-    Args:
-        contrasts: Of the runs that the values are of.
-        values: Of shape (runs, columns), as `Scores` has them.
-
-    Returns:
-        Of shape (contrasts, columns).
-    """
+    """Return the value of contrasts, shape (contrasts, columns), of values (runs, columns)."""
     rows = []
     for contrast in contrasts:
         used = np.flatnonzero(contrast.weights)

@@ -10,9 +10,9 @@ import math
 from collections.abc import Iterable, Sequence
 
 from qatval.analysis.document import AgainstPostTraining
-from qatval.analysis.effects import pairs, role
-from qatval.analysis.intervals import LEVEL, SEEDS_TO_TELL, MeanContrast, mean_contrast
-from qatval.analysis.pairing import evaluate, pair_by_seed, scores_of
+from qatval.analysis.effects import measured, role
+from qatval.analysis.intervals import SEEDS_TO_TELL, MeanContrast
+from qatval.analysis.pairing import pair_by_seed, scores_of
 from qatval.analysis.runs import LoadedRun
 from qatval.core import formatting
 from qatval.quant.methods import making_stages
@@ -22,14 +22,9 @@ _STAGES = {"start of training", "training", *making_stages()}
 
 
 def against_post_training(runs: Sequence[LoadedRun], mode: str) -> AgainstPostTraining | None:
-    """Return what training gains over post-training quantization.
+    """Return what training gains over post-training quantization among comparable runs.
 
-    Args:
-        runs: Comparable ones; of the float controls beside them nothing is taken.
-        mode: Name of the quantization.
-
-    Returns:
-        None where one of the two is missing, or no seed has both.
+    None where one of the two is missing, or no seed has both. ``mode`` names the quantization.
     """
     scored = [r for r in runs if r.quantized and r.completed and r.final is not None]
     trained = _best_first(r for r in scored if r.trained and role(r.method) == "method")
@@ -40,33 +35,20 @@ def against_post_training(runs: Sequence[LoadedRun], mode: str) -> AgainstPostTr
     contrasts = pair_by_seed(scored, method, reference)
     if not contrasts:
         return None
-    scores = scores_of(scored)
-    values = evaluate(contrasts.values(), scores.values)
-    difference = mean_contrast(values, scores.images)
-    minutes, reference_minutes = (
-        _minutes([r for r in scored if r.method == name]) for name in (method, reference)
-    )
+    difference, fields = measured(contrasts, scores_of(scored))
+    minutes, other_minutes = (_minutes(scored, name) for name in (method, reference))
     best = _best(method, len(trained), "method")
     other = _best(reference, len(untrained), "post-training arm")
     return AgainstPostTraining(
-        mean=difference.mean,
-        interval=difference.interval,
-        level=LEVEL,
-        seeds=difference.seeds,
-        positive=difference.positive,
-        negative=difference.negative,
-        tells=difference.excludes_zero,
-        shared_training=all(c.shared_training for c in contrasts.values()),
-        images_resampled=difference.images_resampled,
-        pairs=pairs(contrasts, values),
         method=method,
         reference=reference,
         methods=len(trained),
         references=len(untrained),
         minutes=minutes,
-        reference_minutes=reference_minutes,
+        reference_minutes=other_minutes,
         sentence=f"Training or not, at {mode}: {best} against {other}: {_measured(difference)}"
-        + _cost(minutes, reference_minutes),
+        + _cost(minutes, other_minutes),
+        **fields,
     )
 
 
@@ -79,12 +61,12 @@ def _best_first(runs: Iterable[LoadedRun]) -> list[str]:
     return sorted(finals, key=lambda name: -math.fsum(finals[name]) / len(finals[name]))
 
 
-def _minutes(runs: Sequence[LoadedRun]) -> float | None:
-    """Return what the model took, mean over the runs; None where no run says."""
+def _minutes(runs: Iterable[LoadedRun], method: str) -> float | None:
+    """Return what a method's model took, mean over the runs; None where no run says."""
     taken = [
         math.fsum(timings.get(stage, 0.0) for stage in _STAGES) / 60
         for run in runs
-        if (timings := run.summary.timings)
+        if run.method == method and (timings := run.summary.timings)
     ]
     return math.fsum(taken) / len(taken) if taken else None
 

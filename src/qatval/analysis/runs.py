@@ -151,11 +151,10 @@ class LoadedRun:
 
 
 def collect(paths: Iterable[Path]) -> tuple[list[LoadedRun], list[Unreadable]]:
-    """Read the runs at and below some paths.
+    """Read the runs at and below some paths, a run that is reached twice once.
 
     Args:
-        paths: Run roots, summary files, or folders that hold runs at any depth. A run reached
-            twice is read once.
+        paths: Run roots, summary files, or folders that hold runs at any depth.
 
     Returns:
         The runs in order of path, and what could not be read with the reason.
@@ -164,9 +163,8 @@ def collect(paths: Iterable[Path]) -> tuple[list[LoadedRun], list[Unreadable]]:
     unreadable: list[Unreadable] = []
     seen: set[Path] = set()
     for path in paths:
-        found = False
-        for file in _summaries(path):
-            found = True
+        files = list(_summaries(path))
+        for file in files:
             if (resolved := file.resolve()) in seen:
                 continue
             seen.add(resolved)
@@ -174,7 +172,7 @@ def collect(paths: Iterable[Path]) -> tuple[list[LoadedRun], list[Unreadable]]:
                 runs.append(LoadedRun(file.parent, *read_summary(file)))
             except QatvalError as error:
                 unreadable.append(Unreadable(file, str(error)))
-        if not found:
+        if not files:
             what = f"holds no {SUMMARY_NAME}" if path.is_dir() else "no such file or folder"
             unreadable.append(Unreadable(path, f"{path}: {what}"))
     return runs, unreadable

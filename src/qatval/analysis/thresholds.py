@@ -43,14 +43,10 @@ Entry = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Thresholds:
-    """The content of a threshold file.
+    """The content of a threshold file, see its schema, and where it was read from.
 
-    Attributes:
-        path: Where it was read from.
-        untrained_tolerance: How far below its start a quantized training may end, in mAP.
-        qc_tolerance: How far below its value before QC a run may end, in mAP.
-        references: Recorded references, see the schema.
-        waivers: Known failures, see the schema.
+    The tolerances are how far, in mAP, a quantized training may end below its start, and a run
+    below its value before QC.
     """
 
     path: Path
@@ -73,13 +69,8 @@ def load(path: Path | None = None) -> Thresholds:
     """
     path = path or default_path()
     document = _read(path)
-    return Thresholds(
-        path=path,
-        untrained_tolerance=document["rules"]["untrained_tolerance"],
-        qc_tolerance=document["rules"]["qc_tolerance"],
-        references=tuple(document["references"]),
-        waivers=tuple(document["waivers"]),
-    )
+    references, waivers = tuple(document["references"]), tuple(document["waivers"])
+    return Thresholds(path, **document["rules"], references=references, waivers=waivers)
 
 
 def check(summary: RunSummary, thresholds: Thresholds, today: date | None = None) -> list[Check]:
@@ -122,36 +113,27 @@ def update(path: Path, summaries: Iterable[RunSummary]) -> str:
     """
     document = _read(path)
     before = to_json(document)
-    fresh: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {}
+    fresh: dict[str, tuple[Entry, list[Entry]]] = {}
     for summary in summaries:
         if summary.status == "completed-success":
-            key = _key(summary)
-            fresh.setdefault(json.dumps(key), (key, []))[1].append(_measurement(summary))
-    references = [dict(reference) for reference in document["references"]]
-    for key, measured in fresh.values():
-        recorded = next((r for r in references if all(r.get(k) == v for k, v in key.items())), None)
-        if recorded is None:
-            references.append(_recorded(key, [], measured))
-        else:
-            obsolete = any(_excludes(recorded, m["value"]) for m in measured)
-            kept = [] if obsolete else recorded["measured"]
-            references[references.index(recorded)] = _recorded(key, kept, measured)
-    document["references"] = sorted(references, key=lambda r: json.dumps(r))
+            scenario = _key(summary)
+            fresh.setdefault(_named(scenario), (scenario, []))[1].append(_measurement(summary))
+    references: dict[str, Entry] = {_named(r): r for r in document["references"]}
+    for name, (key, measured) in fresh.items():
+        recorded = references.get(name, {"tolerance": None, "measured": []})
+        limit = recorded["tolerance"]
+        obsolete = limit is not None and any(
+            abs(m["value"] - recorded["value"]) > limit for m in measured
+        )
+        references[name] = _recorded(key, [] if obsolete else recorded["measured"], measured)
+    document["references"] = sorted(references.values(), key=json.dumps)
     after = to_json(document)
     if after == before:
         return ""
     atomic_write(path, after)
-    lines = difflib.unified_diff(
-        before.splitlines(),
-        after.splitlines(),
-        f"{path.name} before",
-        f"{path.name} now",
-        "",
-        "",
-        2,
-        "",
-    )
-    return "\n".join(lines) + "\n"
+    texts = before.splitlines(), after.splitlines()
+    names = f"{path.name} before", f"{path.name} now"
+    return "\n".join(difflib.unified_diff(*texts, *names, n=2, lineterm="")) + "\n"
 
 
 def _reference(summary: RunSummary, thresholds: Thresholds) -> Check:
@@ -190,17 +172,16 @@ def _with_waivers(
             continue
         name, label = waiver["check"], f"waiver of {waiver['check']}"
         waived = judged.get(name)
-        if today > date.fromisoformat(waiver["expires"]):
-            detail = (
-                f"expired on {waiver['expires']} ({waiver['reason']}): fix the cause or renew it"
-            )
+        expires, reason = waiver["expires"], waiver["reason"]
+        if today > date.fromisoformat(expires):
+            detail = f"expired on {expires} ({reason}): fix the cause or renew it"
             judged[label] = Check(label, "failed", detail)
         elif waived is None or not waived.failed:
-            detail = f"no longer needed ({waiver['reason']}): remove it from {thresholds.path.name}"
+            detail = f"no longer needed ({reason}): remove it from {thresholds.path.name}"
             judged[label] = Check(label, "failed", detail)
         else:
-            until = f"waived until {waiver['expires']}: {waiver['reason']}"
-            judged[name] = Check(name, "waived", f"{waived.detail}; {until}")
+            detail = f"{waived.detail}; waived until {expires}: {reason}"
+            judged[name] = Check(name, "waived", detail)
     return list(judged.values())
 
 
@@ -230,15 +211,21 @@ def _key(summary: RunSummary) -> dict[str, Any]:
     return _scenario_key(summary) | {"device": device, "versions": versions}
 
 
+def _named(key: Entry) -> str:
+    """Write as text what a reference holds for; it may record values beside."""
+    beside = ("value", "tolerance", "measured")
+    return json.dumps({k: v for k, v in key.items() if k not in beside}, sort_keys=True)
+
+
 def _matching(summary: RunSummary, references: Iterable[Entry]) -> Entry | None:
     """Find the most specific reference: device and versions are keys where it names them."""
     key = _key(summary)
     matching = [
-        reference
-        for reference in references
-        if all(reference[name] == value for name, value in _scenario_key(summary).items())
-        and reference.get("device", key["device"]) == key["device"]
-        and all(key["versions"].get(n) == v for n, v in reference.get("versions", {}).items())
+        r
+        for r in references
+        if all(r[name] == value for name, value in _scenario_key(summary).items())
+        and r.get("device", key["device"]) == key["device"]
+        and r.get("versions", {}).items() <= key["versions"].items()
     ]
     return max(matching, key=lambda r: ("device" in r) + len(r.get("versions", {})), default=None)
 
@@ -266,11 +253,6 @@ def _recorded(
         "tolerance": None if tolerance is None else round(tolerance, 6),
         "measured": merged,
     }
-
-
-def _excludes(reference: Entry, value: float) -> bool:
-    tolerance = reference["tolerance"]
-    return tolerance is not None and bool(abs(value - reference["value"]) > tolerance)
 
 
 def _read(path: Path) -> dict[str, Any]:

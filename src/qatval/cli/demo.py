@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from qatval.cli.options import add_shared
 from qatval.core import presets as config
 from qatval.core.options import seeds
 from qatval.core.progress import Progress
@@ -33,12 +34,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="DIR",
         help="where the dataset is drawn, or has been (default: %(default)s)",
     )
-    parser.add_argument(
-        "--variant",
-        default="yolo10n",
-        choices=config.variant_names(),
-        help="size of the model (default: %(default)s)",
-    )
+    add_shared(parser, "--variant")
     parser.add_argument(
         "--profile",
         default="smoke",
@@ -46,11 +42,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="how much is trained (default: %(default)s)",
     )
     parser.add_argument(
-        "--seeds",
-        type=seeds,
-        default=(0, 1),
-        metavar="N,N",
-        help="of the runs (default: 0,1)",
+        "--seeds", type=seeds, default=(0, 1), metavar="N,N", help="of the runs (default: 0,1)"
     )
     parser.add_argument(
         "--checkpoint",
@@ -59,7 +51,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="FP32 checkpoint to fine-tune (default: the variant's)",
     )
     parser.add_argument("--device", metavar="D", help="cpu or 0 (default: 0 if there is a GPU)")
-    parser.add_argument("--cache-dir", type=Path, metavar="DIR", help="where subsets are kept")
+    add_shared(parser, "--cache-dir")
     parser.set_defaults(handler=run)
 
 

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 from pathlib import Path
 
+from qatval.cli.options import add_shared
 from qatval.core import presets as config
 from qatval.core.options import positive
 from qatval.core.progress import Progress
@@ -24,12 +25,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--out", type=Path, required=True, metavar="FILE.safetensors", help="the checkpoint"
     )
-    parser.add_argument(
-        "--variant",
-        default="yolo10n",
-        choices=config.variant_names(),
-        help="size of the model (default: %(default)s)",
-    )
+    add_shared(parser, "--variant")
     parser.add_argument(
         "--epochs", type=positive, metavar="N", help="of the training (default: the preset's)"
     )
@@ -37,7 +33,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--seed", type=int, default=0, metavar="N", help="of the training (default: 0)"
     )
     parser.add_argument("--device", default="cpu", help="cpu, 0 or 0,1 (default: cpu)")
-    parser.add_argument("--cache-dir", type=Path, metavar="DIR", help="where subsets are kept")
+    add_shared(parser, "--cache-dir")
     parser.set_defaults(handler=run)
 
 

@@ -27,13 +27,7 @@ Progress = Callable[[int, int | None], None]
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is known about one checkpoint file.
-
-    Attributes:
-        name: File name.
-        sound: Whether it is there and has the recorded digest.
-        message: What was found and what to do, one line.
-    """
+    """Whether a file is there with the recorded digest, what was found and what to do."""
 
     name: str
     sound: bool
@@ -80,11 +74,8 @@ def fetch(name: str, directory: Path, *, source: str = RELEASE_URL, progress: Pr
             ) from error
         if recorded is not None and recorded != digest:
             partial.unlink()
-            raise QatvalError(
-                f"{url}: SHA-256 is {digest[:16]}..., {CHECKSUMS_NAME} records "
-                f"{recorded[:16]}... for {name}; fetch it from another address, or delete the "
-                "entry if you trust this file"
-            )
+            remedy = "fetch it from another address, or delete the entry if you trust this file"
+            raise QatvalError(f"{url}: {_differing(recorded, digest)} for {name}; {remedy}")
         partial.replace(target)
     if recorded is None:
         _record_checksum(directory, name, digest)
@@ -112,7 +103,8 @@ def _download(url: str, partial: Path, progress: Progress) -> None:
         request.add_header("Range", f"bytes={have}-")
     try:
         with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
-            resumed = response.status == 206 and _range_start(response) == have
+            at = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
+            resumed = response.status == 206 and at is not None and int(at[1]) == have
             have = have if resumed else 0
             length = response.headers.get("Content-Length")
             expected = have + int(length) if length else None
@@ -141,11 +133,6 @@ def _download(url: str, partial: Path, progress: Progress) -> None:
         raise _broken_off(url, have, f"expected {expected} bytes")
 
 
-def _range_start(response: http.client.HTTPResponse) -> int | None:
-    match = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
-    return int(match[1]) if match else None
-
-
 def _broken_off(url: str, have: int, reason: str) -> QatvalError:
     return QatvalError(
         f"{url}: broke off after {have} bytes ({reason}); fetch again and it goes on from there"
@@ -153,10 +140,12 @@ def _broken_off(url: str, have: int, reason: str) -> QatvalError:
 
 
 def _altered(target: Path, recorded: str, digest: str) -> QatvalError:
-    return QatvalError(
-        f"{target}: SHA-256 is {digest[:16]}..., {CHECKSUMS_NAME} records "
-        f"{recorded[:16]}...; delete the file and fetch it again"
-    )
+    remedy = "delete the file and fetch it again"
+    return QatvalError(f"{target}: {_differing(recorded, digest)}; {remedy}")
+
+
+def _differing(recorded: str, digest: str) -> str:
+    return f"SHA-256 is {digest[:16]}..., {CHECKSUMS_NAME} records {recorded[:16]}..."
 
 
 def _read_checksums(directory: Path) -> dict[str, str]:

@@ -43,12 +43,7 @@ Image = NDArray[np.float32]  # (height, width, 3) BGR, about 0 to 1
 
 
 def draw_dataset(
-    out: Path,
-    *,
-    seed: int = 0,
-    train_images: int = 512,
-    val_images: int = 128,
-    size: int = 128,
+    out: Path, *, seed: int = 0, train_images: int = 512, val_images: int = 128, size: int = 128
 ) -> None:
     """Draw the dataset into `out`, or leave it alone when it is there already.
 
@@ -63,14 +58,8 @@ def draw_dataset(
     Raises:
         QatvalError: `out` holds something else, or a dataset drawn with other settings.
     """
-    settings = {
-        "name": "shapes",
-        "version": VERSION,
-        "seed": seed,
-        "size": size,
-        "train_images": train_images,
-        "val_images": val_images,
-    }
+    settings = {"name": "shapes", "version": VERSION, "seed": seed, "size": size}
+    settings |= {"train_images": train_images, "val_images": val_images}
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         _check_same(out, settings)
         return
@@ -130,7 +119,14 @@ def _draw_split(folder: Path, split: str, count: int, seed: int, size: int) -> N
             for place, item in enumerate(scene.items)
         ]
     document = {
-        "info": _info(split, seed),
+        "info": {
+            "description": f"qatval shapes, {split}, seed {seed}",
+            "url": "",
+            "version": f"{VERSION}.0",
+            "year": int(DATE[:4]),
+            "contributor": "qatval",
+            "date_created": DATE,
+        },
         "licenses": [{"id": 1, "name": "Public domain", "url": ""}],
         "images": images,
         "annotations": annotations,
@@ -142,17 +138,6 @@ def _draw_split(folder: Path, split: str, count: int, seed: int, size: int) -> N
         ],
     }
     files.annotations.write_text(json.dumps(document, separators=(",", ":")))
-
-
-def _info(split: str, seed: int) -> dict[str, Any]:
-    return {
-        "description": f"qatval shapes, {split}, seed {seed}",
-        "url": "",
-        "version": f"{VERSION}.0",
-        "year": int(DATE[:4]),
-        "contributor": "qatval",
-        "date_created": DATE,
-    }
 
 
 def _image_record(image_id: int, file_name: str, scene: Scene) -> dict[str, Any]:
@@ -191,16 +176,12 @@ def _run_lengths(mask: Mask) -> list[int]:
     """COCO's uncompressed RLE: column by column, starting with the length of a run of zeros."""
     flat = np.concatenate([[False], mask.ravel(order="F")])
     changes = np.flatnonzero(flat[1:] != flat[:-1])
-    counts = np.diff(np.concatenate([[0], changes, [mask.size]]))
-    return [int(count) for count in counts]
+    lengths: list[int] = np.diff(np.concatenate([[0], changes, [mask.size]])).tolist()
+    return lengths
 
 
 def _paint(scene: Scene, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Paint a scene, back to front.
-
-    Returns:
-        (height, width, 3) BGR.
-    """
+    """Paint a scene, back to front; (height, width, 3) BGR."""
     import cv2
 
     height, width = scene.height, scene.width
@@ -243,10 +224,7 @@ def _contrast(material: Image, behind: Image, where: Mask, rng: np.random.Genera
 
 
 def _material(rng: np.random.Generator, height: int, width: int, texture: float) -> Image:
-    """A surface patterned in two colours, neither of which says anything about a class.
-
-    `texture`, 0 to 1, is how far apart the two may be.
-    """
+    """A surface in two colours that say nothing about a class, up to `texture` (0 to 1) apart."""
     first = _colour(rng)
     second = first + (_colour(rng) - first) * np.float32(texture * rng.random())
     y = np.arange(height, dtype=np.float32)[:, None]

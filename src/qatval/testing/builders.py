@@ -16,46 +16,29 @@ from msgspec import UNSET
 
 from qatval.analysis.runs import LoadedRun
 from qatval.analysis.thresholds import Thresholds
-from qatval.core.measurements import (
-    BatchNormDrift,
-    Bootstrap,
-    Coverage,
-    EpochOscillation,
-    EpochRecord,
-    LayerCoverage,
-    LayerDrift,
-    LayerOscillation,
-    Metrics,
-    Oscillation,
-    Record,
-    StabilityRecord,
-)
-from qatval.core.summary import (
-    SCHEMA_VERSION,
-    AddedPart,
-    Artifacts,
-    BatchNormRecord,
-    DatasetRecord,
-    EmaRecord,
-    Git,
-    MethodRecord,
-    Model,
-    QcChange,
-    QcRecord,
-    QuantizationRecord,
-    RunError,
-    RunSummary,
-    StartRecord,
-    TrainingRecord,
-)
+from qatval.core.measurements import Record
+from qatval.core.summary import SCHEMA_VERSION, RunSummary
 
 AnyRecord = TypeVar("AnyRecord", bound=Record)
 
 _QUANTIZED = ("model.0.conv", "model.1.conv", "model.23.one2one_cv3.0.2")
-_EXEMPT = "model.23.dfl.conv"
+_EXEMPT = {
+    "name": "model.23.dfl.conv",
+    "bits": None,
+    "scale": None,
+    "reason": "a frozen arange(16): signed int4 cannot hold 0..15",
+}
 _STABILIZERS = {
-    "dampen": AddedPart("qatval.quant.dampening:Dampening", {"weight": 0.01}, {"penalty": 1.25}),
-    "freeze": AddedPart("qatval.quant.freezing:Freezing", {"momentum": 0.01}, {"frozen": 0.043}),
+    "dampen": {
+        "implementation": "qatval.quant.dampening:Dampening",
+        "settings": {"weight": 0.01},
+        "report": {"penalty": 1.25},
+    },
+    "freeze": {
+        "implementation": "qatval.quant.freezing:Freezing",
+        "settings": {"momentum": 0.01},
+        "report": {"frozen": 0.043},
+    },
 }
 
 
@@ -95,58 +78,58 @@ def build_summary(
     best = max(values, default=0.0)
     collapsed = best > 0 and values[-1] < 0.5 * best
     failed = collapsed or best < 0.00682
-    summary = RunSummary(
-        schema_version=SCHEMA_VERSION,
-        run_id=f"{variant}-{method}-{profile}-seed{seed}",
-        created_at="2026-03-01T12:00:00+00:00",
-        status="incomplete" if error else "completed-failed" if failed else "completed-success",
-        git=Git("0123456789abcdef0123456789abcdef01234567", "main", False),
-        model=Model(variant, f"models/{variant}.safetensors", 128),
-        quantization=_quantization("fp32" if in_float else mode, scale),
-        method=_method(parts),
-        dataset=DatasetRecord(
-            coco_root="datasets/shapes",
-            dataset_yaml="dataset/dataset.yaml",
-            train_images=256,
-            val_images=128,
-            name=dataset,
-            identity=_identity(dataset, seed),
-        ),
-        training=TrainingRecord(
-            framework="ultralytics",
-            profile=profile,
-            epochs=6,
-            batch=16,
-            seed=seed,
-            device="cpu",
-            amp=False,
-            overrides={"optimizer": "AdamW", "lr0": 0.001},
-            steps=0 if untrained else 96,
-            threads=2,
-            trajectory=None if untrained else _trajectory(parts, variant, profile, mode, seed),
-        ),
-        artifacts=Artifacts(
-            run_root="runs/somewhere",
-            results_csv=None if untrained else "ultralytics/train/results.csv",
-            tensorboard_log_dir=None if untrained else "ultralytics/train/tensorboard",
-        ),
-        metrics=Metrics(
-            primary_name="metrics/mAP50-95(B)",
-            best_value=best if values else None,
-            final_value=None if error else values[-1],
-            fp32_value=0.682,
-            ptq_value=None if in_float else 0.601,
-            start_value=0.682 if in_float else 0.601 if untrained else 0.603,
-            bootstrap=None if error else _bootstrap(values[-1], method, seed, resamples),
-            before_qc_value=values[-2] if "qc" in parts and not error else None,
-            before_bn_value=values[-2] if "bn" in parts and not error else None,
-        ),
-        stability=StabilityRecord(
-            collapse_threshold_ratio=0.5,
-            final_over_best_ratio=None if error or best <= 0 else values[-1] / best,
-            collapsed=None if error else collapsed,
-        ),
-        environment={
+    document = {
+        "schema_version": SCHEMA_VERSION,
+        "run_id": f"{variant}-{method}-{profile}-seed{seed}",
+        "created_at": "2026-03-01T12:00:00+00:00",
+        "status": "incomplete" if error else f"completed-{'failed' if failed else 'success'}",
+        "git": {"commit": "0123456789abcdef" * 2 + "01234567", "branch": "main", "dirty": False},
+        "model": {"variant": variant, "checkpoint": f"models/{variant}.safetensors", "imgsz": 128},
+        "quantization": _quantization("fp32" if in_float else mode, scale),
+        "method": _method(parts),
+        "dataset": {
+            "coco_root": "datasets/shapes",
+            "dataset_yaml": "dataset/dataset.yaml",
+            "train_images": 256,
+            "val_images": 128,
+            "name": dataset,
+            "identity": _identity(dataset, seed),
+        },
+        "training": {
+            "framework": "ultralytics",
+            "profile": profile,
+            "epochs": 6,
+            "batch": 16,
+            "seed": seed,
+            "device": "cpu",
+            "amp": False,
+            "overrides": {"optimizer": "AdamW", "lr0": 0.001},
+            "steps": 0 if untrained else 96,
+            "threads": 2,
+            "trajectory": None if untrained else _trajectory(parts, variant, profile, mode, seed),
+        },
+        "artifacts": {
+            "run_root": "runs/somewhere",
+            "results_csv": None if untrained else "ultralytics/train/results.csv",
+            "tensorboard_log_dir": None if untrained else "ultralytics/train/tensorboard",
+        },
+        "metrics": {
+            "primary_name": "metrics/mAP50-95(B)",
+            "best_value": best if values else None,
+            "final_value": None if error else values[-1],
+            "fp32_value": 0.682,
+            "ptq_value": None if in_float else 0.601,
+            "start_value": 0.682 if in_float else 0.601 if untrained else 0.603,
+            "bootstrap": None if error else _bootstrap(values[-1], method, seed, resamples),
+            "before_qc_value": values[-2] if "qc" in parts and not error else None,
+            "before_bn_value": values[-2] if "bn" in parts and not error else None,
+        },
+        "stability": {
+            "collapse_threshold_ratio": 0.5,
+            "final_over_best_ratio": None if error or best <= 0 else values[-1] / best,
+            "collapsed": None if error else collapsed,
+        },
+        "environment": {
             "python": "3.11.9",
             "torch": "2.15.0+cpu",
             "ultralytics": "8.4.190",
@@ -154,28 +137,24 @@ def build_summary(
             "cpu": "a processor",
             "gpu": None,
         },
-        error=RunError(type="RuntimeError", message=error, stage="training") if error else None,
-        history=tuple(_epoch(number, value) for number, value in enumerate(epochs, start=1)),
-        evaluation={
+        "error": {"type": "RuntimeError", "message": error, "stage": "training"} if error else None,
+        "history": [_epoch(number, value) for number, value in enumerate(epochs, start=1)],
+        "evaluation": {
             "imgsz": 128,
             "rect": False,
             "conf": 0.001,
             "max_det": 300,
             "head": "one2one",
         },
-        oscillation=None if error or in_float or untrained else _oscillation(len(epochs)),
-        batchnorm=None if error else _batchnorm(),
-        timings={"dataset": 1.2, "baseline": 9.4, "training": 43.0, "total": 61.7},
-    )
-    return changed(summary, changes or {})
+        "oscillation": None if error or in_float or untrained else _oscillation(len(epochs)),
+        "batchnorm": None if error else _batchnorm(),
+        "timings": {"dataset": 1.2, "baseline": 9.4, "training": 43.0, "total": 61.7},
+    }
+    return msgspec.convert(merged(document, changes or {}), RunSummary)
 
 
 def changed(summary: RunSummary, changes: Mapping[str, Any]) -> RunSummary:
-    """Return a summary with some of its values replaced.
-
-    Args:
-        summary: What to change.
-        changes: Nested as in the JSON. ``msgspec.UNSET`` removes a value.
+    """Return a summary with some values replaced, nested as in the JSON; ``UNSET`` removes one.
 
     Raises:
         msgspec.ValidationError: If no run could have left that behind.
@@ -219,15 +198,16 @@ def loaded(summary: RunSummary, root: Path = Path("runs/somewhere")) -> LoadedRu
 
 
 def build_thresholds(*waivers: Mapping[str, Any], **values: float) -> Thresholds:
-    """Return thresholds with a reference of tolerance 0.02 per method of the builder's scenarios.
-
-    They hold under the conditions of the builder's default runs.
+    """Return thresholds with a reference of tolerance 0.02 per method, for the default runs.
 
     Args:
         waivers: See the schema.
         values: By method, ``ema_qc`` standing for ``ema+qc``.
     """
-    scenario = {"dataset": "shapes", "variant": "yolo10n", "profile": "smoke"} | {
+    scenario = {
+        "dataset": "shapes",
+        "variant": "yolo10n",
+        "profile": "smoke",
         "quantization": "w4a16 per-channel learned from max shifted",
         "imgsz": 128,
         "epochs": 6,
@@ -240,39 +220,30 @@ def build_thresholds(*waivers: Mapping[str, Any], **values: float) -> Thresholds
     return Thresholds(Path("thresholds.json"), 0.032, 0.008, tuple(references), waivers)
 
 
-def _quantization(mode: str, scale: Any) -> QuantizationRecord:
+def _quantization(mode: str, scale: str) -> dict[str, Any]:
     if mode == "fp32":
-        return QuantizationRecord(mode, None, None, None)
+        unused = ("library", "weight_bit_width", "activation_bit_width")
+        return {"mode": mode, **dict.fromkeys(unused)}
     bits, activation_bits = (int(number) for number in mode[1:].split("a"))
-    return QuantizationRecord(
-        mode=mode,
-        library="brevitas",
-        weight_bit_width=bits,
-        activation_bit_width=None if activation_bits == 16 else activation_bits,
-        narrow_range=True,
-        scale=scale,
-        scale_without_batchnorm="per-channel",
-        scaling="learned",
-        boundary_bit_width=None,
-        start=StartRecord("max", "shifted"),
-        coverage=Coverage(
-            quantized=len(_QUANTIZED),
-            exempt=1,
-            max_levels_per_scale=2**bits - 1,
-            layers=(
-                *(
-                    LayerCoverage(name=name, bits=bits, scale=scale, reason=None)
-                    for name in _QUANTIZED
-                ),
-                LayerCoverage(
-                    name=_EXEMPT,
-                    bits=None,
-                    scale=None,
-                    reason="a frozen arange(16): signed int4 cannot hold 0..15",
-                ),
-            ),
-        ),
-    )
+    quantized = {"bits": bits, "scale": scale, "reason": None}
+    return {
+        "mode": mode,
+        "library": "brevitas",
+        "weight_bit_width": bits,
+        "activation_bit_width": None if activation_bits == 16 else activation_bits,
+        "narrow_range": True,
+        "scale": scale,
+        "scale_without_batchnorm": "per-channel",
+        "scaling": "learned",
+        "boundary_bit_width": None,
+        "start": {"scale": "max", "statistics": "shifted"},
+        "coverage": {
+            "quantized": len(_QUANTIZED),
+            "exempt": 1,
+            "max_levels_per_scale": 2**bits - 1,
+            "layers": [*({"name": name, **quantized} for name in _QUANTIZED), _EXEMPT],
+        },
+    }
 
 
 def _trajectory(parts: Sequence[str], variant: str, profile: str, mode: str, seed: int) -> str:
@@ -281,120 +252,105 @@ def _trajectory(parts: Sequence[str], variant: str, profile: str, mode: str, see
     return "-".join((variant, profile, precision, *training, str(seed)))
 
 
-def _method(parts: Sequence[str]) -> MethodRecord:
+def _method(parts: Sequence[str]) -> dict[str, Any]:
     averaged, corrected, fresh = (part in parts for part in ("ema", "qc", "bn"))
     quantized = "fp32" not in parts
-    return MethodRecord(
-        variant="+".join(parts),
-        ema=EmaRecord(
-            enabled=averaged,
-            decay=0.948 if averaged else None,
-            tau=9.6 if averaged else None,
-            effective_decay=0.9479 if averaged else None,
-            codes_differing_from_raw=0.031 if averaged and quantized else None,
-        ),
-        qc=QcRecord(True, 1, 1e-3, True, 256, _qc_changes())
-        if corrected
-        else QcRecord(False, None, None, None),
-        bn=BatchNormRecord(fresh, images=256 if fresh else None),
-        training="none" if "ptq" in parts else "quantized" if quantized else "float",
-        stabilizers=tuple(_STABILIZERS[part] for part in _STABILIZERS if part in parts),
-    )
-
-
-def _qc_changes() -> dict[str, QcChange]:
+    average: dict[str, float | None] = {"decay": 0.948, "tau": 9.6, "effective_decay": 0.9479}
+    average["codes_differing_from_raw"] = 0.031 if quantized else None
     return {
-        name: QcChange(
-            gamma_min=0.991 - 0.002 * number,
-            gamma_max=1.008 + 0.001 * number,
-            gamma_mean_abs_change=0.0041,
-            beta_max_abs=0.006 + 0.001 * number,
-        )
-        for number, name in enumerate(_QUANTIZED)
+        "variant": "+".join(parts),
+        "ema": {"enabled": averaged, "decay": None, "tau": None} | (average if averaged else {}),
+        "qc": {"enabled": corrected, "epochs": None, "lr": None, "bn_stats_fixed": None}
+        | (_correction() if corrected else {}),
+        "bn": {"enabled": fresh, "images": 256 if fresh else None},
+        "training": "none" if "ptq" in parts else "quantized" if quantized else "float",
+        "stabilizers": [report for part, report in _STABILIZERS.items() if part in parts],
     }
 
 
-def _oscillation(epochs: int) -> Oscillation:
-    return Oscillation(
-        momentum=0.01,
-        threshold=0.005,
-        steps=16 * epochs,
-        oscillating=0.008 + 0.006 * epochs,
-        epochs=tuple(
-            EpochOscillation(
-                epoch=epoch,
-                oscillating=0.008 + 0.006 * epoch,
-                change_rate=0.0042 / epoch**0.5,
-                reversal_rate=0.0011 / epoch**0.3,
-                near_threshold=0.101 + 0.004 * epoch,
-                threshold_distance=0.25 - 0.002 * epoch,
-                scale_drift=0.011 * epoch,
-            )
+def _correction() -> dict[str, Any]:
+    changes = {
+        name: {
+            "gamma_min": 0.991 - 0.002 * number,
+            "gamma_max": 1.008 + 0.001 * number,
+            "gamma_mean_abs_change": 0.0041,
+            "beta_max_abs": 0.006 + 0.001 * number,
+        }
+        for number, name in enumerate(_QUANTIZED)
+    }
+    return {"epochs": 1, "lr": 1e-3, "bn_stats_fixed": True, "images": 256, "changes": changes}
+
+
+def _oscillation(epochs: int) -> dict[str, Any]:
+    return {
+        "momentum": 0.01,
+        "threshold": 0.005,
+        "steps": 16 * epochs,
+        "oscillating": 0.008 + 0.006 * epochs,
+        "epochs": [
+            {
+                "epoch": epoch,
+                "oscillating": 0.008 + 0.006 * epoch,
+                "change_rate": 0.0042 / epoch**0.5,
+                "reversal_rate": 0.0011 / epoch**0.3,
+                "near_threshold": 0.101 + 0.004 * epoch,
+                "threshold_distance": 0.25 - 0.002 * epoch,
+                "scale_drift": 0.011 * epoch,
+            }
             for epoch in range(1, epochs + 1)
-        ),
-        layers=tuple(
-            LayerOscillation(
-                name=name,
-                weights=432 * 4**number,
-                oscillating=0.012 + 0.017 * number,
-                flips=0.41 + 0.2 * number,
-                reversals=0.11 + 0.1 * number,
-                near_threshold=0.105 + 0.02 * number,
-                threshold_distance=0.246 - 0.01 * number,
-                scale_drift=0.02 + 0.03 * number,
-            )
+        ],
+        "layers": [
+            {
+                "name": name,
+                "weights": 432 * 4**number,
+                "oscillating": 0.012 + 0.017 * number,
+                "flips": 0.41 + 0.2 * number,
+                "reversals": 0.11 + 0.1 * number,
+                "near_threshold": 0.105 + 0.02 * number,
+                "threshold_distance": 0.246 - 0.01 * number,
+                "scale_drift": 0.02 + 0.03 * number,
+            }
             for number, name in enumerate(_QUANTIZED)
-        ),
-    )
+        ],
+    }
 
 
-def _batchnorm() -> BatchNormDrift:
-    layers = tuple(
-        LayerDrift(name.replace("conv", "bn"), kl_mean=0.004 + 0.003 * number, kl_max=0.08)
-        for number, name in enumerate(_QUANTIZED[:2])
-    )
-    return BatchNormDrift(
-        images=256, kl_mean=0.0055, kl_max=0.08, worst_layer="model.1.bn", layers=layers
-    )
+def _batchnorm() -> dict[str, Any]:
+    layers = [
+        {"name": f"model.{number}.bn", "kl_mean": 0.004 + 0.003 * number, "kl_max": 0.08}
+        for number in range(2)
+    ]
+    worst = {"kl_max": 0.08, "worst_layer": "model.1.bn"}
+    return {"images": 256, "kl_mean": 0.0055, **worst, "layers": layers}
 
 
 def _identity(dataset: str, seed: int) -> dict[str, Any]:
     def digest(text: str) -> str:
         return hashlib.sha256(f"{dataset} {text}".encode()).hexdigest()
 
+    def split(rule: str, seed: int | None, images: int, ids: str) -> dict[str, Any]:
+        return {"rule": rule, "seed": seed, "images": images, "image_ids_sha256": digest(ids)}
+
     return {
         "dataset": dataset,
         "builder_version": 1,
         "annotations": {"train": digest("train"), "val": digest("val")},
-        "train": {
-            "rule": "random",
-            "seed": seed,
-            "images": 256,
-            "image_ids_sha256": digest(f"train ids {seed}"),
-        },
-        "val": {
-            "rule": "first",
-            "seed": None,
-            "images": 128,
-            "image_ids_sha256": digest("val ids"),
-        },
+        "train": split("random", seed, 256, f"train ids {seed}"),
+        "val": split("first", None, 128, "val ids"),
     }
 
 
-def _epoch(number: int, value: float) -> EpochRecord:
+def _epoch(number: int, value: float) -> dict[str, Any]:
     losses = {
         "train/box_loss": 1.4 / number**0.3,
         "train/cls_loss": 1.1 / number**0.4,
         "val/box_loss": 1.5 / number**0.25,
         "val/cls_loss": 1.2 / number**0.3,
     }
-    return EpochRecord(number, value, losses, seconds=7.1)
+    return {"epoch": number, "value": value, "metrics": losses, "seconds": 7.1}
 
 
-def _bootstrap(value: float, method: str, seed: int, resamples: int) -> Bootstrap | None:
-    if not resamples:
-        return None
-    images = random.Random("images")
-    own = random.Random(f"{method} {seed}")
-    values = (value + images.gauss(0, 0.016) + own.gauss(0, 0.003) for _ in range(resamples))
-    return Bootstrap(0, 128, tuple(values))
+def _bootstrap(value: float, method: str, seed: int, resamples: int) -> dict[str, Any] | None:
+    images, own = random.Random("images"), random.Random(f"{method} {seed}")
+    values = [value + images.gauss(0, 0.016) + own.gauss(0, 0.003) for _ in range(resamples)]
+    return {"seed": 0, "images": 128, "values": values} if values else None

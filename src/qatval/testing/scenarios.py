@@ -121,9 +121,8 @@ def missing_resources(
     if not _holds_coco(coco_root):
         missing.append(f"no COCO 2017 at {coco_root} (give its folder with --coco-root)")
     variant = presets.variant(scenario.variant)
-    checkpoint = variant.checkpoint
-    if not checkpoint.is_file():
-        missing.append(f"no checkpoint {checkpoint} (qatval checkpoints fetch)")
+    if not variant.checkpoint.is_file():
+        missing.append(f"no checkpoint {variant.checkpoint} (qatval checkpoints fetch)")
     if variant.requires:
         runs, _ = collect([gate_root]) if gate_root else ([], [])
         if not decide(runs, variant.requires).yolo10m_allowed:

@@ -36,12 +36,9 @@ def run_properties(run: LoadedRun) -> list[tuple[str, object]]:
 
 
 def show_session(terminalreporter: Any, session_dir: Path, *, update_thresholds: bool) -> None:
-    """Show the session's runs, write their comparison, count what could not run or be judged.
+    """Show a session's runs, count what could not run or be judged, write the comparison beside.
 
-    Args:
-        terminalreporter: Pytest's.
-        session_dir: Where the comparison goes.
-        update_thresholds: Whether to rewrite the reference values from the session's runs.
+    With ``update_thresholds`` the reference values are rewritten from the session's runs.
     """
     properties = [
         (name, str(value))
