@@ -46,7 +46,7 @@ def inside(chart):
     for segment in chart.segments:
         for x, y in ((segment.x1, segment.y1), (segment.x2, segment.y2)):
             assert chart.left - 0.1 <= x <= chart.right + 0.1
-            assert 0 <= y <= chart.height
+            assert 0 <= y <= chart.bottom
         # Only from a row to the next a line may go back to the left.
         assert segment.x1 <= segment.x2 or segment.kind == "join"
 
