@@ -1,4 +1,4 @@
-"""Whether a schedule makes 4, 3 or 2 bits collapse where FP32 holds: one training, both arms.
+"""Whether a schedule makes 4, 3 or 2 bits collapse where FP32 holds: one training, scored twice.
 
     python benchmarks/collapse.py --bits 3 --head per-tensor --lr 0.03 --warmup 6 --epochs 12
     python benchmarks/collapse.py --bits 32 --lr 0.03 --warmup 6 --epochs 12      # its FP32 control
@@ -65,7 +65,7 @@ def main() -> None:
     assert averaging is not None
 
     def on_epoch(trainer: QatTrainer) -> None:
-        values = ", ".join(f"{arm} {value:.4f}" for arm, value in trainer.values().items())
+        values = ", ".join(f"{which} {value:.4f}" for which, value in trainer.values().items())
         print(f"epoch {trainer.epoch + 1}/{trainer.epochs}: {values}", flush=True)
 
     with tempfile.TemporaryDirectory() as temporary:
@@ -85,7 +85,7 @@ def main() -> None:
             checkpoint=None if args.scratch else str(checkpoint),
             quantization=None if args.bits == FLOAT else spec,
             averaging=averaging,
-            arms=("raw", "ema"),
+            scored=("raw", "ema"),
             threads=torch.get_num_threads(),
         )
         arguments = {
@@ -108,8 +108,8 @@ def main() -> None:
             "amp": False,
         }
         left = train(folder / "work", plan, arguments, {"on_fit_epoch_end": on_epoch})
-    for arm, history in left.history.items():
-        print(f"{arm}: {verdict([record.value for record in history])}")
+    for which, history in left.history.items():
+        print(f"{which}: {verdict([record.value for record in history])}")
 
 
 if __name__ == "__main__":

@@ -27,11 +27,8 @@ started = time.perf_counter()
 import functools, json
 from qatval.core.environment import prepare_process
 prepare_process()
-import qatval.run.pipeline
-from qatval.run import runner
-from qatval.run import root as runroot
 from qatval.cli.main import main
-from qatval.report import run_markdown
+from qatval.run import delivery, models, pipeline
 from qatval.train.dataset import SubsetDataset
 from qatval.train.evaluation import Evaluator
 from qatval.train.trainer import QatTrainer
@@ -69,10 +66,10 @@ timed(QatTrainer, "save_metrics", "training: files ")
 timed(SubsetDataset, "load_image", "images: decoding")
 timed(SubsetDataset, "__getitem__", "images: augmentation")
 timed(Evaluator, "evaluate", "scores before and after training")
-timed(qatval.scoring, "_second_opinion", "second protocol")
-timed(qatval.scoring, "learn_correction", "QC")
-timed(qatval.trained, "reestimate", "BatchNorm statistics")
-timed(qatval.engine, "build_subset", "subset")
+timed(delivery, "evaluate_coco", "second protocol")
+timed(delivery, "learn_correction", "QC")
+timed(models, "reestimate", "BatchNorm statistics")
+timed(pipeline, "build_subset", "subset")
 code = main(sys.argv[1:])
 seconds["all"] = time.perf_counter() - started
 print(json.dumps(seconds))
