@@ -150,7 +150,7 @@ def _accuracy(summary: RunSummary) -> Iterator[str]:
     if not measured:
         return
     yield table(("model", _METRIC, "of FP32"), measured, right=(_METRIC, "of FP32"))
-    if bootstrap := metrics.bootstrap:
+    if (bootstrap := metrics.bootstrap) and bootstrap.values:
         error = stdev(bootstrap.values) if len(bootstrap.values) > 1 else 0.0
         yield (
             f"Another draw of {bootstrap.images} validation images would move the final value "
