@@ -54,13 +54,7 @@ def bullets(items: Iterable[str]) -> str:
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]], *, right: Container[str]) -> str:
-    """Return a table.
-
-    Args:
-        header: Names of the columns.
-        rows: A cell per column each.
-        right: Names of the columns that hold numbers.
-    """
+    """Return a table; the columns named in `right` hold numbers."""
     rule = "|".join("---:" if name in right else "---" for name in header)
     cells = [" | ".join(escape(cell) for cell in row) for row in rows]
     return "\n".join([f"| {' | '.join(header)} |", f"|{rule}|", *(f"| {row} |" for row in cells)])
