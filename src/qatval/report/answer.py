@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from qatval.analysis.document import Group, MethodEntry, NetEffect
 from qatval.analysis.intervals import SEEDS_TO_TELL
@@ -15,35 +14,24 @@ from qatval.report.terminal import outcome, share_of_fp32
 _NAMED_CONTROLS = 3
 
 
-@dataclass(frozen=True)
-class Answer:
-    """The short answer.
+def answer(group: Group) -> dict[str, object]:
+    """Return the short answer that a group gives; of a group of nothing but controls, theirs.
 
-    Attributes:
-        outcomes: What became of which methods, the bad first: said, of whom, and whether it is bad.
-        shares: Methods with the share of FP32 that they keep.
-        told: What is told apart of the methods under test.
-        rest: What else there is to say about telling apart.
+    Returns:
+        ``outcomes``, what became of which methods, the bad first: said, of whom, whether it is bad.
+        ``shares``, methods with the share of FP32 that they keep. ``told``, what is told apart of
+        the methods under test. ``rest``, what else there is to say about telling apart.
     """
-
-    outcomes: Sequence[tuple[str, str, bool]]
-    shares: Sequence[tuple[str, str]]
-    told: Sequence[Contrast]
-    rest: Sequence[str]
-
-
-def answer(group: Group) -> Answer:
-    """Return the short answer that a group gives; of a group of nothing but controls, theirs."""
     tested = [entry for entry in group.methods if entry.role == "method"] or group.methods
     names = {entry.method for entry in tested}
     contrasts: list[Contrast] = [*group.net_effects, *group.differences]
     told = [contrast for contrast in contrasts if contrast.tells and contrast.method in names]
-    return Answer(
-        outcomes=_outcomes(group.methods),
-        shares=[(e.method, share_of_fp32(e)) for e in tested if e.share_of_fp32 is not None],
-        told=told,
-        rest=_rest(contrasts, len(told)),
-    )
+    return {
+        "outcomes": _outcomes(group.methods),
+        "shares": [(e.method, share_of_fp32(e)) for e in tested if e.share_of_fp32 is not None],
+        "told": told,
+        "rest": _rest(contrasts, len(told)),
+    }
 
 
 def _outcomes(methods: Sequence[MethodEntry]) -> list[tuple[str, str, bool]]:

@@ -55,11 +55,7 @@ SERIES = (
 
 
 def styles(roles: Mapping[str, Role]) -> dict[str, Style]:
-    """Give each method of a report a style of its own.
-
-    Args:
-        roles: Of all methods, in the order in which a reader meets them.
-    """
+    """Give each method of a report, in the order in which a reader meets them, its own style."""
     return {
         name: _style(index, hollow=role == "control")
         for role in ("method", "control")

@@ -19,13 +19,7 @@ KINDS = {"fp32_value": "fp32", "ptq_value": "untrained", "start_value": "start"}
 def value_charts(
     group: Group, entries: Sequence[RunEntry], styles: Mapping[str, Style]
 ) -> Sequence[Chart]:
-    """Return the charts of a group's values and differences, as far as there are any.
-
-    Args:
-        group: Of the comparison document.
-        entries: Its runs, of the same document.
-        styles: Of each method.
-    """
+    """Return the charts of a group's values (`entries` are its runs) and differences, if any."""
     found = (_values(group, entries, styles), _differences(group.differences, styles))
     return [chart for chart in found if chart is not None]
 

@@ -36,12 +36,7 @@ _URGENCY = ("collapsed", "degenerate", "disputed", "incomplete", "stable")
 
 
 def render_html(document: Comparison, runs: Sequence[LoadedRun]) -> str:
-    """Return the report of a comparison.
-
-    Args:
-        document: The comparison.
-        runs: What it was made from.
-    """
+    """Return the report of a comparison and of the runs that it was made from."""
     loaded = {run.run_id: run for run in reversed(runs)}
     roles = {run.method: run.role for run in document.runs}
     own_styles = styles({method: roles[method] for method in method_order(roles)})

@@ -54,13 +54,7 @@ def bullets(items: Iterable[str]) -> str:
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]], *, right: Container[str]) -> str:
-    """Return a table.
-
-    Args:
-        header: Names of the columns.
-        rows: A cell per column each.
-        right: Names of the columns that hold numbers.
-    """
+    """Return a table; the columns named in `right` hold numbers."""
     rule = "|".join("---:" if name in right else "---" for name in header)
     cells = [" | ".join(escape(cell) for cell in row) for row in rows]
     return "\n".join([f"| {' | '.join(header)} |", f"|{rule}|", *(f"| {row} |" for row in cells)])
@@ -150,7 +144,7 @@ def _accuracy(summary: RunSummary) -> Iterator[str]:
     if not measured:
         return
     yield table(("model", _METRIC, "of FP32"), measured, right=(_METRIC, "of FP32"))
-    if bootstrap := metrics.bootstrap:
+    if (bootstrap := metrics.bootstrap) and bootstrap.values:
         error = stdev(bootstrap.values) if len(bootstrap.values) > 1 else 0.0
         yield (
             f"Another draw of {bootstrap.images} validation images would move the final value "
