@@ -42,12 +42,9 @@ def decide(
         Its reasons are a line per variant where it is open, else one per criterion not met.
     """
     counted = [run for run in runs if run.mode == MODE and (run.completed or count_incomplete)]
-    unmet: list[UnmetCriterion] = []
-    held: list[str] = []
-    for variant in required:
-        missing, evidence = _judge(variant, [run for run in counted if run.variant == variant])
-        unmet += missing
-        held += evidence
+    judged = [_judge(name, [run for run in counted if run.variant == name]) for name in required]
+    unmet = [criterion for missing, _ in judged for criterion in missing]
+    held = [line for _, evidence in judged for line in evidence]
     reasons = [f"{criterion.variant}: {criterion.reason}" for criterion in unmet]
     return Gate(not unmet, reasons or held, unmet)
 
@@ -61,7 +58,10 @@ def _judge(variant: str, runs: Sequence[LoadedRun]) -> tuple[list[UnmetCriterion
         if run.outcome != "stable"
     ]
     if len({run.seed for run in tested}) < REQUIRED_SEEDS:
-        return [*unmet, _too_few(variant, tested)], []
+        seeds = ", ".join(f"{run.run_id} of seed {run.seed}" for run in tested)
+        has = f"has only {seeds}" if tested else "has none"
+        reason = f"needs {REQUIRED_SEEDS} completed {METHOD} runs of different seeds, {has}"
+        return [*unmet, UnmetCriterion(variant, reason, [run.run_id for run in tested])], []
 
     repeated = [group for _, group in groups(runs) if len(_seeds(group)) >= REQUIRED_SEEDS]
     if not repeated:
@@ -96,34 +96,21 @@ def _failure(run: LoadedRun) -> str:
         "unknown" if value is None else f"{value:.3f}"
         for value in (run.summary.metrics.best_value, run.final)
     )
-    if run.outcome == "collapsed":
-        return f"collapsed (final {final} of best {best})"
-    if run.outcome == "degenerate":
-        return f"kept nothing of the FP32 checkpoint (best value {best})"
-    if run.outcome == "disputed":
-        names = ", ".join(check.name for check in run.summary.failed_checks or ())
-        return f"failed a check of its measurement ({names})"
-    return "is incomplete"
-
-
-def _too_few(variant: str, tested: Sequence[LoadedRun]) -> UnmetCriterion:
-    seeds = ", ".join(f"{run.run_id} of seed {run.seed}" for run in tested)
-    has = f"has only {seeds}" if tested else "has none"
-    return UnmetCriterion(
-        variant,
-        f"needs {REQUIRED_SEEDS} completed {METHOD} runs of different seeds, {has}",
-        [run.run_id for run in tested],
-    )
+    names = ", ".join(check.name for check in run.summary.failed_checks or ())
+    return {
+        "collapsed": f"collapsed (final {final} of best {best})",
+        "degenerate": f"kept nothing of the FP32 checkpoint (best value {best})",
+        "disputed": f"failed a check of its measurement ({names})",
+        "incomplete": "is incomplete",
+    }[run.outcome]
 
 
 def _not_comparable(variant: str, tested: Sequence[LoadedRun]) -> UnmetCriterion:
     one = tested[0]
     other = next(run for run in tested if run.seed != one.seed)
     differing = differing_conditions(conditions(one.recorded), conditions(other.recorded))
-    return UnmetCriterion(
-        variant,
-        f"{METHOD} runs {one.run_id} and {other.run_id} are not comparable: they differ in "
-        + ", ".join(difference_text(difference) for difference in differing[:3])
-        + (f" and {len(differing) - 3} more" if len(differing) > 3 else ""),
-        [one.run_id, other.run_id],
-    )
+    fields = ", ".join(difference_text(difference) for difference in differing[:3])
+    more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
+    runs = f"{METHOD} runs {one.run_id} and {other.run_id}"
+    reason = f"{runs} are not comparable: they differ in {fields}{more}"
+    return UnmetCriterion(variant, reason, [one.run_id, other.run_id])

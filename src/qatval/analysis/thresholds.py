@@ -167,8 +167,9 @@ def _with_waivers(
     checks: list[Check], summary: RunSummary, thresholds: Thresholds, today: date
 ) -> list[Check]:
     judged = {check.name: check for check in checks}
+    scenario = _scenario_key(summary) | {"seed": summary.training.seed}
     for waiver in thresholds.waivers:
-        if not _is_about(waiver, summary):
+        if any(waiver[name] != scenario[name] for name in (*SCENARIO, "seed")):
             continue
         name, label = waiver["check"], f"waiver of {waiver['check']}"
         waived = judged.get(name)
@@ -183,11 +184,6 @@ def _with_waivers(
             detail = f"{waived.detail}; waived until {expires}: {reason}"
             judged[name] = Check(name, "waived", detail)
     return list(judged.values())
-
-
-def _is_about(waiver: Entry, summary: RunSummary) -> bool:
-    scenario = _scenario_key(summary) | {"seed": summary.training.seed}
-    return all(waiver[name] == scenario[name] for name in (*SCENARIO, "seed"))
 
 
 def _scenario_key(summary: RunSummary) -> dict[str, Any]:
@@ -206,7 +202,8 @@ def _scenario_key(summary: RunSummary) -> dict[str, Any]:
 
 def _key(summary: RunSummary) -> dict[str, Any]:
     environment = summary.environment or {}
-    versions = {n: _minor(str(environment[n])) for n in LIBRARIES if environment.get(n)}
+    exact = {n: str(environment[n]).split("+")[0] for n in LIBRARIES if environment.get(n)}
+    versions = {name: ".".join(version.split(".")[:2]) for name, version in exact.items()}
     device = "cpu" if summary.training.device == "cpu" else "cuda"
     return _scenario_key(summary) | {"device": device, "versions": versions}
 
@@ -265,10 +262,6 @@ def _read(path: Path) -> dict[str, Any]:
     if problems := violations(document, "thresholds"):
         raise QatvalError(f"{path} is not a threshold file: {problems[0]}")
     return dict(document)
-
-
-def _minor(version: str) -> str:
-    return ".".join(version.split("+")[0].split(".")[:2])
 
 
 def _scenario(summary: RunSummary) -> str:

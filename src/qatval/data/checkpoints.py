@@ -9,8 +9,8 @@ import re
 import urllib.error
 import urllib.request
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from qatval.core.errors import QatvalError
@@ -25,8 +25,7 @@ Progress = Callable[[int, int | None], None]
 """Called with the bytes so far and the bytes expected, None where the server does not say."""
 
 
-@dataclass(frozen=True)
-class Verdict:
+class Verdict(NamedTuple):
     """Whether a file is there with the recorded digest, what was found and what to do."""
 
     name: str

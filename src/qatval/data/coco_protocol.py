@@ -117,14 +117,29 @@ def interpolated_map(
     hits, predicted = hits[order], predicted[order]
     found = []
     for label, count in zip(*np.unique(objects, return_counts=True), strict=True):
-        of_class = hits[predicted == label]
-        true_positives = np.cumsum(of_class, axis=0)
-        precision = true_positives / np.arange(1, len(of_class) + 1)[:, None]
-        envelope = np.maximum.accumulate(precision[::-1], axis=0)[::-1]
-        for column, reached in zip(envelope.T, true_positives.T / count, strict=True):
-            at = np.searchsorted(reached, recalls, side="left")
-            found.append(np.append(column, 0.0)[at].mean())
+        of_class = hits[predicted == label].T
+        seen = np.arange(1, of_class.shape[1] + 1)
+        found += _precisions(np.cumsum(of_class, axis=1), seen, count, recalls)
     return float(np.mean(found)) if found else 0.0
+
+
+def _precisions(
+    true_positives: NDArray[np.int64], seen: NDArray[Any], count: int, recalls: NDArray[Any]
+) -> list[np.float64]:
+    """Return the mean precision over some recalls at each threshold.
+
+    Args:
+        true_positives: Among the best detections of a class, ``(thresholds, detections)``.
+        seen: How many those are, ``(detections,)``.
+        count: How many objects of the class there are.
+    """
+    precision = true_positives / seen
+    envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+    padded = np.pad(envelope, ((0, 0), (0, 1)))
+    return [
+        row[np.searchsorted(found / count, recalls, side="left")].mean()
+        for row, found in zip(padded, true_positives, strict=True)
+    ]
 
 
 def _clipped(truth: COCO, detections: Sequence[Detection]) -> list[Detection]:
@@ -199,17 +214,9 @@ def resampled_map(evaluation: COCOeval, weights: NDArray[np.int64]) -> NDArray[n
             if count == 0:
                 continue
             present[draw] += 1
-            seen = np.cumsum(weight[image_of])
+            seen = np.cumsum(weight[image_of]) + np.spacing(1)
             true_positives = np.cumsum(hits * weight[image_of], axis=1)
-            precision = true_positives / (seen + np.spacing(1))
-            envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-            padded = np.pad(envelope, ((0, 0), (0, 1)))
-            total[draw] += np.mean(
-                [
-                    row[np.searchsorted(found / count, recalls, side="left")].mean()
-                    for row, found in zip(padded, true_positives, strict=True)
-                ]
-            )
+            total[draw] += np.mean(_precisions(true_positives, seen, count, recalls))
     return total / np.maximum(present, 1)
 
 
