@@ -136,8 +136,9 @@ def test_help_loads_nothing_heavy() -> None:
 
 def test_collecting_the_scenarios_loads_no_torch() -> None:
     validation = Path(__file__).parents[1] / "validation"
-    # Hypothesis' plugin would take as long as all else.
-    arguments = ["--collect-only", "-q", "-p", "no:hypothesispytest", str(validation)]
+    # Plugins that scenarios do not use would take as long as all else.
+    without = ["-p", "no:hypothesispytest", "-p", "no:anyio"]
+    arguments = ["--collect-only", "-q", *without, str(validation)]
     (loaded,) = loaded_by(
         f"import pytest\ncode = pytest.main({arguments!r})\nassert code == 0, code"
     )

@@ -204,6 +204,8 @@ def _transform(
 
 def _clip(polygon: Polygon, height: int, width: int) -> Polygon:
     """Cut a polygon at the image border (Sutherland-Hodgman); may leave fewer than 3 points."""
+    if (polygon >= 0).all() and (polygon <= (width * UNIT, height * UNIT)).all():
+        return polygon
     points = [(int(x), int(y)) for x, y in polygon]
     for axis, limit, sign in ((0, 0, 1), (1, 0, 1), (0, width * UNIT, -1), (1, height * UNIT, -1)):
         kept: list[tuple[int, int]] = []

@@ -158,7 +158,10 @@ def _load_strictly(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) 
                 f"{path} is of another size: '{name}' has shape {tuple(tensors[name].shape)}, "
                 f"expected {tuple(tensor.shape)}; give the checkpoint of the variant asked for"
             )
-    model.load_state_dict(dict(tensors))
+    # Not by load_state_dict: of a quantized model Brevitas would make every quantizer anew.
+    with torch.no_grad():
+        for name, tensor in expected.items():
+            tensor.copy_(tensors[name])
 
 
 def load_pretrained(path: Path, architecture: str, class_names: Sequence[str]) -> DetectionModel:

@@ -38,7 +38,7 @@ def wait_for(file: Path) -> None:
 def test_four_processes_build_once(write_coco: Any, cache_dir: Path, tmp_path: Path) -> None:
     root, log = write_coco(), tmp_path / "log"
     # The pause is for the others to come while the first is at it.
-    processes = [start(root, cache_dir, log, pause=0.3) for _ in range(4)]
+    processes = [start(root, cache_dir, log, pause=0.2) for _ in range(4)]
     outputs = [finish(process) for process in processes]
     assert len(set(outputs)) == 1
     assert sorted(log.read_text().split()) == [

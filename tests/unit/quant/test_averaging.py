@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from tests.unit.quant.conftest import W4A16, images, quantized_model
+from tests.unit.quant.conftest import LAYERS, W4A16, images, quantized_model
 from torch import nn
 
 from qatval.core.errors import UsageError
@@ -109,7 +109,7 @@ def test_the_average_follows_the_scales_of_activations() -> None:
                 scale.mul_(2.0)
         average.update(model)
     state = average.ema.state_dict()
-    assert len(start) == 4
+    assert len(start) == len(LAYERS)
     for name, value in start.items():
         assert float(state[name]) == pytest.approx(float(value) * (0.25 + 0.5 + 2.0))
 
@@ -127,7 +127,7 @@ def test_training_moves_the_scales_of_activations() -> None:
         average.update(model)
     after = [input_scale(layer) for _, layer in quantized_layers(model)]
     ema = [input_scale(layer) for _, layer in quantized_layers(average.ema)]
-    assert len(before) == 4
+    assert len(before) == len(LAYERS)
     for a, b, c in zip(before, after, ema, strict=True):
         assert not torch.equal(a, b)
         assert min(a, b) < c < max(a, b)

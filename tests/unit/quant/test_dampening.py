@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.unit.quant.conftest import W4A16
+from tests.unit.quant.conftest import W4A16, built_once
 from torch import nn
 
 from qatval.quant.dampening import Dampening
@@ -18,11 +18,10 @@ from qatval.quant.layers import insert_quantizers
 SPEC = dataclasses.replace(W4A16, scale="per-tensor")
 
 
-def latent_weights(
-    seed: int = 0, bits: int = 4, narrow: bool = True, shrink: float = 1.0
-) -> LatentWeights:
-    """One layer with a scale, one with a scale per channel; below 1, ``shrink`` clips weights."""
-    torch.manual_seed(seed)
+@built_once
+def latent_weights(bits: int, narrow: bool) -> LatentWeights:
+    """One layer with a scale, one with a scale per channel."""
+    torch.manual_seed(0)
     model = nn.Sequential()
     model.add_module("conv", nn.Conv2d(3, 4, 3))
     model.add_module("bn", nn.BatchNorm2d(4))
@@ -30,10 +29,16 @@ def latent_weights(
     insert_quantizers(model, dataclasses.replace(SPEC, weight_bit_width=bits, narrow_range=narrow))
     weights = LatentWeights(model)
     assert weights.counts == [1, 5]
-    with torch.no_grad():
-        for value in weights.values():
-            value.mul_(shrink)
     return weights
+
+
+@torch.no_grad()
+def move(weights: LatentWeights, seed: int, shrink: float) -> None:
+    """Draw other weights; the further below 1 ``shrink`` is, the more of them are clipped."""
+    generator = torch.Generator().manual_seed(seed)
+    for weight, value in zip(weights.weights(), weights.values(), strict=True):
+        weight.uniform_(-1.0, 1.0, generator=generator).mul_(value.abs().max())
+        value.mul_(shrink)
 
 
 @settings(max_examples=40, deadline=None)
@@ -49,7 +54,8 @@ def test_the_gradient_is_that_of_the_published_penalty(
     seed: int, bits: int, narrow: bool, shrink: float, progress: float, images: int
 ) -> None:
     """Autograd of Nagel et al.'s equation, weights and scales alike, added to what is there."""
-    weights = latent_weights(seed, bits, narrow, shrink)
+    weights = latent_weights(bits, narrow)
+    move(weights, seed, shrink)
     dampening = Dampening(weights, weight=0.01)
     penalty = torch.zeros(())
     for layer, value, grid in zip(weights.layers, weights.values(), weights.grids, strict=True):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from qatval.quant.dampening import Dampening
 from qatval.quant.freezing import Freezing
+from qatval.quant.fused import fuse_quantization
 from qatval.quant.latent import LatentWeights
 from qatval.quant.layers import insert_quantizers
 from qatval.quant.oscillation import (
@@ -254,6 +255,7 @@ class Toy:
         with torch.no_grad():
             self.model[0].get_parameter("weight").copy_(WANTED.round().view(-1, 1, 1, 1) * 0.1)
         insert_quantizers(self.model, SPEC)
+        fuse_quantization(self.model)
         self.weights = LatentWeights(self.model)
         self.scale = self.weights.scales()[0]
 

@@ -39,7 +39,7 @@ def test_again(embedded_scenario, validation_run):
 @pytest.fixture(autouse=True)
 def light(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     """Load no plugin that the sessions do not use: it would be half a second each."""
-    monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:hypothesispytest -p no:syrupy")
+    monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:hypothesispytest -p no:syrupy -p no:anyio")
 
 
 @dataclass(frozen=True)
