@@ -116,8 +116,13 @@ def update(path: Path, summaries: Iterable[RunSummary]) -> str:
     fresh: dict[str, tuple[Entry, list[Entry]]] = {}
     for summary in summaries:
         if summary.status == "completed-success":
-            scenario = _key(summary)
-            fresh.setdefault(_named(scenario), (scenario, []))[1].append(_measurement(summary))
+            scenario, environment = _key(summary), summary.environment or {}
+            measurement = {
+                "seed": summary.training.seed,
+                "machine": environment.get("gpu") or environment.get("cpu") or "unknown",
+                "value": summary.metrics.final_value,
+            }
+            fresh.setdefault(_named(scenario), (scenario, []))[1].append(measurement)
     references: dict[str, Entry] = {_named(r): r for r in document["references"]}
     for name, (key, measured) in fresh.items():
         recorded = references.get(name, {"tolerance": None, "measured": []})
@@ -225,15 +230,6 @@ def _matching(summary: RunSummary, references: Iterable[Entry]) -> Entry | None:
         and r.get("versions", {}).items() <= key["versions"].items()
     ]
     return max(matching, key=lambda r: ("device" in r) + len(r.get("versions", {})), default=None)
-
-
-def _measurement(summary: RunSummary) -> dict[str, Any]:
-    environment = summary.environment or {}
-    return {
-        "seed": summary.training.seed,
-        "machine": environment.get("gpu") or environment.get("cpu") or "unknown",
-        "value": summary.metrics.final_value,
-    }
 
 
 def _recorded(

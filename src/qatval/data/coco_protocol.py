@@ -82,7 +82,8 @@ def evaluate_coco(
         truth = COCO(str(annotations))
         inside = _clipped(truth, detections)
         usual = _evaluate(truth, inside, max_detections=100)
-        matched = _evaluate(_without_crowds(truth), detections, max_detections=MAX_DETECTIONS)
+        objects = [a for a in truth.dataset["annotations"] if not a["iscrowd"]]
+        matched = _evaluate(_coco(truth, objects), detections, max_detections=MAX_DETECTIONS)
     images = len(matched.params.imgIds)
     draws = np.random.default_rng(seed).integers(images, size=(RESAMPLES, images))
     weights = np.stack([np.bincount(draw, minlength=images) for draw in draws])
@@ -153,10 +154,6 @@ def _clipped(truth: COCO, detections: Sequence[Detection]) -> list[Detection]:
         inside["bbox"] = [round(side, 3) for side in (left, top, right - left, bottom - top)]
         clipped.append(inside)
     return clipped
-
-
-def _without_crowds(truth: COCO) -> COCO:
-    return _coco(truth, [a for a in truth.dataset["annotations"] if not a["iscrowd"]])
 
 
 def _coco(truth: COCO, annotations: list[dict[str, Any]]) -> COCO:
