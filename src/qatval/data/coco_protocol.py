@@ -229,14 +229,12 @@ def _matches_by_category(
     """
     images = len(evaluation.params.imgIds)
     thresholds = len(evaluation.params.iouThrs)
+    nothing: dict[str, Any] = {"gtIds": [], "dtScores": [], "dtMatches": np.empty((thresholds, 0))}
     for first in range(0, len(evaluation.evalImgs), images):
-        matches = evaluation.evalImgs[first : first + images]
-        objects = np.array([0 if m is None else len(m["gtIds"]) for m in matches])
-        scores = [np.empty(0) if m is None else np.asarray(m["dtScores"]) for m in matches]
-        hits = [
-            np.empty((thresholds, 0), bool) if m is None else np.asarray(m["dtMatches"]) > 0
-            for m in matches
-        ]
+        matches = [m or nothing for m in evaluation.evalImgs[first : first + images]]
+        objects = np.array([len(m["gtIds"]) for m in matches])
+        scores = [np.asarray(m["dtScores"]) for m in matches]
+        hits = [np.asarray(m["dtMatches"]) > 0 for m in matches]
         order = np.argsort(-np.concatenate(scores), kind="mergesort")
         image_of = np.repeat(np.arange(images), [len(s) for s in scores])[order]
         yield objects, image_of, np.concatenate(hits, axis=1)[:, order]

@@ -31,9 +31,7 @@ class Split:
         image_ids: (N,).
         file_names: N names.
         sizes: (N, 2), height and width in px.
-        offsets: (N + 1,); image i owns boxes ``offsets[i]:offsets[i + 1]``.
-        classes: (M,), contiguous class index.
-        boxes: (M, 4), centre x, y, width, height relative to the image, in [0, 1].
+        offsets, classes, boxes: As in `Labels`.
     """
 
     name: str
