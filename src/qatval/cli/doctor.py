@@ -164,8 +164,8 @@ def _coco(coco_root: Path) -> Finding:
 def _embedded_checkpoints() -> Finding:
     paths = [path for name in validated_variants() if (path := variant(name).embedded_checkpoint)]
     missing = [path for path in paths if not path.is_file()]
-    remedy = "it comes with the repository: run in its root, or restore it"
     if missing:
+        remedy = "it comes with the repository: run in its root, or restore it"
         return Finding("missing", f"{missing[0]} is missing; {remedy}")
     return Finding("ok", ", ".join(map(str, paths)))
 

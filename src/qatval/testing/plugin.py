@@ -242,9 +242,8 @@ def _require(item: pytest.Item, settings: Settings, scenario: Scenario) -> dict[
     where: dict[str, Any] = {"coco_root": coco_root}
     if scenario.dataset == PHOTOGRAPHS:
         missing = real_data.missing(scenario.variant)
-        checkpoint = real_data.checkpoint(scenario.variant)
-        where = {"coco_root": real_data.coco_root, "checkpoint": checkpoint}
-        where["imgsz"] = PHOTOGRAPHS_IMGSZ
+        where = {"coco_root": real_data.coco_root, "imgsz": PHOTOGRAPHS_IMGSZ}
+        where["checkpoint"] = real_data.checkpoint(scenario.variant)
     else:
         missing = missing_resources(scenario, coco_root, settings.device, settings.gate_root)
     if missing:
