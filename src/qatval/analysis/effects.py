@@ -94,15 +94,10 @@ def measured(
     values = evaluate(contrasts.values(), scores.values)
     mean = mean_contrast(values, scores.images)
     return mean, {
-        "mean": mean.mean,
-        "interval": mean.interval,
+        **vars(mean),
         "level": LEVEL,
-        "seeds": mean.seeds,
-        "positive": mean.positive,
-        "negative": mean.negative,
         "tells": mean.excludes_zero,
         "shared_training": all(contrast.shared_training for contrast in contrasts.values()),
-        "images_resampled": mean.images_resampled,
         "pairs": pairs(contrasts, values),
     }
 

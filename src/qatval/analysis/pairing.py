@@ -80,13 +80,10 @@ def net_of(
     Both are gains by seed, of `pair_by_seed`, among the same runs; so is what is returned, for the
     seeds that have both. Where CR is R itself, it cancels.
     """
+    both = {seed: (gains[seed], control_gains[seed]) for seed in gains if seed in control_gains}
     return {
-        seed: Contrast(
-            gain.weights - control_gains[seed].weights,
-            gain.shared_training and control_gains[seed].shared_training,
-        )
-        for seed, gain in gains.items()
-        if seed in control_gains
+        seed: Contrast(gain.weights - own.weights, gain.shared_training and own.shared_training)
+        for seed, (gain, own) in both.items()
     }
 
 

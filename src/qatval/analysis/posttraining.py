@@ -39,6 +39,9 @@ def against_post_training(runs: Sequence[LoadedRun], mode: str) -> AgainstPostTr
     minutes, other_minutes = (_minutes(scored, name) for name in (method, reference))
     best = _best(method, len(trained), "method")
     other = _best(reference, len(untrained), "post-training arm")
+    measures, cost = _measured(difference), ""
+    if minutes is not None and other_minutes is not None:
+        cost = f"; it took {minutes:.1f} minutes a seed to make, that {other_minutes:.1f}"
     return AgainstPostTraining(
         method=method,
         reference=reference,
@@ -46,8 +49,7 @@ def against_post_training(runs: Sequence[LoadedRun], mode: str) -> AgainstPostTr
         references=len(untrained),
         minutes=minutes,
         reference_minutes=other_minutes,
-        sentence=f"Training or not, at {mode}: {best} against {other}: {_measured(difference)}"
-        + _cost(minutes, other_minutes),
+        sentence=f"Training or not, at {mode}: {best} against {other}: {measures}{cost}",
         **fields,
     )
 
@@ -82,9 +84,3 @@ def _measured(difference: MeanContrast) -> str:
 
 def _best(name: str, among: int, what: str) -> str:
     return f"{name} (the only {what})" if among == 1 else f"{name} (the best of {among} {what}s)"
-
-
-def _cost(minutes: float | None, other: float | None) -> str:
-    if minutes is None or other is None:
-        return ""
-    return f"; it took {minutes:.1f} minutes a seed to make, that {other:.1f}"

@@ -116,8 +116,13 @@ def update(path: Path, summaries: Iterable[RunSummary]) -> str:
     fresh: dict[str, tuple[Entry, list[Entry]]] = {}
     for summary in summaries:
         if summary.status == "completed-success":
-            scenario = _key(summary)
-            fresh.setdefault(_named(scenario), (scenario, []))[1].append(_measurement(summary))
+            scenario, environment = _key(summary), summary.environment or {}
+            measurement = {
+                "seed": summary.training.seed,
+                "machine": environment.get("gpu") or environment.get("cpu") or "unknown",
+                "value": summary.metrics.final_value,
+            }
+            fresh.setdefault(_named(scenario), (scenario, []))[1].append(measurement)
     references: dict[str, Entry] = {_named(r): r for r in document["references"]}
     for name, (key, measured) in fresh.items():
         recorded = references.get(name, {"tolerance": None, "measured": []})
@@ -142,25 +147,20 @@ def _reference(summary: RunSummary, thresholds: Thresholds) -> Check:
         return missing(REFERENCE, "final_value")
     recorded = _matching(summary, thresholds.references)
     if recorded is None or recorded["tolerance"] is None:
-        some = "" if recorded is None else f" ({len(recorded['measured'])} measured"
-        some += f", {MEASUREMENTS_FOR_TOLERANCE} needed for a tolerance)" if some else ""
-        return Check(
-            REFERENCE,
-            "not judged",
-            f"no reference recorded for {_scenario(summary)}{some}: judged by the rules alone; "
-            "record one with 'pytest --update-thresholds'",
-        )
+        some, needed = "", f"{MEASUREMENTS_FOR_TOLERANCE} needed for a tolerance"
+        if recorded is not None:
+            some = f" ({len(recorded['measured'])} measured, {needed})"
+        what = f"no reference recorded for {_scenario(summary)}{some}"
+        remedy = "judged by the rules alone; record one with 'pytest --update-thresholds'"
+        return Check(REFERENCE, "not judged", f"{what}: {remedy}")
     value, tolerance = recorded["value"], recorded["tolerance"]
     detail = f"final mAP {final:.4f}, recorded {value:.4f} ± {tolerance:.4f}"
     if abs(final - value) <= tolerance:
         return Check(REFERENCE, "passed", detail)
     side = "below" if final < value else "above"
-    return Check(
-        REFERENCE,
-        "failed",
-        f"{detail}: {side} what was measured; find out why, and if it is meant to be so, refresh "
-        "the record with 'pytest --update-thresholds'",
-    )
+    remedy = "refresh the record with 'pytest --update-thresholds'"
+    detail += f": {side} what was measured; find out why, and if it is meant to be so, {remedy}"
+    return Check(REFERENCE, "failed", detail)
 
 
 def _with_waivers(
@@ -227,15 +227,6 @@ def _matching(summary: RunSummary, references: Iterable[Entry]) -> Entry | None:
     return max(matching, key=lambda r: ("device" in r) + len(r.get("versions", {})), default=None)
 
 
-def _measurement(summary: RunSummary) -> dict[str, Any]:
-    environment = summary.environment or {}
-    return {
-        "seed": summary.training.seed,
-        "machine": environment.get("gpu") or environment.get("cpu") or "unknown",
-        "value": summary.metrics.final_value,
-    }
-
-
 def _recorded(
     key: Mapping[str, Any], kept: Iterable[Entry], measured: Iterable[Entry]
 ) -> dict[str, Any]:
@@ -243,13 +234,9 @@ def _recorded(
     merged = [by_origin[origin] for origin in sorted(by_origin)]
     values = [m["value"] for m in merged]
     enough = len(values) >= MEASUREMENTS_FOR_TOLERANCE
-    tolerance = prediction_half_width(values, PREDICTION_LEVEL) if enough else None
-    return {
-        **key,
-        "value": round(math.fsum(values) / len(values), 6),
-        "tolerance": None if tolerance is None else round(tolerance, 6),
-        "measured": merged,
-    }
+    tolerance = round(prediction_half_width(values, PREDICTION_LEVEL), 6) if enough else None
+    mean = round(math.fsum(values) / len(values), 6)
+    return {**key, "value": mean, "tolerance": tolerance, "measured": merged}
 
 
 def _read(path: Path) -> dict[str, Any]:

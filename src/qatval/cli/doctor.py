@@ -130,14 +130,13 @@ def _gpu() -> Finding:
         free, total = torch.cuda.mem_get_info(index)
         name = torch.cuda.get_device_name(index)
         devices.append(f"{index}: {name}, {free / 1e9:.0f} of {total / 1e9:.0f} GB free")
-    return Finding("ok", f"CUDA {torch.version.cuda}, {_driver()}; {'; '.join(devices)}")
+    return Finding("ok", f"CUDA {torch.version.cuda}, driver {_driver()}; {'; '.join(devices)}")
 
 
 def _driver() -> str:
     path = Path("/proc/driver/nvidia/version")
     words = path.read_text().split("\n", 1)[0].split() if path.is_file() else []
-    version = next((word for word in words if word[0].isdigit() and "." in word), "unknown")
-    return f"driver {version}"
+    return next((word for word in words if word[0].isdigit() and "." in word), "unknown")
 
 
 def _coco(coco_root: Path) -> Finding:
@@ -165,8 +164,8 @@ def _coco(coco_root: Path) -> Finding:
 def _embedded_checkpoints() -> Finding:
     paths = [path for name in validated_variants() if (path := variant(name).embedded_checkpoint)]
     missing = [path for path in paths if not path.is_file()]
-    remedy = "it comes with the repository: run in its root, or restore it"
     if missing:
+        remedy = "it comes with the repository: run in its root, or restore it"
         return Finding("missing", f"{missing[0]} is missing; {remedy}")
     return Finding("ok", ", ".join(map(str, paths)))
 

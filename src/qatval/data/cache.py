@@ -76,10 +76,9 @@ class _Known(msgspec.Struct):
 
 
 class Cache:
-    """A cache directory. Reading takes no lock; whatever writes runs inside `building()`.
+    """A cache directory, None for the default.
 
-    Args:
-        directory: The cache, None for the default.
+    Reading takes no lock; whatever writes runs inside `building()`.
     """
 
     def __init__(self, directory: Path | None = None) -> None:  # noqa: D107

@@ -82,7 +82,8 @@ def evaluate_coco(
         truth = COCO(str(annotations))
         inside = _clipped(truth, detections)
         usual = _evaluate(truth, inside, max_detections=100)
-        matched = _evaluate(_without_crowds(truth), detections, max_detections=MAX_DETECTIONS)
+        objects = [a for a in truth.dataset["annotations"] if not a["iscrowd"]]
+        matched = _evaluate(_coco(truth, objects), detections, max_detections=MAX_DETECTIONS)
     images = len(matched.params.imgIds)
     draws = np.random.default_rng(seed).integers(images, size=(RESAMPLES, images))
     weights = np.stack([np.bincount(draw, minlength=images) for draw in draws])
@@ -153,10 +154,6 @@ def _clipped(truth: COCO, detections: Sequence[Detection]) -> list[Detection]:
         inside["bbox"] = [round(side, 3) for side in (left, top, right - left, bottom - top)]
         clipped.append(inside)
     return clipped
-
-
-def _without_crowds(truth: COCO) -> COCO:
-    return _coco(truth, [a for a in truth.dataset["annotations"] if not a["iscrowd"]])
 
 
 def _coco(truth: COCO, annotations: list[dict[str, Any]]) -> COCO:
@@ -232,14 +229,12 @@ def _matches_by_category(
     """
     images = len(evaluation.params.imgIds)
     thresholds = len(evaluation.params.iouThrs)
+    nothing: dict[str, Any] = {"gtIds": [], "dtScores": [], "dtMatches": np.empty((thresholds, 0))}
     for first in range(0, len(evaluation.evalImgs), images):
-        matches = evaluation.evalImgs[first : first + images]
-        objects = np.array([0 if m is None else len(m["gtIds"]) for m in matches])
-        scores = [np.empty(0) if m is None else np.asarray(m["dtScores"]) for m in matches]
-        hits = [
-            np.empty((thresholds, 0), bool) if m is None else np.asarray(m["dtMatches"]) > 0
-            for m in matches
-        ]
+        matches = [m or nothing for m in evaluation.evalImgs[first : first + images]]
+        objects = np.array([len(m["gtIds"]) for m in matches])
+        scores = [np.asarray(m["dtScores"]) for m in matches]
+        hits = [np.asarray(m["dtMatches"]) > 0 for m in matches]
         order = np.argsort(-np.concatenate(scores), kind="mergesort")
         image_of = np.repeat(np.arange(images), [len(s) for s in scores])[order]
         yield objects, image_of, np.concatenate(hits, axis=1)[:, order]

@@ -31,9 +31,7 @@ class Split:
         image_ids: (N,).
         file_names: N names.
         sizes: (N, 2), height and width in px.
-        offsets: (N + 1,); image i owns boxes ``offsets[i]:offsets[i + 1]``.
-        classes: (M,), contiguous class index.
-        boxes: (M, 4), centre x, y, width, height relative to the image, in [0, 1].
+        offsets, classes, boxes: As in `Labels`.
     """
 
     name: str
@@ -95,18 +93,18 @@ def open_subset(directory: Path) -> Subset:
                 raise DamagedError(f"{directory / name}: damaged; run the command again")
         root = Path(record["coco_root"])
         files = coco_files(root)
-        train, val = (
-            _load_split(split, files[split].image_dir, load_arrays(directory / f"{split}.npz"))
-            for split in SPLITS
-        )
+        splits = {}
+        for split in SPLITS:
+            arrays: dict[str, Any] = load_arrays(directory / f"{split}.npz")
+            arrays["file_names"] = unpack_names(arrays["file_names"])
+            splits[split] = Split(split, files[split].image_dir, **arrays)
         return Subset(
             directory=directory,
             coco_root=root,
             dataset_name=record["identity"]["dataset"],
             class_names=tuple(record["class_names"]),
             category_ids=tuple(record["category_ids"]),
-            train=train,
-            val=val,
+            **splits,
             val_annotations=directory / VAL_ANNOTATIONS,
             identity=record["identity"],
             provenance={
@@ -164,8 +162,3 @@ def split_arrays(
         "classes": labels.classes,
         "boxes": labels.boxes,
     }
-
-
-def _load_split(name: str, image_dir: Path, arrays: Mapping[str, Any]) -> Split:
-    file_names = unpack_names(arrays["file_names"])
-    return Split(name, image_dir, **{**arrays, "file_names": file_names})

@@ -42,7 +42,7 @@ class Labels:
 
     Attributes:
         offsets: (N + 1,); image i owns boxes ``offsets[i]:offsets[i + 1]``.
-        classes: (M,).
+        classes: (M,), contiguous class index.
         boxes: (M, 4), centre x, y, width, height relative to the image, in [0, 1].
         counts: How the annotations became labels.
     """

@@ -113,7 +113,18 @@ def _draw_split(folder: Path, split: str, count: int, seed: int, size: int) -> N
         path = files.image_dir / file_name
         if not cv2.imwrite(str(path), pixels, [cv2.IMWRITE_JPEG_QUALITY, 92]):
             raise QatvalError(f"{path}: could not be written; is the disk full?")
-        images.append(_image_record(image_id, file_name, scene))
+        images.append(
+            {
+                "license": 1,
+                "file_name": file_name,
+                "coco_url": "",
+                "height": scene.height,
+                "width": scene.width,
+                "date_captured": DATE,
+                "flickr_url": "",
+                "id": image_id,
+            }
+        )
         annotations += [
             _annotation_record(100 * image_id + place, image_id, item)
             for place, item in enumerate(scene.items)
@@ -138,19 +149,6 @@ def _draw_split(folder: Path, split: str, count: int, seed: int, size: int) -> N
         ],
     }
     files.annotations.write_text(json.dumps(document, separators=(",", ":")))
-
-
-def _image_record(image_id: int, file_name: str, scene: Scene) -> dict[str, Any]:
-    return {
-        "license": 1,
-        "file_name": file_name,
-        "coco_url": "",
-        "height": scene.height,
-        "width": scene.width,
-        "date_captured": DATE,
-        "flickr_url": "",
-        "id": image_id,
-    }
 
 
 def _annotation_record(annotation_id: int, image_id: int, item: Item) -> dict[str, Any]:

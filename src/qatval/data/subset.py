@@ -26,7 +26,7 @@ from qatval.data.entry import (
 )
 from qatval.data.labels import LabelCounts, training_labels
 from qatval.data.naming import name_of
-from qatval.data.selection import Selection, draw_random, read_list, take_first
+from qatval.data.selection import draw_random, read_list, take_first
 from qatval.data.shapes import read_manifest
 
 __all__ = ["Split", "Subset", "build_subset", "open_subset", "presets_of", "verify_subset"]
@@ -78,13 +78,12 @@ def build_subset(
     root = coco_root.absolute()
     request = _Request(root, coco_files(root), train_images, val_images, seed, image_list)
     cache = Cache(cache_dir)
-    found = None if verify else _find(cache, request)
-    if found is None:
-        with cache.building():
-            # While this process waited for the lock, another may have built it.
-            found = None if verify else _find(cache, request)
-            found = found or _build(cache, request, verify=verify)
-    return found
+    if not verify and (found := _find(cache, request)):
+        return found
+    with cache.building():
+        # While this process waited for the lock, another may have built it.
+        found = None if verify else _find(cache, request)
+        return found or _build(cache, request, verify=verify)
 
 
 @dataclass(frozen=True)
@@ -110,15 +109,6 @@ class _Request:
         what = {"builder_version": BUILDER_VERSION, "dataset": presets_of(self.coco_root)}
         named = {"named_by": "content", "annotations": dict(digests)}
         return digest_of({**what, **named, **self.asked()})[:32]
-
-    def select(self, indexes: Mapping[str, AnnotationIndex]) -> dict[str, Selection]:
-        """Choose the images of both splits."""
-        listed = read_list(self.image_list, indexes) if self.image_list else {}
-        return {
-            "train": listed.get("train")
-            or draw_random(indexes["train"], self.train_images, self.seed),
-            "val": listed.get("val") or take_first(indexes["val"], self.val_images),
-        }
 
 
 def _find(cache: Cache, request: _Request) -> Subset | None:
@@ -174,7 +164,12 @@ def _write_entry(
             f"{request.files['val'].annotations}: its categories are not those of "
             f"{request.files['train'].annotations.name}; both splits must list the same"
         )
-    selections = request.select(indexes)
+    selections = {
+        "train": draw_random(train, request.train_images, request.seed),
+        "val": take_first(val, request.val_images),
+    }
+    if request.image_list:
+        selections |= read_list(request.image_list, indexes)
     labels = {}
     with staged_directory(entry) as folder:
         for split, index in indexes.items():

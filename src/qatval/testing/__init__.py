@@ -4,22 +4,10 @@ The plugin (`qatval.testing.plugin`, found by pytest itself): options, scenarios
 training per group of them.
 """
 
-from qatval.testing.builders import (
-    as_json,
-    build_summary,
-    build_thresholds,
-    changed,
-    loaded,
-    merged,
-    reduced_to_required,
-)
-
-__all__ = [
-    "as_json",
-    "build_summary",
-    "build_thresholds",
-    "changed",
-    "loaded",
-    "merged",
-    "reduced_to_required",
-]
+from qatval.testing.builders import as_json as as_json
+from qatval.testing.builders import build_summary as build_summary
+from qatval.testing.builders import build_thresholds as build_thresholds
+from qatval.testing.builders import changed as changed
+from qatval.testing.builders import loaded as loaded
+from qatval.testing.builders import merged as merged
+from qatval.testing.builders import reduced_to_required as reduced_to_required

@@ -29,16 +29,11 @@ _EXEMPT = {
     "reason": "a frozen arange(16): signed int4 cannot hold 0..15",
 }
 _STABILIZERS = {
-    "dampen": {
-        "implementation": "qatval.quant.dampening:Dampening",
-        "settings": {"weight": 0.01},
-        "report": {"penalty": 1.25},
-    },
-    "freeze": {
-        "implementation": "qatval.quant.freezing:Freezing",
-        "settings": {"momentum": 0.01},
-        "report": {"frozen": 0.043},
-    },
+    name: {"implementation": f"qatval.quant.{part}", "settings": settings, "report": report}
+    for name, part, settings, report in (
+        ("dampen", "dampening:Dampening", {"weight": 0.01}, {"penalty": 1.25}),
+        ("freeze", "freezing:Freezing", {"momentum": 0.01}, {"frozen": 0.043}),
+    )
 }
 
 
@@ -182,14 +177,12 @@ def merged(document: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str,
 
 def reduced_to_required(record: AnyRecord) -> AnyRecord:
     """Return a summary as the oldest tools wrote it: with what the schema requires, no more."""
-    kept = {
-        field.name: getattr(record, field.name)
-        for field in msgspec.structs.fields(record)
-        if field.required or field.name == "error"
-    }
-    return type(record)(
-        **{n: reduced_to_required(v) if isinstance(v, Record) else v for n, v in kept.items()}
-    )
+    kept = {}
+    for field in msgspec.structs.fields(record):
+        if field.required or field.name == "error":
+            value = getattr(record, field.name)
+            kept[field.name] = reduced_to_required(value) if isinstance(value, Record) else value
+    return type(record)(**kept)
 
 
 def loaded(summary: RunSummary, root: Path = Path("runs/somewhere")) -> LoadedRun:

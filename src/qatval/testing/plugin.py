@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -30,16 +30,15 @@ from qatval.core.errors import QatvalError
 from qatval.core.summary import SUMMARY_NAME
 from qatval.testing.options import add_options
 from qatval.testing.scenarios import (
+    COCO,
     EMBEDDED,
     PHOTOGRAPHS,
     PHOTOGRAPHS_IMGSZ,
     REAL_DATA_VARIABLE,
     RealData,
     Scenario,
-    coco_scenarios,
-    embedded_scenarios,
     missing_resources,
-    photograph_scenarios,
+    scenarios,
 )
 from qatval.testing.session import NOT_JUDGED, UNAVAILABLE, run_properties, show_session
 
@@ -66,6 +65,7 @@ class Settings:
     session_dir: Path
 
 
+_DATASETS = {"embedded_scenario": (EMBEDDED,), "coco_scenario": (COCO, PHOTOGRAPHS)}
 _SETTINGS = pytest.StashKey[Settings]()
 _SELECTED = pytest.StashKey[dict[str, tuple[str, ...]]]()
 
@@ -135,24 +135,19 @@ def pytest_report_header(config: pytest.Config) -> str:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Parametrize tests that ask for a scenario."""
     option = metafunc.config.option
-    if "embedded_scenario" in metafunc.fixturenames:
-        wanted = embedded_scenarios(option.seeds, option.with_controls)
-        metafunc.parametrize("embedded_scenario", _parameters(wanted, "cpu"))
-    if "coco_scenario" in metafunc.fixturenames:
-        wanted = coco_scenarios(option.profile, option.seeds, option.with_controls)
-        small = photograph_scenarios(option.seeds, option.with_controls)
-        metafunc.parametrize(
-            "coco_scenario", [*_parameters(wanted, "gpu"), *_parameters(small, "cpu")]
-        )
 
-
-def _parameters(wanted: Iterable[Scenario], marker: str) -> list[Any]:
-    def marks(scenario: Scenario) -> list[pytest.MarkDecorator]:
+    def parameter(scenario: Scenario) -> Any:
+        names = "gpu" if scenario.dataset == COCO else "cpu", scenario.profile
         # With --dist loadgroup one worker gets all scenarios of a training.
         group = pytest.mark.xdist_group(scenario.training)
-        return [getattr(pytest.mark, marker), getattr(pytest.mark, scenario.profile), group]
+        marks = [*(getattr(pytest.mark, name) for name in names), group]
+        return pytest.param(scenario, id=str(scenario), marks=marks)
 
-    return [pytest.param(one, id=str(one), marks=marks(one)) for one in wanted]
+    for fixture, datasets in _DATASETS.items():
+        if fixture in metafunc.fixturenames:
+            asked = option.profile, option.seeds, option.with_controls
+            wanted = [parameter(s) for dataset in datasets for s in scenarios(dataset, *asked)]
+            metafunc.parametrize(fixture, wanted)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -247,9 +242,8 @@ def _require(item: pytest.Item, settings: Settings, scenario: Scenario) -> dict[
     where: dict[str, Any] = {"coco_root": coco_root}
     if scenario.dataset == PHOTOGRAPHS:
         missing = real_data.missing(scenario.variant)
-        checkpoint = real_data.checkpoint(scenario.variant)
-        where = {"coco_root": real_data.coco_root, "checkpoint": checkpoint}
-        where["imgsz"] = PHOTOGRAPHS_IMGSZ
+        where = {"coco_root": real_data.coco_root, "imgsz": PHOTOGRAPHS_IMGSZ}
+        where["checkpoint"] = real_data.checkpoint(scenario.variant)
     else:
         missing = missing_resources(scenario, coco_root, settings.device, settings.gate_root)
     if missing:

@@ -46,21 +46,24 @@ class Scenario:
         return f"{self.dataset}-{self.variant}-{self.profile}-seed{self.seed}"
 
 
-def embedded_scenarios(seeds: Sequence[int], controls: bool = False) -> list[Scenario]:
-    """Return what runs on any machine: the embedded data, always under the smoke profile."""
+def scenarios(dataset: str, profile: str, seeds: Sequence[int], controls: bool) -> list[Scenario]:
+    """Return what is tried on a dataset.
+
+    On real COCO every variant with the profile, which takes a GPU. What a CPU can do is under the
+    smoke profile: the variants with an embedded checkpoint on the embedded data, the smallest one
+    on photographs.
+    """
     variants = presets.validated_variants()
-    embedded = [v for v in variants if presets.variant(v).embedded_checkpoint is not None]
-    return _scenarios(EMBEDDED, embedded, "smoke", seeds, controls)
-
-
-def coco_scenarios(profile: str, seeds: Sequence[int], controls: bool = False) -> list[Scenario]:
-    """Return what runs on real COCO with a GPU."""
-    return _scenarios(COCO, presets.validated_variants(), profile, seeds, controls)
-
-
-def photograph_scenarios(seeds: Sequence[int], controls: bool = False) -> list[Scenario]:
-    """Return the same for what a CPU can do: the smallest variant under the smoke profile."""
-    return _scenarios(PHOTOGRAPHS, presets.validated_variants()[:1], "smoke", seeds, controls)
+    if dataset == EMBEDDED:
+        variants = tuple(v for v in variants if presets.variant(v).embedded_checkpoint)
+    elif dataset == PHOTOGRAPHS:
+        variants = variants[:1]
+    return [
+        Scenario(dataset, variant, method, profile if dataset == COCO else "smoke", seed)
+        for variant in variants
+        for seed in seeds
+        for method in (with_controls(method_names()) if controls else method_names())
+    ]
 
 
 @dataclass(frozen=True)
@@ -96,18 +99,6 @@ class RealData:
             f"no {lacking} in {self.folder} (name a folder with photographs in COCO's layout and a "
             f"{presets.variant(variant).checkpoint.stem}*.pt with {REAL_DATA_VARIABLE})"
         ]
-
-
-def _scenarios(
-    dataset: str, variants: Sequence[str], profile: str, seeds: Sequence[int], controls: bool
-) -> list[Scenario]:
-    methods = method_names()
-    return [
-        Scenario(dataset, variant, method, profile, seed)
-        for variant in variants
-        for seed in seeds
-        for method in (with_controls(methods) if controls else methods)
-    ]
 
 
 def missing_resources(
