@@ -21,7 +21,7 @@ from pathlib import Path
 from measure import REPOSITORY
 from qatval.core import presets as config
 from qatval.core.environment import prepare_process
-from qatval.core.options import positive, seed
+from qatval.core.option_types import positive, seed
 from qatval.core.stability import stability
 from qatval.quant import methods
 

@@ -25,7 +25,7 @@ from measure import REPOSITORY, provenance
 from qatval.analysis.comparison import compare
 from qatval.analysis.runs import LoadedRun, collect
 from qatval.core.environment import available_cores
-from qatval.core.options import positive, seeds
+from qatval.core.option_types import positive, seeds
 from qatval.core.presets import BatchNorm
 from qatval.quant.methods import method, method_names, with_controls
 from qatval.report.comparison import write_comparison

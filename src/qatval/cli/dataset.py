@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from qatval.cli.options import add_shared
-from qatval.core.options import positive, seed
+from qatval.core.option_types import positive, seed
 from qatval.core.presets import profile, profile_names
 
 

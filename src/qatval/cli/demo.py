@@ -7,7 +7,7 @@ from pathlib import Path
 
 from qatval.cli.options import add_shared
 from qatval.core import presets as config
-from qatval.core.options import seeds
+from qatval.core.option_types import seeds
 from qatval.core.progress import Progress
 from qatval.quant import methods
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from qatval.cli.options import add_shared
 from qatval.core import presets as config
-from qatval.core.options import positive
+from qatval.core.option_types import positive
 from qatval.core.progress import Progress
 from qatval.core.stability import PRIMARY_METRIC
 

@@ -7,8 +7,9 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
+from qatval.cli.options import add_shared
 from qatval.core import presets as config
-from qatval.core.options import activation_bits, bits, positive, seed
+from qatval.core.option_types import activation_bits, bits, positive, seed
 from qatval.core.progress import Progress
 from qatval.core.quantization import Quantization, Start
 from qatval.quant import methods
@@ -47,13 +48,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--run-root", required=True, type=Path, metavar="DIR", help="folder of the run"
     )
-    parser.add_argument(
-        "--coco-root",
-        type=Path,
-        default=config.DEFAULT_COCO_ROOT,
-        metavar="DIR",
-        help="dataset in COCO 2017's layout (default: %(default)s)",
-    )
+    add_shared(parser, "--coco-root")
     precision = parser.add_argument_group("precision", argument_default=argparse.SUPPRESS)
     precision.add_argument(
         "--quantization",
@@ -172,7 +167,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="FILE",
         help="image ids or file names, one a line, instead of the profile's selection",
     )
-    parser.add_argument("--cache-dir", type=Path, metavar="DIR", help="where subsets are kept")
+    add_shared(parser, "--cache-dir")
     parser.add_argument(
         "--gate-root", type=Path, metavar="DIR", help="runs that open the gate of yolo10m"
     )

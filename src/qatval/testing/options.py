@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from qatval.core import presets
-from qatval.core.options import positive, seeds
+from qatval.core.option_types import positive, seeds
 
 
 def add_options(parser: pytest.Parser) -> None:

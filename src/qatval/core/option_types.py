@@ -1,4 +1,4 @@
-"""Checks of option values that several commands share."""
+"""Types of option values that commands and the pytest plugin share."""
 
 from __future__ import annotations
 
