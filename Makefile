@@ -58,7 +58,7 @@ docs: $(READY) ## write the tables of docs/options.md from the parsers
 	@$(BIN)/python docs/options.py
 
 picture: ## take docs/report.png of REPORT, a comparison.html (needs Chromium)
-	@chromium --headless --no-sandbox --disable-gpu --hide-scrollbars --window-size=1200,1500 \
+	@chromium --headless --no-sandbox --disable-gpu --hide-scrollbars --window-size=1200,1450 \
 		--screenshot=docs/report.png $(abspath $(REPORT))
 
 clean: ## remove the environment, runs and drawn data
