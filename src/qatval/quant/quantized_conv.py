@@ -245,16 +245,13 @@ def compute_with(
         weights: A quantized weight for each.
         quantize_input: What quantizes the input, by the number of the layer.
     """
+
+    def forward(layer: Any, weight: Tensor, quantize: Callable[[Tensor], Tensor], x: Tensor) -> Any:
+        return layer.inner_forward_impl(quantize(x), weight, layer.bias)
+
     for number, (layer, weight) in enumerate(zip(layers, weights, strict=True)):
-        convolve = partial(layer.inner_forward_impl, quant_weight=weight, quant_bias=layer.bias)
-        quantize = quantize_input.get(number)
-        layer.forward = convolve if quantize is None else partial(_quantized, quantize, convolve)
-
-
-def _quantized(
-    quantize: Callable[[Tensor], Tensor], convolve: Callable[[Tensor], Tensor], x: Tensor
-) -> Tensor:
-    return convolve(quantize(x))
+        quantize = quantize_input.get(number, lambda x: x)
+        layer.forward = partial(forward, layer, weight, quantize)
 
 
 def compute_again(layers: Sequence[Any]) -> None:

@@ -72,12 +72,8 @@ def initialise_scales(model: nn.Module, how: StartScale) -> None:
 def _least_squares(rows: Tensor, grid: Grid) -> Tensor:
     full = rows.abs().amax(1).clamp(min=grid.least) / grid.threshold
     candidates = _SHARES.to(rows.device)[:, None] * full
-    errors = torch.stack(
-        [
-            (round_to_codes(rows, s[:, None], grid.low, grid.high) * s[:, None] - rows)
-            .square()
-            .sum(1)
-            for s in candidates
-        ]
-    )
-    return candidates.gather(0, errors.argmin(0)[None])[0]
+    errors = []
+    for scale in candidates[:, :, None]:
+        rounded = round_to_codes(rows, scale, grid.low, grid.high) * scale
+        errors.append((rounded - rows).square().sum(1))
+    return candidates.gather(0, torch.stack(errors).argmin(0)[None])[0]
