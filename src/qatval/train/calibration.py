@@ -25,13 +25,6 @@ from qatval.train.models import load_pretrained
 from qatval.train.trajectory import TrainingPlan
 
 
-def draw(train_images: int, wanted: int, seed: int) -> list[int]:
-    """Draw the indices of the calibration images among a run's training images, in visit order."""
-    rng = np.random.default_rng(seed)
-    drawn: list[int] = rng.permutation(train_images)[:wanted].tolist()
-    return drawn
-
-
 class CalibrationImages:
     """Images drawn from a run's training split, without augmentation, always in the same batches.
 
@@ -57,15 +50,8 @@ class CalibrationImages:
             device: Where batches go.
         """
         self.args = get_cfg(DEFAULT_CFG, {**arguments, "task": "detect", "mode": "train"})
-        dataset = SubsetDataset(
-            subset.train,
-            subset.class_names,
-            imgsz=self.args.imgsz,
-            batch=self.args.batch,
-            augment=False,
-            args=self.args,
-        )
-        drawn = draw(len(subset.train), wanted, seed)
+        dataset = SubsetDataset(subset.train, subset.class_names, self.args, batch=self.args.batch)
+        drawn = np.random.default_rng(seed).permutation(len(subset.train))[:wanted].tolist()
         self.count = len(drawn)
         self.device = device
         self._loader: DataLoader[Any] = DataLoader(
@@ -82,11 +68,11 @@ class CalibrationImages:
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Yield batches as Ultralytics' models take them, images in [0, 1]."""
         for batch in self._loader:
-            moved = {
-                k: v.to(self.device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()
-            }
-            moved["img"] = moved["img"].float() / 255
-            yield moved
+            for key, value in batch.items():
+                if isinstance(value, torch.Tensor):
+                    batch[key] = value.to(self.device)
+            batch["img"] = batch["img"].float() / 255
+            yield batch
 
     def pixels(self) -> Iterator[torch.Tensor]:
         """Yield the batches' images alone, ``(batch, 3, imgsz, imgsz)`` in [0, 1]."""
@@ -145,24 +131,21 @@ def learn_correction(
     detector_of(corrected.yaml["yaml_file"]).settle(corrected.criterion)
     parameters = [p for _, c in corrections(corrected) for p in (c.gamma, c.beta)]
     optimizer = torch.optim.Adam(parameters, lr=lr)
-    step = 0
-    for _ in range(epochs):
-        for batch in images:
-            loss = corrected.loss(batch, corrected(batch["img"]))[0].sum()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            step += 1
-            on_step(step, float(loss.detach()))
+    batches = (batch for _ in range(epochs) for batch in images)
+    for step, batch in enumerate(batches, start=1):
+        loss = corrected.loss(batch, corrected(batch["img"]))[0].sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        on_step(step, float(loss.detach()))
     changes = {
         name: QcChange(
-            gamma_min=float(gamma.min()),
-            gamma_max=float(gamma.max()),
-            gamma_mean_abs_change=float((gamma - 1.0).abs().mean()),
-            beta_max_abs=float(beta.abs().max()),
+            gamma_min=float(c.gamma.min()),
+            gamma_max=float(c.gamma.max()),
+            gamma_mean_abs_change=float((c.gamma - 1.0).abs().mean()),
+            beta_max_abs=float(c.beta.abs().max()),
         )
         for name, c in corrections(corrected)
-        for gamma, beta in [(c.gamma.detach(), c.beta.detach())]
     }
     corrected.to(next(model.buffers()).device)
     return fold_corrections(corrected, model), changes

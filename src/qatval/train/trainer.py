@@ -29,11 +29,11 @@ from qatval.core.detectors import detector_of
 from qatval.core.environment import peak_resident_mb
 from qatval.core.errors import QatvalError
 from qatval.core.files import atomic_write
-from qatval.core.measurements import EpochRecord, Oscillation
+from qatval.core.measurements import EpochRecord
 from qatval.core.stability import PRIMARY_METRIC
 from qatval.data.subset import open_subset
 from qatval.quant.anchoring import Anchor
-from qatval.quant.averaging import WeightAverage
+from qatval.quant.averaging import WeightAverage, unwrapped
 from qatval.quant.batchnorm import tracking
 from qatval.quant.fused import fuse_quantization, quantized_once
 from qatval.quant.latent import LatentWeights
@@ -53,8 +53,7 @@ from qatval.train.trajectory import (
     append_csv,
     read_plan,
     read_trajectory,
-    write_plan,
-    write_trajectory,
+    write,
 )
 
 # What Ultralytics does by itself and qatval does elsewhere, or not at all.
@@ -93,7 +92,7 @@ def train(
         QatvalError: If the device runs out of memory, naming a batch size to try.
     """
     directory = directory.resolve()
-    write_plan(directory, plan)
+    write(directory, plan)
     trainer = QatTrainer(
         overrides={
             **arguments,
@@ -132,7 +131,6 @@ class QatTrainer(DetectionTrainer):  # type: ignore[misc]
         self._evaluations: dict[Weights, Evaluation] = {}
         self._stabilizers: list[Stabilizer] = []
         self._tracker: OscillationTracker | None = None
-        self._oscillation: Oscillation | None = None
         self._anchor: Anchor | None = None
         self.stopped: str | None = None
         super().__init__(cfg, overrides, _callbacks)
@@ -153,10 +151,9 @@ class QatTrainer(DetectionTrainer):  # type: ignore[misc]
         return SubsetDataset(
             self.subset.train if img_path == "train" else self.subset.val,
             self.subset.class_names,
-            imgsz=self.args.imgsz,
+            self.args,
             batch=batch or self.batch_size,
             augment=mode == "train",
-            args=self.args,
         )
 
     # -- what is trained --------------------------------------------------------------------
@@ -177,7 +174,7 @@ class QatTrainer(DetectionTrainer):  # type: ignore[misc]
         self._parameters = list(self.model.parameters())
         self._updates = -(-len(self.train_loader) // self.accumulate) * self.epochs
         decay, tau = self.plan.averaging.for_steps(self._updates)
-        model: Any = self._live_model()
+        model = unwrapped(self.model)
         self.ema = WeightAverage(model, decay, tau, scale_parameters(model))
         if self.plan.quantization is not None:
             self._watch_weights(model)
@@ -188,10 +185,8 @@ class QatTrainer(DetectionTrainer):  # type: ignore[misc]
                 self._anchor = anchor(self.plan, self.subset, self.args, self.device)
         self._evaluator = Evaluator(
             self.test_loader,
-            self.subset.val,
+            self.subset,
             args=self.args,
-            class_names=self.subset.class_names,
-            category_ids=self.subset.category_ids,
             device=self.device,
             save_dir=self.save_dir,
         )
@@ -211,12 +206,8 @@ class QatTrainer(DetectionTrainer):  # type: ignore[misc]
         """Set training mode, but for the BatchNorm of a model whose teacher says so."""
         super()._model_train()
         if self.plan.teacher is not None and self.plan.teacher.hold_statistics:
-            for _, layer in tracking(self._live_model()):
+            for _, layer in tracking(unwrapped(self.model)):
                 layer.eval()
-
-    def _live_model(self) -> nn.Module:
-        model: nn.Module = self.model
-        return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
 
     def _build_train_pipeline(self) -> None:
         """Build the loaders once; Ultralytics builds them again with half the batch if memory ends.
@@ -271,7 +262,7 @@ class QatTrainer(DetectionTrainer):  # type: ignore[misc]
         return {which: evaluation.value for which, evaluation in self._evaluations.items()}
 
     def _model_of(self, which: Weights) -> nn.Module:
-        return self._live_model() if which == "raw" else self.ema.ema
+        return unwrapped(self.model) if which == "raw" else self.ema.ema
 
     def validate(self) -> tuple[dict[str, float], float]:
         """Score the weights, averaged or not; Ultralytics sees the first metrics."""
@@ -290,28 +281,28 @@ class QatTrainer(DetectionTrainer):  # type: ignore[misc]
         evaluations = self._evaluator.evaluate_together(models, with_losses=True)
         self._evaluations = dict(zip(self.plan.scored, evaluations, strict=True))
         first = self._evaluations[self.plan.scored[0]]
-        if not all(bool(torch.isfinite(p).all()) for p in self._live_model().parameters()):
+        if not all(bool(torch.isfinite(p).all()) for p in self._parameters):
             self.stopped = f"weights are not finite after epoch {self.epoch + 1}"
             self.stop = True
         return dict(first.metrics), first.value
 
     def save_metrics(self, metrics: dict[str, Any]) -> None:
         """Append a line to the ``results.csv`` and TensorBoard log of all scored weights."""
-        seconds = time.time() - self.train_time_start
+        epoch, seconds = self.epoch + 1, time.time() - self.train_time_start
         if self._tracker is not None:
-            self._log_oscillation(self._tracker)
-        learning = {k: float(v) for k, v in metrics.items() if k.startswith(("train/", "lr/"))}
+            epochs = [asdict(self._tracker.end_epoch(epoch))]
+            append_csv(self.save_dir / "oscillation.csv", epochs)
+            layers = [{"epoch": epoch, **asdict(x)} for x in self._tracker.result().layers]
+            append_csv(self.save_dir / "oscillation_layers.csv", layers)
+        losses, rates = (
+            {name: float(value) for name, value in metrics.items() if name.startswith(group)}
+            for group in ("train/", "lr/")
+        )
         for which, evaluation in self._evaluations.items():
-            row = {
-                **{k: v for k, v in learning.items() if k.startswith("train/")},
-                **evaluation.metrics,
-                **{f"val/{name}": loss for name, loss in evaluation.losses.items()},
-                **{k: v for k, v in learning.items() if k.startswith("lr/")},
-            }
-            epoch = self.epoch + 1
-            append_csv(
-                self.save_dir / which / "results.csv", [{"epoch": epoch, "time": seconds, **row}]
-            )
+            val = {f"val/{name}": loss for name, loss in evaluation.losses.items()}
+            row = losses | evaluation.metrics | val | rates
+            line = {"epoch": epoch, "time": seconds, **row}
+            append_csv(self.save_dir / which / "results.csv", [line])
             writer = self._writer(which)
             for name, value in row.items():
                 writer.add_scalar(name, value, epoch)
@@ -319,14 +310,6 @@ class QatTrainer(DetectionTrainer):  # type: ignore[misc]
             finite = {k: v if math.isfinite(v) else None for k, v in row.items()}
             record = EpochRecord(epoch, finite[PRIMARY_METRIC], finite, round(seconds, 3))
             self._history[which].append(record)
-
-    def _log_oscillation(self, tracker: OscillationTracker) -> None:
-        """Append the epoch's totals, and the per-layer values so far, to their CSV files."""
-        epoch = self.epoch + 1
-        append_csv(self.save_dir / "oscillation.csv", [asdict(tracker.end_epoch(epoch))])
-        self._oscillation = tracker.result()
-        layers = [{"epoch": epoch, **asdict(layer)} for layer in self._oscillation.layers]
-        append_csv(self.save_dir / "oscillation_layers.csv", layers)
 
     def _writer(self, which: Weights) -> Any:
         if which not in self._writers:
@@ -352,10 +335,6 @@ class QatTrainer(DetectionTrainer):  # type: ignore[misc]
             if evaluation is not None and evaluation.value > self._best.get(which, -1.0):
                 self._best[which] = evaluation.value
                 atomic_write(folder / "best.safetensors", last.read_bytes())
-        self._write_trajectory()
-        return True
-
-    def _write_trajectory(self) -> None:
         trajectory = Trajectory(
             history=self._history,
             steps=self.ema.updates,
@@ -366,10 +345,11 @@ class QatTrainer(DetectionTrainer):  # type: ignore[misc]
             peak_memory_mb=_peak_memory_mb(self.device),
             stopped=self.stopped,
             stabilizers=[stabilizer.report() for stabilizer in self._stabilizers],
-            oscillation=self._oscillation,
+            oscillation=self._tracker.result() if self._tracker else None,
             directory=str(self.save_dir),
         )
-        write_trajectory(self._work, trajectory)
+        write(self._work, trajectory)
+        return True
 
     # -- what Ultralytics would do with its own checkpoints ---------------------------------
 
