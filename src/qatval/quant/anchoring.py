@@ -23,7 +23,7 @@ Batches = Callable[[], Iterable[Tensor]]
 
 
 class Anchor:
-    """A reference's running statistics, and those that it has on some images.
+    """What gives models a reference's running statistics, moved as far as they differ from it.
 
     With ``m`` and ``v`` the mean and variance of a channel over the images, before its BatchNorm,
     in a model (q) and in the reference (f), both normalised by the images' own statistics, and

@@ -33,7 +33,7 @@ def measure(model: nn.Module, batches: Iterable[Tensor]) -> Statistics:
     meanwhile, all other modules run in evaluation mode. The random state stays as it is.
 
     Args:
-        model: Any model; quantized weights are quantized as in evaluation.
+        model: Any model.
         batches: What the model takes, one batch after the other, on its device.
 
     Returns:

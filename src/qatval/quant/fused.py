@@ -119,7 +119,7 @@ class _Layer:
 
 
 class _Joined:
-    """Layers of one grid, quantized as one flat tensor; methods as those of `_Layer`."""
+    """Layers of one grid, quantized as one flat tensor; its methods do what `_Layer`'s do."""
 
     def __init__(self, latent: LatentWeights, layers: Sequence[int]) -> None:
         self.layers = tuple(layers)
@@ -221,17 +221,8 @@ def fuse_quantization(model: nn.Module, *, capture: bool = False) -> FusedQuanti
     """Quantize all weights at once whenever the model runs forward in training mode.
 
     Only while such a forward lasts do the layers differ from Brevitas': afterwards, in evaluation
-    mode and in copies of the model they quantize for themselves.
-
-    Args:
-        model: Fake-quantized model, on the device that it trains on.
-        capture: Whether the codes of each such forward are kept.
-
-    Returns:
-        What quantizes; its ``codes`` are those of the latest forward.
-
-    Raises:
-        ValueError: As `FusedQuantizer` does.
+    mode and in copies of the model they quantize for themselves. Arguments and errors are those of
+    `FusedQuantizer`; what is returned is one, with the codes of the latest such forward.
     """
     quantizer = FusedQuantizer(model, capture=capture)
     layers = quantizer.latent.layers

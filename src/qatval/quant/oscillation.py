@@ -30,9 +30,8 @@ class OscillationTracker:
     about 69 steps (``ln 2 / m``). Only in a run much longer than that does the share mean what it
     means in the paper; in a run of 100 steps it says "reversed lately".
 
-    Everything happens in a dozen operations over all weights at once: no loop over layers, and
-    nothing that a GPU would have to be waited for. Masks are kept as int8, which a CPU adds and
-    multiplies several times sooner than it does booleans.
+    A step is a dozen operations over all weights at once, none of which waits for a GPU. Masks are
+    int8, which a CPU adds and multiplies several times sooner than booleans.
 
     Attributes:
         frequency: Oscillation frequency of each weight, flat in the order of ``weights``, float32.

@@ -58,7 +58,7 @@ class _LearnedInput(Int8ActPerTensorFloatMinMaxInit):  # type: ignore[misc]
     scaling_min_val = 1e-10  # as Brevitas has it for weights
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True)
 class Grid:
     """Integer codes of a number of bits, and what a scale is made of.
 
@@ -195,9 +195,9 @@ def quantized_weight(layer: QuantConv2d) -> Tensor:
 
 
 def weight_scale_value(layer: QuantConv2d) -> Tensor:
-    """Return what a layer's weight scale comes from, ``()`` or ``(out, 1, 1, 1)``, differentiable.
+    """Return a layer's learned scale parameter, or ``max|w|`` where scales are statistics.
 
-    The learned parameter, or ``max|w|`` where scales are statistics of the weights.
+    ``()`` or ``(out, 1, 1, 1)``, differentiable.
     """
     scaling = layer.weight_quant.tensor_quant.scaling_impl
     value: Tensor = (

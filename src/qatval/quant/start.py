@@ -3,10 +3,7 @@
 Rounding a weight to 4 bits moves the mean and the variance of every channel behind it, and the
 BatchNorm there goes on with the statistics of the weight as it was. On a YOLOv10n trained on COCO
 that alone takes mAP 50-95 from .348 to .029 (one scale per channel; ``presets/quantization.toml``
-has the table). Fresh statistics repair most of it, but they are those of a few calibration images,
-while the checkpoint's are those of its whole training: the FP32 model itself loses a sixth by them.
-*Shifted* statistics take from the images only what quantization changed. Of the FP32 model they
-change nothing, whatever the images.
+has the table). `qatval.quant.anchoring` says how statistics are shifted, and why not re-estimated.
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,12 +16,8 @@ from ultralytics.utils import DEFAULT_CFG
 from qatval.core.detectors import detector_of
 from qatval.core.summary import QcChange
 from qatval.data.subset import Subset
-from qatval.quant.anchoring import Anchor
 from qatval.quant.correction import attach_corrections, corrections, fold_corrections
-from qatval.quant.methods import calibration_images
 from qatval.train.dataset import SubsetDataset
-from qatval.train.models import load_pretrained
-from qatval.train.trajectory import TrainingPlan
 
 
 class CalibrationImages:
@@ -78,23 +73,6 @@ class CalibrationImages:
         """Yield the batches' images alone, ``(batch, 3, imgsz, imgsz)`` in [0, 1]."""
         for batch in self:
             yield batch["img"]
-
-
-def anchor(plan: TrainingPlan, subset: Subset, args: Any, device: torch.device) -> Anchor:
-    """Return what anchors the statistics of a training, measured on its calibration images.
-
-    Args:
-        plan: Names the FP32 checkpoint.
-        subset: The training's data.
-        args: Ultralytics' arguments, its seed among them.
-        device: Where the training runs.
-    """
-    assert plan.reference is not None
-    reference = load_pretrained(Path(plan.reference), plan.architecture, subset.class_names)
-    images = CalibrationImages(
-        subset, calibration_images(), vars(args), seed=args.seed, device=device
-    )
-    return Anchor(reference.to(device), images.pixels)
 
 
 def learn_correction(

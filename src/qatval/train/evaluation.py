@@ -243,12 +243,7 @@ def evaluator(
     """Return what scores models on a subset's validation images outside of a training.
 
     Batches are as large as in training, so that the same weights give the same digits.
-
-    Args:
-        subset: The data.
-        arguments: Ultralytics' arguments (imgsz, batch, workers, ...).
-        device: Where models run.
-        save_dir: An existing folder; nothing is written to it.
+    ``arguments`` are Ultralytics' (imgsz, batch, workers, ...); the rest as for `Evaluator`.
     """
     args = get_cfg(DEFAULT_CFG, {**arguments, "task": "detect", "mode": "train"})
     batch = 2 * args.batch

@@ -152,8 +152,7 @@ def load_pretrained(path: Path, architecture: str, class_names: Sequence[str]) -
     """Load the FP32 model to fine-tune, from an Ultralytics ``.pt`` or a file of qatval's own.
 
     Args:
-        path: The checkpoint. A ``.pt`` is never trusted: only tensors, plain data and known
-            model classes are reconstructed from it.
+        path: The checkpoint.
         architecture: Ultralytics' model file that the checkpoint must fit.
         class_names: The dataset's classes; the checkpoint must have as many.
 

@@ -4,10 +4,6 @@ One training yields one *trajectory* of raw weights. Two kinds of weights are sc
 ``raw``, the weights themselves, and ``ema``, their moving average. Averaging takes no part in the
 gradient steps, so both belong to the same trajectory and their differences are paired. What
 does take part, a `Stabilizer`, makes a trajectory of its own.
-
-The trainer is told what to do by a file, ``plan.json`` beside its save directory, and leaves all
-results in files. That is what lets Ultralytics start it again in the worker processes of a
-multi-GPU run.
 """
 
 from __future__ import annotations
@@ -37,15 +33,16 @@ from qatval.quant.averaging import WeightAverage, unwrapped
 from qatval.quant.batchnorm import tracking
 from qatval.quant.fused import fuse_quantization, quantized_once
 from qatval.quant.latent import LatentWeights
+from qatval.quant.methods import calibration_images
 from qatval.quant.methods.part import Weights
 from qatval.quant.oscillation import OscillationTracker
 from qatval.quant.quantized_conv import scale_parameters
 from qatval.quant.stabilizing import Stabilizer
-from qatval.train.calibration import anchor
+from qatval.train.calibration import CalibrationImages
 from qatval.train.dataset import SubsetDataset
-from qatval.train.distillation import teach
+from qatval.train.distillation import DistilledCriterion
 from qatval.train.evaluation import Evaluation, Evaluator, same_randomness
-from qatval.train.models import CheckpointInfo, save_checkpoint, starting_model
+from qatval.train.models import CheckpointInfo, load_pretrained, save_checkpoint, starting_model
 from qatval.train.patches import own_setup
 from qatval.train.trajectory import (
     TrainingPlan,
@@ -174,15 +171,25 @@ class QatTrainer(DetectionTrainer):  # type: ignore[misc]
         self._parameters = list(self.model.parameters())
         self._updates = -(-len(self.train_loader) // self.accumulate) * self.epochs
         decay, tau = self.plan.averaging.for_steps(self._updates)
-        model = unwrapped(self.model)
+        model: Any = unwrapped(self.model)
         self.ema = WeightAverage(model, decay, tau, scale_parameters(model))
         if self.plan.quantization is not None:
             self._watch_weights(model)
-        if self.plan.teacher is not None:
-            teach(model, self.plan, self.subset.class_names)
+        if (teacher := self.plan.teacher) is not None:
+            # Not before the average is made: a copy of the model would get a teacher of its own.
+            model.criterion = DistilledCriterion(
+                model, self._reference(), weight=teacher.weight, task=teacher.task
+            )
         if self.plan.batchnorm == "anchored":
             with same_randomness():
-                self._anchor = anchor(self.plan, self.subset, self.args, self.device)
+                images = CalibrationImages(
+                    self.subset,
+                    calibration_images(),
+                    vars(self.args),
+                    seed=self.args.seed,
+                    device=self.device,
+                )
+                self._anchor = Anchor(self._reference(), images.pixels)
         self._evaluator = Evaluator(
             self.test_loader,
             self.subset,
@@ -190,6 +197,13 @@ class QatTrainer(DetectionTrainer):  # type: ignore[misc]
             device=self.device,
             save_dir=self.save_dir,
         )
+
+    def _reference(self) -> Any:
+        """Load the FP32 checkpoint."""
+        plan = self.plan
+        assert plan.reference is not None
+        path = Path(plan.reference)
+        return load_pretrained(path, plan.architecture, self.subset.class_names).to(self.device)
 
     def _watch_weights(self, model: nn.Module) -> None:
         """Set up what needs the quantized layers: fused quantization, stabilizers, tracking."""
