@@ -19,10 +19,9 @@ class WeightAverage:
     sign would take the average through zero although neither side is small. After step ``t``
     (counted from 1) ``x' = d * x' + (1 - d) * x`` with ``d = decay * (1 - exp(-t / tau))``.
 
-    Tensors are matched by name, so a parameter that appears after the average was made is an
-    error and not silently left out. They are matched at the first step; from then on the model
-    may change them in place only, as optimizers do. With ``decay = 0`` the average is an exact
-    copy of the model after every step, but for the sign of a scale's parameter.
+    Tensors are matched by name at the first step; from then on the model may change them in place
+    only, as optimizers do. With ``decay = 0`` the average is an exact copy of the model after every
+    step, but for the sign of a scale's parameter.
 
     The trainer's loop calls `update`, `update_attr` and reads ``ema``, the names that it uses for
     Ultralytics' own ``ModelEMA``.

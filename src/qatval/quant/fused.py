@@ -4,9 +4,7 @@ Brevitas quantizes layer by layer, some twenty small operations each with autogr
 around them: 40 % of a training step of yolo10n. Here one autograd node quantizes every layer, in
 five operations forward and a dozen backward, and for the length of one forward each layer is a
 plain convolution with the weight it was given. Quantized inputs take one node a layer in place of
-Brevitas' ten. Brevitas stays the definition: parameters, ``state_dict``, evaluation, export and
-reload are those of its modules, and a quantizer whose weights differ from theirs by one bit is
-refused.
+Brevitas' ten. All else, such as evaluation and checkpoints, is left to Brevitas' modules.
 """
 
 from __future__ import annotations

@@ -1,12 +1,9 @@
 """Insertion of weight and activation quantizers into a model, and where their scales start.
 
 Every ``Conv2d`` of a model becomes a ``QuantConv2d``, except the layers that the quantization
-preset exempts by name. Nothing is skipped without a word: `coverage` lists each layer with its bits
-or the reason why it has none, and raises on a layer that has neither.
-
-Where activations are quantized, it is the inputs of these convolutions that are, each with a scale
-of its own. What no convolution reads stays in float: the two matrix products of an attention block,
-additions, concatenations, upsampling, pooling and the decoding of boxes.
+preset exempts by name. Where activations are quantized, it is the inputs of these convolutions that
+are, each with a scale of its own. What no convolution reads stays in float: the two matrix products
+of an attention block, additions, concatenations, upsampling, pooling and the decoding of boxes.
 """
 
 from __future__ import annotations
@@ -52,9 +49,8 @@ def insert_quantizers(model: nn.Module, spec: Quantization) -> list[LayerCoverag
     """Replace a model's convolutions by fake-quantized ones, in place.
 
     Weights and biases are carried over. Each weight scale starts at ``max|w| / largest code``, over
-    the layer or over each output channel. A learned one is a parameter from then on, or an average
-    made of the model would leave it out. The scales of activations are parameters too, and not
-    numbers until `calibrate_activations` or a ``state_dict`` sets them.
+    the layer or over each output channel; a learned one is a parameter. So are the scales of
+    activations, which are NaN until `calibrate_activations` or a ``state_dict`` sets them.
 
     Args:
         model: Float model.

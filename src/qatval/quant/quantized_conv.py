@@ -180,12 +180,11 @@ def codes_and_scale(layer: QuantConv2d) -> tuple[Tensor, Tensor]:
 @torch.no_grad()
 def input_scale(layer: QuantConv2d) -> Tensor | None:
     """Return the scale of a layer's quantized input, ``()``, or None if that stays in float."""
-    quantizer = _input_quantizer(layer)
-    if quantizer is None:
+    grid = input_grid(layer)
+    if grid is None:
         return None
-    threshold = quantizer.int_scaling_impl(quantizer.msb_clamp_bit_width_impl())
-    scale: Tensor = quantizer.scaling_impl(layer.weight, threshold)
-    return scale.detach().clone()
+    (scale,) = input_scales([layer], layer.weight.new_tensor([grid.threshold]))
+    return scale.clone()
 
 
 def quantized_weight(layer: QuantConv2d) -> Tensor:

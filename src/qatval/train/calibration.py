@@ -21,10 +21,7 @@ from qatval.train.dataset import SubsetDataset
 
 
 class CalibrationImages:
-    """Images drawn from a run's training split, without augmentation, always in the same batches.
-
-    Whatever is compared with each other after training sees exactly these.
-    """
+    """Images drawn from a run's training split, not augmented, always in the same batches."""
 
     def __init__(
         self,
@@ -116,14 +113,15 @@ def learn_correction(
         loss.backward()
         optimizer.step()
         on_step(step, float(loss.detach()))
-    changes = {
-        name: QcChange(
-            gamma_min=float(c.gamma.min()),
-            gamma_max=float(c.gamma.max()),
-            gamma_mean_abs_change=float((c.gamma - 1.0).abs().mean()),
-            beta_max_abs=float(c.beta.abs().max()),
-        )
-        for name, c in corrections(corrected)
-    }
+    with torch.no_grad():
+        changes = {
+            name: QcChange(
+                gamma_min=float(c.gamma.min()),
+                gamma_max=float(c.gamma.max()),
+                gamma_mean_abs_change=float((c.gamma - 1.0).abs().mean()),
+                beta_max_abs=float(c.beta.abs().max()),
+            )
+            for name, c in corrections(corrected)
+        }
     corrected.to(next(model.buffers()).device)
     return fold_corrections(corrected, model), changes

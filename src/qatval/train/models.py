@@ -201,15 +201,9 @@ def starting_model(
 ) -> DetectionModel:
     """Return the model that a training starts from.
 
-    Args:
-        path: FP32 checkpoint, or one whose quantizers are inserted already, or None to start from
-            scratch.
-        architecture: Ultralytics' model file.
-        class_names: The dataset's classes.
-        spec: Quantization to insert where it is not, or None to train in float.
-
-    Raises:
-        QatvalError: As `load_pretrained` and `load_checkpoint` do.
+    Arguments and errors are those of `load_pretrained`, but that ``path`` is None to start from
+    scratch, or a checkpoint whose quantizers are inserted already; ``spec`` is the quantization to
+    insert where it is not, None to train in float.
     """
     if path is None:
         model = build_model(architecture, class_names)

@@ -68,14 +68,11 @@ _FIXED_ARGUMENTS: Mapping[str, Any] = {
 }
 
 
-Callback = Callable[["QatTrainer"], None]
-
-
 def train(
     directory: Path,
     plan: TrainingPlan,
     arguments: Mapping[str, Any],
-    callbacks: Mapping[str, Callback],
+    callbacks: Mapping[str, Callable[[QatTrainer], None]],
 ) -> Trajectory:
     """Run a training and return what it left in ``directory``.
 

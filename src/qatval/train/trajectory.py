@@ -1,7 +1,6 @@
 """The plan of a training and its result, one JSON file each in its work directory.
 
-Ultralytics starts a multi-GPU training again in worker processes, which know nothing but the
-directory.
+Ultralytics starts a multi-GPU training again in worker processes, which know nothing but that.
 """
 
 from __future__ import annotations
