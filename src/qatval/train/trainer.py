@@ -299,6 +299,8 @@ class QatTrainer(DetectionTrainer):  # type: ignore[misc]
 
     def save_metrics(self, metrics: dict[str, Any]) -> None:
         """Append a line to the ``results.csv`` and TensorBoard log of all scored weights."""
+        from torch.utils.tensorboard.writer import SummaryWriter
+
         epoch, seconds = self.epoch + 1, time.time() - self.train_time_start
         if self._tracker is not None:
             epochs = [asdict(self._tracker.end_epoch(epoch))]
@@ -314,20 +316,15 @@ class QatTrainer(DetectionTrainer):  # type: ignore[misc]
             row = losses | evaluation.metrics | val | rates
             line = {"epoch": epoch, "time": seconds, **row}
             append_csv(self.save_dir / which / "results.csv", [line])
-            writer = self._writer(which)
+            if which not in self._writers:
+                self._writers[which] = SummaryWriter(str(self.save_dir / which / "tensorboard"))
+            writer = self._writers[which]
             for name, value in row.items():
                 writer.add_scalar(name, value, epoch)
             writer.flush()
             finite = {k: v if math.isfinite(v) else None for k, v in row.items()}
             record = EpochRecord(epoch, finite[PRIMARY_METRIC], finite, round(seconds, 3))
             self._history[which].append(record)
-
-    def _writer(self, which: Weights) -> Any:
-        if which not in self._writers:
-            from torch.utils.tensorboard.writer import SummaryWriter
-
-            self._writers[which] = SummaryWriter(str(self.save_dir / which / "tensorboard"))
-        return self._writers[which]
 
     def save_model(self) -> bool:
         """Keep the latest latent weights, as they are and averaged, and the best of scored ones."""
@@ -346,14 +343,17 @@ class QatTrainer(DetectionTrainer):  # type: ignore[misc]
             if evaluation is not None and evaluation.value > self._best.get(which, -1.0):
                 self._best[which] = evaluation.value
                 atomic_write(folder / "best.safetensors", last.read_bytes())
+        on_gpu = self.device.type == "cuda"
         trajectory = Trajectory(
             history=self._history,
             steps=self.ema.updates,
             decay=self.ema.decay,
             tau=self.ema.tau,
             effective_decay=self.ema.effective_decay,
-            amp=bool(self.amp) and self.device.type != "cpu",
-            peak_memory_mb=_peak_memory_mb(self.device),
+            amp=bool(self.amp) and on_gpu,
+            peak_memory_mb=torch.cuda.max_memory_reserved(self.device) // 2**20
+            if on_gpu
+            else peak_resident_mb(),
             stopped=self.stopped,
             stabilizers=[stabilizer.report() for stabilizer in self._stabilizers],
             oscillation=self._tracker.result() if self._tracker else None,
@@ -372,9 +372,3 @@ class QatTrainer(DetectionTrainer):  # type: ignore[misc]
         """Leave the final evaluation to the runner, which scores what it will deliver."""
         for writer in self._writers.values():
             writer.close()
-
-
-def _peak_memory_mb(device: torch.device) -> int | None:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_reserved(device) // 2**20
-    return peak_resident_mb()
