@@ -28,15 +28,11 @@ def main(data: Path, checkpoint: Path) -> None:
         data, train_images=None, val_images=None, seed=0, cache_dir=data.parent / "cache"
     )
     args = get_cfg(overrides={"task": "detect", "mode": "train", "imgsz": 128, "epochs": 1})
-    dataset = SubsetDataset(
-        subset.val, subset.class_names, imgsz=128, batch=4, augment=False, args=args
-    )
+    dataset = SubsetDataset(subset.val, subset.class_names, args, batch=4)
     scorer = Evaluator(
         build_dataloader(dataset, 4, 0, shuffle=False, rank=rank, device="cpu"),
-        subset.val,
+        subset,
         args=args,
-        class_names=subset.class_names,
-        category_ids=subset.category_ids,
         device=torch.device("cpu"),
         save_dir=data,
     )

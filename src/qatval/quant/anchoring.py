@@ -8,7 +8,6 @@ kept as the anchor, and the images say only how far to move from it.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterable
 from copy import deepcopy
 from typing import Any
@@ -24,7 +23,7 @@ Batches = Callable[[], Iterable[Tensor]]
 
 
 class Anchor:
-    """A reference's running statistics, and those that it has on some images.
+    """What gives models a reference's running statistics, moved as far as they differ from it.
 
     With ``m`` and ``v`` the mean and variance of a channel over the images, before its BatchNorm,
     in a model (q) and in the reference (f), both normalised by the images' own statistics, and
@@ -82,34 +81,32 @@ def shift_statistics(model: nn.Module, reference: nn.Module, batches: Batches) -
 def _correct_biases(model: nn.Module, reference: nn.Module, batches: Batches) -> None:
     names = [
         name
-        for name, layer in _convolutions(reference)
-        if layer.bias is not None and batchnorm_after(reference, name) is None
+        for name, layer in reference.named_modules()
+        if isinstance(layer, nn.Conv2d)
+        and layer.bias is not None
+        and batchnorm_after(reference, name) is None
     ]
     if not names:
         return
-    ours, theirs = (_output_means(m, names, batches) for m in (model, reference))
+    ours, theirs = (_output_means(m, names, batches()) for m in (model, reference))
     for name in names:
         bias: Any = model.get_submodule(name).bias
         bias += theirs[name] - ours[name]
 
 
-def _output_means(model: nn.Module, names: Iterable[str], batches: Batches) -> dict[str, Tensor]:
+def _output_means(
+    model: nn.Module, names: Iterable[str], batches: Iterable[Tensor]
+) -> dict[str, Tensor]:
     """Return the mean of each channel of some layers' outputs, in evaluation mode."""
     sums: dict[str, Tensor] = {}
-    copy = deepcopy(model).eval()
+    observed = deepcopy(model).eval()
 
     def observe(name: str, y: Tensor) -> None:
         sums[name] = sums.get(name, 0.0) + y.mean((0, 2, 3)) * len(y)
 
-    with contextlib.ExitStack() as temporarily:
-        for name in names:
-            hook = copy.get_submodule(name).register_forward_hook(
-                lambda _, __, y, name=name: observe(name, y)
-            )
-            temporarily.callback(hook.remove)
-        seen = sum(len(batch) for batch in batches() if copy(batch) is not None)
+    for name in names:
+        observed.get_submodule(name).register_forward_hook(
+            lambda _, __, y, name=name: observe(name, y)
+        )
+    seen = sum(len(batch) for batch in batches if observed(batch) is not None)
     return {name: total / seen for name, total in sums.items()}
-
-
-def _convolutions(model: nn.Module) -> Iterable[tuple[str, nn.Conv2d]]:
-    return ((n, m) for n, m in model.named_modules() if isinstance(m, nn.Conv2d))

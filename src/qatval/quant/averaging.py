@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable
 from copy import deepcopy
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +19,9 @@ class WeightAverage:
     sign would take the average through zero although neither side is small. After step ``t``
     (counted from 1) ``x' = d * x' + (1 - d) * x`` with ``d = decay * (1 - exp(-t / tau))``.
 
-    Tensors are matched by name, so a parameter that appears after the average was made is an
-    error and not silently left out. They are matched at the first step; from then on the model
-    may change them in place only, as optimizers do. With ``decay = 0`` the average is an exact
-    copy of the model after every step, but for the sign of a scale's parameter.
+    Tensors are matched by name at the first step; from then on the model may change them in place
+    only, as optimizers do. With ``decay = 0`` the average is an exact copy of the model after every
+    step, but for the sign of a scale's parameter.
 
     The trainer's loop calls `update`, `update_attr` and reads ``ema``, the names that it uses for
     Ultralytics' own ``ModelEMA``.
@@ -49,9 +47,6 @@ class WeightAverage:
         self.tau = tau
         self.updates = 0
         self._model: nn.Module | None = None
-        self._floating: tuple[list[Tensor], list[Tensor]] = [], []
-        self._counting: tuple[list[Tensor], list[Tensor]] = [], []
-        self._scales: tuple[list[Tensor], list[Tensor]] = [], []
         magnitudes = set(scales)
         self._scale_names = [n for n, p in model.named_parameters() if p in magnitudes]
         for name in self._scale_names:
@@ -81,31 +76,33 @@ class WeightAverage:
 
     def _pair(self, model: nn.Module) -> None:
         """Match the model's tensors with the average's by name, once: ``state_dict`` is slow."""
-        source = _unwrapped(model).state_dict()
+        source = unwrapped(model).state_dict()
         target = self.ema.state_dict()
         if source.keys() != target.keys():
             raise ValueError(
                 f"the model's tensors changed: {sorted(source.keys() ^ target.keys())[:3]} ..."
             )
-        scales = self._scale_names
-        floats = [name for name, tensor in target.items() if tensor.dtype.is_floating_point]
-        counting = [name for name in target if name not in set(floats)]
-        floating = sorted(set(floats) - set(scales))
-        self._floating = [target[name] for name in floating], [source[name] for name in floating]
-        self._counting = [target[name] for name in counting], [source[name] for name in counting]
-        self._scales = [target[name] for name in scales], [source[name] for name in scales]
+        floating = {name for name, tensor in target.items() if tensor.dtype.is_floating_point}
+
+        def pair(names: Iterable[str]) -> tuple[list[Tensor], list[Tensor]]:
+            return [target[name] for name in names], [source[name] for name in names]
+
+        self._floating = pair(sorted(floating.difference(self._scale_names)))
+        self._counting = pair(sorted(target.keys() - floating))
+        self._scales = pair(self._scale_names)
         self._model = model
 
     def update_attr(self, model: nn.Module, include: Iterable[str] = ()) -> None:
         """Copy attributes that are not tensors (class names, training arguments)."""
-        source: Any = _unwrapped(model)
+        source = unwrapped(model)
         for name in include:
             if hasattr(source, name):
                 setattr(self.ema, name, getattr(source, name))
 
 
-def _unwrapped(model: nn.Module) -> nn.Module:
-    if isinstance(model, nn.parallel.DistributedDataParallel):
-        inner: nn.Module = model.module
-        return inner
-    return model
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return a model without what a multi-GPU training wraps it in."""
+    inner: nn.Module = (
+        model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+    )
+    return inner

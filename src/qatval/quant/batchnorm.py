@@ -20,7 +20,6 @@ from qatval.core.measurements import BatchNormDrift, LayerDrift
 
 _BatchNorm: TypeAlias = nn.modules.batchnorm._BatchNorm
 
-
 Statistics: TypeAlias = dict[str, tuple[Tensor, Tensor]]
 """Mean and variance of each channel, by the full name of the BatchNorm layer."""
 
@@ -34,7 +33,7 @@ def measure(model: nn.Module, batches: Iterable[Tensor]) -> Statistics:
     meanwhile, all other modules run in evaluation mode. The random state stays as it is.
 
     Args:
-        model: Any model; quantized weights are quantized as in evaluation.
+        model: Any model.
         batches: What the model takes, one batch after the other, on its device.
 
     Returns:
@@ -55,11 +54,11 @@ def measure(model: nn.Module, batches: Iterable[Tensor]) -> Statistics:
         seen = sum(1 for batch in batches if model(batch) is not None)
         if not seen:
             raise ValueError("there is no batch to estimate BatchNorm statistics from")
-        reached = {name: layer for name, layer in layers.items() if layer.num_batches_tracked}
         return {
             name: (mean.clone(), var.clone())
-            for name, layer in reached.items()
+            for name, layer in layers.items()
             for mean, var in [statistics(layer)]
+            if layer.num_batches_tracked
         }
     finally:
         for name, layer in layers.items():

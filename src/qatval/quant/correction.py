@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qatval.core.errors import QatvalError
+from qatval.quant.batchnorm import statistics
 from qatval.quant.integer import IntegerConv2d, integer_layers
 from qatval.quant.layers import batchnorm_after
 from qatval.quant.rounding import fake_quantize
@@ -54,10 +55,8 @@ class CorrectedConv2d(nn.Module):
         if bn is None:
             ratio, mean, offset = none + 1.0, none, none
         else:
-            assert bn.running_mean is not None
-            assert bn.running_var is not None
-            ratio = bn.weight.detach() / torch.sqrt(bn.running_var + bn.eps)
-            mean, offset = bn.running_mean.clone(), bn.bias.detach().clone()
+            mean, variance = (kept.clone() for kept in statistics(bn))
+            ratio, offset = bn.weight.detach() / torch.sqrt(variance + bn.eps), bn.bias.detach()
         self.register_buffer("ratio", ratio)
         self.register_buffer("mean", mean)
         self.register_buffer("offset", offset)
@@ -109,34 +108,16 @@ class _Corrected(torch.autograd.Function):
                 ctx.shape, dtype=grad.dtype, device=grad.device, memory_format=ctx.layout
             )
             stride, padding, dilation, groups = ctx.conv.geometry
+            geometry = stride, padding, dilation, False, [0, 0], groups
             to_input, _, _ = torch.ops.aten.convolution_backward(
-                grad,
-                like,
-                weight,
-                None,
-                stride,
-                padding,
-                dilation,
-                False,
-                [0, 0],
-                groups,
-                [True, False, False],
+                grad, like, weight, None, *geometry, [True, False, False]
             )
         # The sums of grad * (y - still) and of grad over each channel, in one pass: they are what
         # a BatchNorm of mean ``still``, variance and weight one would give its weight and bias.
         # The CPU takes the first pair of statistics and CUDA, which wants all arguments, the other.
         ones = torch.ones_like(still)
         _, by_output, total = torch.ops.aten.native_batch_norm_backward(
-            grad,
-            y,
-            ones,
-            still,
-            ones,
-            still,
-            ones,
-            False,
-            0.0,
-            [False, True, True],
+            grad, y, ones, still, ones, still, ones, False, 0.0, [False, True, True]
         )
         return to_input, by_output / gamma, total * ctx.conv.ratio, None
 
@@ -194,12 +175,12 @@ def fold_corrections(corrected: nn.Module, model: nn.Module) -> nn.Module:
         gamma, beta = correction.gamma.detach(), correction.beta.detach()
         bn = batchnorm_after(folded, name)
         if bn is not None:
-            shift = correction.ratio * (beta + (gamma - 1.0) * correction.mean)
             bn.weight.mul_(gamma)
-            bn.bias.add_(shift)
+            bn.bias.add_(correction.ratio * (beta + (gamma - 1.0) * correction.mean))
             continue
         layer: Any = folded.get_submodule(name)
         bias = gamma * correction.bias + beta
+        per_channel = gamma[:, None, None, None]
         if isinstance(layer, IntegerConv2d):
             if (layer.codes[gamma < 0] == torch.iinfo(torch.int8).min).any():
                 raise QatvalError(
@@ -207,10 +188,10 @@ def fold_corrections(corrected: nn.Module, model: nn.Module) -> nn.Module:
                     f"where gamma is negative, got -128 with {float(gamma.min()):.3g}; quantize "
                     "with a narrow range"
                 )
-            layer.scale = layer.scale * gamma.abs()[:, None, None, None]
-            layer.codes = layer.codes * gamma.sign().to(torch.int8)[:, None, None, None]
+            layer.scale = layer.scale * per_channel.abs()
+            layer.codes = layer.codes * per_channel.sign().to(torch.int8)
             layer.bias = bias
         else:
-            layer.weight.mul_(gamma[:, None, None, None])
+            layer.weight.mul_(per_channel)
             layer.bias = nn.Parameter(bias, requires_grad=False)
     return folded

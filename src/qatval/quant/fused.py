@@ -4,9 +4,7 @@ Brevitas quantizes layer by layer, some twenty small operations each with autogr
 around them: 40 % of a training step of yolo10n. Here one autograd node quantizes every layer, in
 five operations forward and a dozen backward, and for the length of one forward each layer is a
 plain convolution with the weight it was given. Quantized inputs take one node a layer in place of
-Brevitas' ten. Brevitas stays the definition: parameters, ``state_dict``, evaluation, export and
-reload are those of its modules, and a quantizer whose weights differ from theirs by one bit is
-refused.
+Brevitas' ten. All else, such as evaluation and checkpoints, is left to Brevitas' modules.
 """
 
 from __future__ import annotations
@@ -43,8 +41,8 @@ class FusedQuantizer:
     costs, all layers of one grid are copied into one tensor first.
 
     Attributes:
-        codes: Integer codes of the latest `quantize`, int8, of all layers one after the other in
-            the order of `LatentWeights`; empty without ``capture``.
+        codes: Integer codes of the latest `quantize` as `LatentWeights.flat_codes` gives them;
+            empty without ``capture``.
     """
 
     def __init__(
@@ -62,21 +60,16 @@ class FusedQuantizer:
         """
         self.latent = LatentWeights(model)
         device = self.latent.layers[0].weight.device
+        self.parts: list[_Layer | _Joined]
         if device.type == "cuda" if flat is None else flat:
             same: dict[Grid, list[int]] = {}
             for number, grid in enumerate(self.latent.grids):
                 same.setdefault(grid, []).append(number)
-            self.parts: list[_Layer | _Joined] = [
-                _Joined(self.latent, numbers) for numbers in same.values()
-            ]
+            self.parts = [_Joined(self.latent, numbers) for numbers in same.values()]
         else:
             self.parts = [_Layer(self.latent, number) for number in range(len(self.latent.layers))]
-        size = sum(self.latent.sizes) if capture else 0
-        self.codes = torch.zeros(size, dtype=torch.int8, device=device)
-        each = torch.split(self.codes, self.latent.sizes) if capture else ()
-        self._kept = [[each[number] for number in part.layers] for part in self.parts if capture]
-        if capture and len(self.parts) == 1:  # everything, in order
-            self._kept = [[self.codes]]
+        self.capture = capture
+        self.codes = torch.zeros(0, dtype=torch.int8, device=device)
         with torch.no_grad():
             for layer, quantized in zip(self.latent.layers, self.quantize(), strict=True):
                 if not torch.equal(quantized, quantized_weight(layer)):
@@ -88,15 +81,14 @@ class FusedQuantizer:
         quantized: tuple[Tensor, ...] = _FakeQuantizeAll.apply(self, *weights, *values)
         return quantized
 
-    def keep(self, number: int, codes: Tensor) -> None:
-        """Keep the codes of the part of this number, where codes are captured."""
-        if not self._kept:
-            return
-        kept, flat = self._kept[number], self.parts[number].flat(codes)
-        if len(kept) == 1:
-            kept[0].copy_(flat)
-        else:
-            torch._foreach_copy_(kept, torch.split(flat, [k.numel() for k in kept]))
+    def in_order(self, tensors: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+        """Return one tensor a layer, given those of each part's layers."""
+        found = {
+            number: tensor
+            for part, own in zip(self.parts, tensors, strict=True)
+            for number, tensor in zip(part.layers, own, strict=True)
+        }
+        return [found[number] for number in range(len(found))]
 
 
 class _Layer:
@@ -109,10 +101,6 @@ class _Layer:
     def join(self, tensors: Sequence[Tensor]) -> Tensor:
         """Return the part's own of what there is one of for each layer."""
         return tensors[self.layers[0]]
-
-    def flat(self, joined: Tensor) -> Tensor:
-        """Return what `join` joined in one dimension."""
-        return flatten(joined)
 
     def spread(self, scales: Sequence[Tensor]) -> Tensor:
         """Return the part's scales in a shape that broadcasts to what `join` returns."""
@@ -129,7 +117,7 @@ class _Layer:
 
 
 class _Joined:
-    """Layers of one grid, quantized as one flat tensor; methods as those of `_Layer`."""
+    """Layers of one grid, quantized as one flat tensor; its methods do what `_Layer`'s do."""
 
     def __init__(self, latent: LatentWeights, layers: Sequence[int]) -> None:
         self.layers = tuple(layers)
@@ -145,9 +133,6 @@ class _Joined:
 
     def join(self, tensors: Sequence[Tensor]) -> Tensor:
         return torch.cat([flatten(tensors[number]) for number in self.layers])
-
-    def flat(self, joined: Tensor) -> Tensor:
-        return joined
 
     def spread(self, scales: Sequence[Tensor]) -> Tensor:
         joined = torch.cat([scales[number] for number in self.layers])
@@ -176,13 +161,16 @@ class _FakeQuantizeAll(torch.autograd.Function):
         ctx.quantizer, ctx.shapes = quantizer, [value.shape for value in values]
         ctx.save_for_backward(flat, scales, *joined)
         each = torch.split(scales, latent.counts)
-        quantized: dict[int, Tensor] = {}
-        for number, (part, weight) in enumerate(zip(quantizer.parts, joined, strict=True)):
+        kept, quantized = [], []
+        for part, weight in zip(quantizer.parts, joined, strict=True):
             scale = part.spread(each)
             codes = round_to_codes(weight, scale, part.grid.low, part.grid.high)
-            quantizer.keep(number, codes)
-            quantized.update(zip(part.layers, part.divide(codes.mul_(scale)), strict=True))
-        return tuple(quantized[number] for number in range(len(weights)))
+            if quantizer.capture:
+                kept.append(part.divide(codes.to(torch.int8)))
+            quantized.append(part.divide(codes.mul_(scale)))
+        if quantizer.capture:
+            quantizer.codes = torch.cat(list(map(flatten, quantizer.in_order(kept))))
+        return tuple(quantizer.in_order(quantized))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -190,23 +178,20 @@ class _FakeQuantizeAll(torch.autograd.Function):
         latent = quantizer.latent
         flat, scales, *joined = ctx.saved_tensors
         each = torch.split(scales, latent.counts)
-        to_weights: dict[int, Tensor] = {}
-        to_scales: dict[int, Tensor] = {}
+        to_weights, to_scales = [], []
         for part, weight in zip(quantizer.parts, joined, strict=True):
             scale = part.spread(each)
             to_weight, by_code, by_ratio = gradients(
                 part.join(grads), weight, scale, part.grid.low, part.grid.high
             )
-            to_weights.update(zip(part.layers, part.divide(to_weight), strict=True))
-            sums = part.to_scales(by_code, by_ratio, scale)
-            to_scales.update(zip(part.layers, sums, strict=True))
-        numbers = range(len(grads))
-        to_flat = latent.to_values(torch.cat([to_scales[number] for number in numbers]), flat)
+            to_weights.append(part.divide(to_weight))
+            to_scales.append(part.to_scales(by_code, by_ratio, scale))
+        to_flat = latent.to_values(torch.cat(quantizer.in_order(to_scales)), flat)
         to_values = [
             part.view(shape)
             for part, shape in zip(torch.split(to_flat, latent.counts), ctx.shapes, strict=True)
         ]
-        return None, *(to_weights[number] for number in numbers), *to_values
+        return None, *quantizer.in_order(to_weights), *to_values
 
 
 class _Inputs:
@@ -234,17 +219,8 @@ def fuse_quantization(model: nn.Module, *, capture: bool = False) -> FusedQuanti
     """Quantize all weights at once whenever the model runs forward in training mode.
 
     Only while such a forward lasts do the layers differ from Brevitas': afterwards, in evaluation
-    mode and in copies of the model they quantize for themselves.
-
-    Args:
-        model: Fake-quantized model, on the device that it trains on.
-        capture: Whether the codes of each such forward are kept.
-
-    Returns:
-        What quantizes; its ``codes`` are those of the latest forward.
-
-    Raises:
-        ValueError: As `FusedQuantizer` does.
+    mode and in copies of the model they quantize for themselves. Arguments and errors are those of
+    `FusedQuantizer`; what is returned is one, with the codes of the latest such forward.
     """
     quantizer = FusedQuantizer(model, capture=capture)
     layers = quantizer.latent.layers

@@ -32,16 +32,13 @@ with warnings.catch_warnings():
     from brevitas.graph.gptq import GPTQ, gptq_mode
 
 
-class PerColumn:
-    """Faster versions of two methods of Brevitas' column-wise rounding algorithms.
+class _Gptq(GPTQ):  # type: ignore[misc]
+    """Brevitas' GPTQ with faster versions of two of its methods.
 
     The patches of an input are taken by torch; Brevitas takes them by a convolution with one-hot
     kernels, group by group, of which a depthwise layer has up to 256. And a column is rounded by
     the layer's scale; Brevitas runs its quantizer for each one.
     """
-
-    layer: Any
-    groups: int
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Take a layer whose scales are parameters: they stay as they are while it is rounded."""
@@ -77,10 +74,6 @@ class PerColumn:
         images, columns, positions = patches.shape
         grouped = patches.view(images, self.groups, columns // self.groups, positions)
         return grouped.permute(1, 2, 0, 3).flatten(2)
-
-
-class _Gptq(PerColumn, GPTQ):  # type: ignore[misc]
-    pass
 
 
 @torch.no_grad()

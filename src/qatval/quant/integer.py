@@ -89,22 +89,16 @@ def to_integer(model: nn.Module) -> nn.Module:
     Raises:
         ValueError: If a latent weight or a scale is not finite: it has no code.
     """
+    frozen: dict[int, Any] = {}
     for name, layer in quantized_layers(model):
         if not all(torch.isfinite(parameter).all() for parameter in layer.parameters()):
             raise ValueError(f"layer '{name}' has weights or scales that are not finite")
+        codes, scale = codes_and_scale(layer)
+        grid = input_grid(layer)
+        bounds = None if grid is None else codes.new_tensor([grid.low, grid.high])
+        frozen[id(layer)] = IntegerConv2d(layer, codes, scale, input_scale(layer), bounds)
     # Handing deepcopy what stands for each layer spares it copying Brevitas' modules.
-    frozen: dict[int, Any] = {
-        id(layer): IntegerConv2d(layer, *codes_and_scale(layer), input_scale(layer), _range(layer))
-        for _, layer in quantized_layers(model)
-    }
     return deepcopy(model, frozen).requires_grad_(False)
-
-
-def _range(layer: Any) -> Tensor | None:
-    grid = input_grid(layer)
-    if grid is None:
-        return None
-    return torch.tensor([grid.low, grid.high], dtype=torch.int8, device=layer.weight.device)
 
 
 def blank_integer_layer(
@@ -118,11 +112,8 @@ def blank_integer_layer(
         quantized_input: Whether there is an ``input_scale`` to load.
     """
     codes = torch.zeros_like(conv.weight, dtype=torch.int8)
-    if not quantized_input:
-        return IntegerConv2d(conv, codes, torch.ones_like(scale))
-    return IntegerConv2d(
-        conv, codes, torch.ones_like(scale), scale.new_ones(()), codes.new_zeros(2)
-    )
+    of_input = (scale.new_ones(()), codes.new_zeros(2)) if quantized_input else ()
+    return IntegerConv2d(conv, codes, torch.ones_like(scale), *of_input)
 
 
 def integer_layers(model: nn.Module) -> dict[str, IntegerConv2d]:

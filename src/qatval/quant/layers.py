@@ -1,12 +1,9 @@
 """Insertion of weight and activation quantizers into a model, and where their scales start.
 
 Every ``Conv2d`` of a model becomes a ``QuantConv2d``, except the layers that the quantization
-preset exempts by name. Nothing is skipped without a word: `coverage` lists each layer with its bits
-or the reason why it has none, and raises on a layer that has neither.
-
-Where activations are quantized, it is the inputs of these convolutions that are, each with a scale
-of its own. What no convolution reads stays in float: the two matrix products of an attention block,
-additions, concatenations, upsampling, pooling and the decoding of boxes.
+preset exempts by name. Where activations are quantized, it is the inputs of these convolutions that
+are, each with a scale of its own. What no convolution reads stays in float: the two matrix products
+of an attention block, additions, concatenations, upsampling, pooling and the decoding of boxes.
 """
 
 from __future__ import annotations
@@ -15,21 +12,22 @@ import contextlib
 import gc
 import math
 from collections.abc import Iterable, Iterator
+from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
 
 from qatval.core.errors import QatvalError
 from qatval.core.measurements import LayerCoverage
-from qatval.core.quantization import Quantization, ScaleGranularity
+from qatval.core.quantization import Quantization
 from qatval.quant.quantized_conv import (
-    codes_and_scale,
-    in_float,
     input_grid,
     input_scale_value,
+    quantize_nothing,
     quantized_conv,
     quantized_layers,
     weight_grid,
+    weight_scale_value,
 )
 
 # Layers with weights to multiply by: each must be quantized or exempt.
@@ -51,9 +49,8 @@ def insert_quantizers(model: nn.Module, spec: Quantization) -> list[LayerCoverag
     """Replace a model's convolutions by fake-quantized ones, in place.
 
     Weights and biases are carried over. Each weight scale starts at ``max|w| / largest code``, over
-    the layer or over each output channel. A learned one is a parameter from then on, or an average
-    made of the model would leave it out. The scales of activations are parameters too, and not
-    numbers until `calibrate_activations` or a ``state_dict`` sets them.
+    the layer or over each output channel; a learned one is a parameter. So are the scales of
+    activations, which are NaN until `calibrate_activations` or a ``state_dict`` sets them.
 
     Args:
         model: Float model.
@@ -71,15 +68,7 @@ def insert_quantizers(model: nn.Module, spec: Quantization) -> list[LayerCoverag
             assert isinstance(module, nn.Conv2d)
             has_bn = batchnorm_after(model, name) is not None
             scale = spec.scale if has_bn else spec.scale_without_batchnorm
-            quantized = quantized_conv(
-                module,
-                weight_bits=spec.weight_bits(name),
-                narrow_range=spec.narrow_range,
-                scaling=spec.scaling,
-                scale=scale,
-                activation_bits=spec.activation_bits(name),
-            )
-            model.set_submodule(name, quantized)
+            model.set_submodule(name, quantized_conv(module, name, spec, scale))
     return coverage(model, spec)
 
 
@@ -125,34 +114,32 @@ def calibrate_activations(model: nn.Module, batches: Iterable[Tensor]) -> None:
     Raises:
         QatvalError: If a layer saw no input, or none that a scale can start from.
     """
-    layers = {n: layer for n, layer in quantized_layers(model) if input_grid(layer)}
-    if not layers:
+    grids = {n: grid for n, layer in quantized_layers(model) if (grid := input_grid(layer))}
+    if not grids:
         return
     sums: dict[str, Tensor] = {}
-    counts = dict.fromkeys(layers, 0)
+    counts = dict.fromkeys(grids, 0)
 
     def observe(name: str, x: Tensor) -> None:
         sums[name] = sums.get(name, 0.0) + x.abs().sum(dtype=torch.float64)
         counts[name] += x.numel()
 
-    with contextlib.ExitStack() as temporarily:
-        temporarily.enter_context(in_float(model))
-        for name, layer in layers.items():
-            hook = layer.register_forward_pre_hook(
-                lambda _, args, name=name: observe(name, args[0])
-            )
-            temporarily.callback(hook.remove)
-        for batch in batches:
-            model(batch)
-    for name, layer in layers.items():
+    observed = deepcopy(model).eval()
+    quantize_nothing(observed)
+    for name in grids:
+        observed.get_submodule(name).register_forward_pre_hook(
+            lambda _, args, name=name: observe(name, args[0])
+        )
+    for batch in batches:
+        observed(batch)
+    for name, grid in grids.items():
         mean = float(sums[name]) / counts[name] if name in sums else 0.0
         if not 0.0 < mean < math.inf:
             raise QatvalError(
                 f"cannot calibrate the input of layer '{name}': expected numbers, not all of them "
                 f"zero, from the calibration images, got a mean magnitude of {mean}"
             )
-        grid = input_grid(layer)
-        assert grid is not None
+        layer = model.get_submodule(name)
         input_scale_value(layer).fill_(2.0 * mean / math.sqrt(grid.high) * grid.threshold)
 
 
@@ -166,36 +153,25 @@ def coverage(model: nn.Module, spec: Quantization) -> list[LayerCoverage]:
     for name, module in model.named_modules():
         if not isinstance(module, _WEIGHTED):
             continue
-        shape = tuple(module.weight.shape)
-        if (layer := quantized.get(name)) is not None:
-            _, scales = codes_and_scale(layer)
-            scale: ScaleGranularity = "per-channel" if scales.dim() else "per-tensor"
-            activations = input_grid(layer)
-            layers.append(
-                LayerCoverage(
-                    name=name,
-                    shape=shape,
-                    bits=weight_grid(layer).bits,
-                    scale=scale,
-                    reason=None,
-                    activation_bits=activations.bits if activations else None,
-                )
-            )
-        elif reason := spec.exemption(name):
-            layers.append(
-                LayerCoverage(
-                    name=name,
-                    shape=shape,
-                    bits=None,
-                    scale=None,
-                    reason=reason,
-                    activation_bits=None,
-                )
-            )
-        else:
+        layer, reason = quantized.get(name), None
+        if layer is None and not (reason := spec.exemption(name)):
             raise QatvalError(
                 f"layer '{name}' ({type(module).__name__}) is neither quantized nor on the "
                 f"exemption list of '{spec.mode}': name it there with a reason, or extend the "
                 "insertion"
             )
+        bits, scale, inputs = None, None, None
+        if layer is not None:
+            bits, inputs = weight_grid(layer).bits, input_grid(layer)
+            scale = "per-channel" if weight_scale_value(layer).dim() else "per-tensor"
+        layers.append(
+            LayerCoverage(
+                name=name,
+                shape=tuple(module.weight.shape),
+                bits=bits,
+                scale=scale,
+                reason=reason,
+                activation_bits=inputs.bits if inputs else None,
+            )
+        )
     return layers

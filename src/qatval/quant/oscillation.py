@@ -30,9 +30,8 @@ class OscillationTracker:
     about 69 steps (``ln 2 / m``). Only in a run much longer than that does the share mean what it
     means in the paper; in a run of 100 steps it says "reversed lately".
 
-    Everything happens in a dozen operations over all weights at once: no loop over layers, and
-    nothing that a GPU would have to be waited for. Masks are kept as int8, which a CPU adds and
-    multiplies several times sooner than it does booleans.
+    A step is a dozen operations over all weights at once, none of which waits for a GPU. Masks are
+    int8, which a CPU adds and multiplies several times sooner than booleans.
 
     Attributes:
         frequency: Oscillation frequency of each weight, flat in the order of ``weights``, float32.
@@ -95,12 +94,12 @@ class OscillationTracker:
         layers = self._layers()
         record = EpochOscillation(
             epoch=epoch,
-            oscillating=_over_all([layer.oscillating for layer in layers], layers),
+            oscillating=_over_all(layers, "oscillating"),
             change_rate=flips / chances,
             reversal_rate=reversals / chances,
-            near_threshold=_over_all([layer.near_threshold for layer in layers], layers),
-            threshold_distance=_over_all([layer.threshold_distance for layer in layers], layers),
-            scale_drift=_over_all([layer.scale_drift for layer in layers], layers),
+            near_threshold=_over_all(layers, "near_threshold"),
+            threshold_distance=_over_all(layers, "threshold_distance"),
+            scale_drift=_over_all(layers, "scale_drift"),
         )
         self._epochs.append(record)
         return record
@@ -112,7 +111,7 @@ class OscillationTracker:
             momentum=self.momentum,
             threshold=self.threshold,
             steps=self.steps,
-            oscillating=_over_all([layer.oscillating for layer in layers], layers),
+            oscillating=_over_all(layers, "oscillating"),
             epochs=tuple(self._epochs),
             layers=tuple(layers),
         )
@@ -120,34 +119,29 @@ class OscillationTracker:
     @torch.no_grad()
     def _layers(self) -> list[LayerOscillation]:
         weights = self._weights
-        found = []
-        for name, size, distance, drift, frequency, flips, reversals in zip(
-            weights.names,
-            weights.sizes,
-            threshold_distances(weights),
-            self._scale_drifts(),
-            torch.split(self.frequency, weights.sizes),
-            torch.split(self._flips, weights.sizes),
-            torch.split(self._reversals, weights.sizes),
-            strict=True,
-        ):
-            found.append(
-                LayerOscillation(
-                    name=name,
-                    weights=size,
-                    oscillating=int((frequency > self.threshold).sum()) / size,
-                    flips=int(flips.sum()) / size,
-                    reversals=int(reversals.sum()) / size,
-                    near_threshold=int((distance < NEAR).sum()) / size,
-                    threshold_distance=_mean(distance),
-                    scale_drift=_mean(drift),
-                )
+        return [
+            LayerOscillation(
+                name=name,
+                weights=size,
+                oscillating=int((frequency > self.threshold).sum()) / size,
+                flips=int(flips.sum()) / size,
+                reversals=int(reversals.sum()) / size,
+                near_threshold=int((distance < NEAR).sum()) / size,
+                threshold_distance=_mean(distance),
+                scale_drift=_mean((scale / first_scale).log2().abs()),
             )
-        return found
-
-    def _scale_drifts(self) -> Iterator[Tensor]:
-        for scale, first in zip(self._weights.scales(), self._first_scales, strict=True):
-            yield (scale / first).log2().abs()
+            for name, size, distance, scale, first_scale, frequency, flips, reversals in zip(
+                weights.names,
+                weights.sizes,
+                threshold_distances(weights),
+                weights.scales(),
+                self._first_scales,
+                torch.split(self.frequency, weights.sizes),
+                torch.split(self._flips, weights.sizes),
+                torch.split(self._reversals, weights.sizes),
+                strict=True,
+            )
+        ]
 
 
 @torch.no_grad()
@@ -169,7 +163,7 @@ def _mean(values: Tensor) -> float:
     return float(finite.mean()) if finite.numel() else 0.0
 
 
-def _over_all(values: Sequence[float], layers: Sequence[LayerOscillation]) -> float:
-    """Return the mean over weights of what is a mean over each layer's weights."""
-    counts = [layer.weights for layer in layers]
-    return sum(v * n for v, n in zip(values, counts, strict=True)) / sum(counts)
+def _over_all(layers: Sequence[LayerOscillation], name: str) -> float:
+    """Return the mean over all weights of a field that is a mean over each layer's weights."""
+    weighted: float = sum(getattr(layer, name) * layer.weights for layer in layers)
+    return weighted / sum(layer.weights for layer in layers)

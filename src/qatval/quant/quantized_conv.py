@@ -6,7 +6,6 @@ algorithms, on what this module says of a layer.)
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,33 +23,18 @@ from brevitas.quant import (
 )
 from torch import Tensor, nn
 
-from qatval.core.quantization import ScaleGranularity, Scaling
+from qatval.core.quantization import Quantization, ScaleGranularity, Scaling
 from qatval.quant.rounding import at_least_float32
 
-
-class _LearnedPerTensor(Int8WeightPerTensorFloat):  # type: ignore[misc]
-    scaling_impl_type = ScalingImplType.PARAMETER_FROM_STATS
-
-
-class _LearnedPerChannel(Int8WeightPerChannelFloat):  # type: ignore[misc]
-    scaling_impl_type = ScalingImplType.PARAMETER_FROM_STATS
-
-
-# Brevitas would let gradients past the clamp where scales are statistics. Nothing but the largest
-# positive weight of a grid that is not narrow can lie outside of it: one rule for all scales.
-class _StatisticsPerTensor(Int8WeightPerTensorFloat):  # type: ignore[misc]
-    tensor_clamp_impl = TensorClamp
-
-
-class _StatisticsPerChannel(Int8WeightPerChannelFloat):  # type: ignore[misc]
-    tensor_clamp_impl = TensorClamp
-
-
-_QUANTIZERS: Mapping[tuple[Scaling, ScaleGranularity], type] = {
-    ("learned", "per-tensor"): _LearnedPerTensor,
-    ("learned", "per-channel"): _LearnedPerChannel,
-    ("statistics", "per-tensor"): _StatisticsPerTensor,
-    ("statistics", "per-channel"): _StatisticsPerChannel,
+_WEIGHT_QUANTIZERS: Mapping[ScaleGranularity, Any] = {
+    "per-tensor": Int8WeightPerTensorFloat,
+    "per-channel": Int8WeightPerChannelFloat,
+}
+_SCALING: Mapping[Scaling, Mapping[str, Any]] = {
+    "learned": {"weight_scaling_impl_type": ScalingImplType.PARAMETER_FROM_STATS},
+    # Brevitas would let gradients past the clamp here. Nothing but the largest positive weight of
+    # a grid that is not narrow can lie outside of it: one rule for all scales.
+    "statistics": {"weight_tensor_clamp_impl": TensorClamp},
 }
 
 
@@ -74,7 +58,7 @@ class _LearnedInput(Int8ActPerTensorFloatMinMaxInit):  # type: ignore[misc]
     scaling_min_val = 1e-10  # as Brevitas has it for weights
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True)
 class Grid:
     """Integer codes of a number of bits, and what a scale is made of.
 
@@ -90,23 +74,17 @@ class Grid:
 
 
 def quantized_conv(
-    conv: nn.Conv2d,
-    *,
-    weight_bits: int,
-    narrow_range: bool,
-    scaling: Scaling,
-    scale: ScaleGranularity,
-    activation_bits: int | None,
+    conv: nn.Conv2d, name: str, spec: Quantization, scale: ScaleGranularity
 ) -> QuantConv2d:
     """Return a convolution with these weights that fake-quantizes them, and its input if asked to.
 
     Args:
         conv: Float convolution; its tensors are copied.
-        weight_bits: Bits of a weight code.
-        narrow_range: Whether the most negative weight code is left out.
-        scaling, scale: Where the weight scales come from, and what shares one.
-        activation_bits: Bits of a code of the input, None to leave it in float.
+        name: Its full name in the model, which bits depend on.
+        spec: Bits, grid and where scales come from.
+        scale: What shares a weight scale.
     """
+    activation_bits = spec.activation_bits(name)
     quantized = QuantConv2d(
         conv.in_channels,
         conv.out_channels,
@@ -117,9 +95,10 @@ def quantized_conv(
         groups=conv.groups,
         bias=conv.bias is not None,
         padding_mode=conv.padding_mode,
-        weight_quant=_QUANTIZERS[scaling, scale],
-        weight_bit_width=weight_bits,
-        weight_narrow_range=narrow_range,
+        weight_quant=_WEIGHT_QUANTIZERS[scale],
+        weight_bit_width=spec.weight_bits(name),
+        weight_narrow_range=spec.narrow_range,
+        **_SCALING[spec.scaling],
         input_quant=None if activation_bits is None else _LearnedInput,
         input_bit_width=activation_bits,
     )
@@ -169,23 +148,10 @@ def _grid(quantizer: Any) -> Grid:
     )
 
 
-@contextlib.contextmanager
-def in_float(model: nn.Module) -> Iterator[None]:
-    """Let a fake-quantized model compute without quantizers, in evaluation mode."""
-    modes = [(module, module.training) for module in model.modules()]
-    proxies = [
-        p for _, layer in quantized_layers(model) for p in (layer.weight_quant, layer.input_quant)
-    ]
-    model.eval()
-    for proxy in proxies:
-        proxy.disable_quant = True
-    try:
-        yield
-    finally:
-        for proxy in proxies:
-            proxy.disable_quant = False
-        for module, training in modes:
-            module.training = training
+def quantize_nothing(model: nn.Module) -> None:
+    """Let the layers of a fake-quantized model compute in float from now on."""
+    for _, layer in quantized_layers(model):
+        layer.weight_quant.disable_quant = layer.input_quant.disable_quant = True
 
 
 def scale_parameters(model: nn.Module) -> set[nn.Parameter]:
@@ -214,12 +180,11 @@ def codes_and_scale(layer: QuantConv2d) -> tuple[Tensor, Tensor]:
 @torch.no_grad()
 def input_scale(layer: QuantConv2d) -> Tensor | None:
     """Return the scale of a layer's quantized input, ``()``, or None if that stays in float."""
-    quantizer = _input_quantizer(layer)
-    if quantizer is None:
+    grid = input_grid(layer)
+    if grid is None:
         return None
-    threshold = quantizer.int_scaling_impl(quantizer.msb_clamp_bit_width_impl())
-    scale: Tensor = quantizer.scaling_impl(layer.weight, threshold)
-    return scale.detach().clone()
+    (scale,) = input_scales([layer], layer.weight.new_tensor([grid.threshold]))
+    return scale.clone()
 
 
 def quantized_weight(layer: QuantConv2d) -> Tensor:
@@ -229,16 +194,14 @@ def quantized_weight(layer: QuantConv2d) -> Tensor:
 
 
 def weight_scale_value(layer: QuantConv2d) -> Tensor:
-    """Return what a layer's weight scale comes from, ``()`` or ``(out, 1, 1, 1)``, differentiable.
+    """Return a layer's learned scale parameter, or ``max|w|`` where scales are statistics.
 
-    The learned parameter, or ``max|w|`` where scales are statistics of the weights.
+    ``()`` or ``(out, 1, 1, 1)``, differentiable.
     """
     scaling = layer.weight_quant.tensor_quant.scaling_impl
-    value: Tensor
-    if hasattr(scaling, "value"):
-        value = scaling.value
-    else:
-        value = scaling.parameter_list_stats(layer.weight)
+    value: Tensor = (
+        scaling.value if hasattr(scaling, "value") else scaling.parameter_list_stats(layer.weight)
+    )
     return value
 
 
@@ -281,16 +244,13 @@ def compute_with(
         weights: A quantized weight for each.
         quantize_input: What quantizes the input, by the number of the layer.
     """
+
+    def forward(layer: Any, weight: Tensor, quantize: Callable[[Tensor], Tensor], x: Tensor) -> Any:
+        return layer.inner_forward_impl(quantize(x), weight, layer.bias)
+
     for number, (layer, weight) in enumerate(zip(layers, weights, strict=True)):
-        convolve = partial(layer.inner_forward_impl, quant_weight=weight, quant_bias=layer.bias)
-        quantize = quantize_input.get(number)
-        layer.forward = convolve if quantize is None else partial(_quantized, quantize, convolve)
-
-
-def _quantized(
-    quantize: Callable[[Tensor], Tensor], convolve: Callable[[Tensor], Tensor], x: Tensor
-) -> Tensor:
-    return convolve(quantize(x))
+        quantize = quantize_input.get(number, lambda x: x)
+        layer.forward = partial(forward, layer, weight, quantize)
 
 
 def compute_again(layers: Sequence[Any]) -> None:

@@ -3,10 +3,7 @@
 Rounding a weight to 4 bits moves the mean and the variance of every channel behind it, and the
 BatchNorm there goes on with the statistics of the weight as it was. On a YOLOv10n trained on COCO
 that alone takes mAP 50-95 from .348 to .029 (one scale per channel; ``presets/quantization.toml``
-has the table). Fresh statistics repair most of it, but they are those of a few calibration images,
-while the checkpoint's are those of its whole training: the FP32 model itself loses a sixth by them.
-*Shifted* statistics take from the images only what quantization changed. Of the FP32 model they
-change nothing, whatever the images.
+has the table). `qatval.quant.anchoring` says how statistics are shifted, and why not re-estimated.
 """
 
 from __future__ import annotations
@@ -72,12 +69,8 @@ def initialise_scales(model: nn.Module, how: StartScale) -> None:
 def _least_squares(rows: Tensor, grid: Grid) -> Tensor:
     full = rows.abs().amax(1).clamp(min=grid.least) / grid.threshold
     candidates = _SHARES.to(rows.device)[:, None] * full
-    errors = torch.stack(
-        [
-            (round_to_codes(rows, s[:, None], grid.low, grid.high) * s[:, None] - rows)
-            .square()
-            .sum(1)
-            for s in candidates
-        ]
-    )
-    return candidates.gather(0, errors.argmin(0)[None])[0]
+    errors = []
+    for scale in candidates[:, :, None]:
+        rounded = round_to_codes(rows, scale, grid.low, grid.high) * scale
+        errors.append((rounded - rows).square().sum(1))
+    return candidates.gather(0, torch.stack(errors).argmin(0)[None])[0]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,26 +16,12 @@ from ultralytics.utils import DEFAULT_CFG
 from qatval.core.detectors import detector_of
 from qatval.core.summary import QcChange
 from qatval.data.subset import Subset
-from qatval.quant.anchoring import Anchor
 from qatval.quant.correction import attach_corrections, corrections, fold_corrections
-from qatval.quant.methods import calibration_images
 from qatval.train.dataset import SubsetDataset
-from qatval.train.models import load_pretrained
-from qatval.train.trajectory import TrainingPlan
-
-
-def draw(train_images: int, wanted: int, seed: int) -> list[int]:
-    """Draw the indices of the calibration images among a run's training images, in visit order."""
-    rng = np.random.default_rng(seed)
-    drawn: list[int] = rng.permutation(train_images)[:wanted].tolist()
-    return drawn
 
 
 class CalibrationImages:
-    """Images drawn from a run's training split, without augmentation, always in the same batches.
-
-    Whatever is compared with each other after training sees exactly these.
-    """
+    """Images drawn from a run's training split, not augmented, always in the same batches."""
 
     def __init__(
         self,
@@ -57,15 +42,8 @@ class CalibrationImages:
             device: Where batches go.
         """
         self.args = get_cfg(DEFAULT_CFG, {**arguments, "task": "detect", "mode": "train"})
-        dataset = SubsetDataset(
-            subset.train,
-            subset.class_names,
-            imgsz=self.args.imgsz,
-            batch=self.args.batch,
-            augment=False,
-            args=self.args,
-        )
-        drawn = draw(len(subset.train), wanted, seed)
+        dataset = SubsetDataset(subset.train, subset.class_names, self.args, batch=self.args.batch)
+        drawn = np.random.default_rng(seed).permutation(len(subset.train))[:wanted].tolist()
         self.count = len(drawn)
         self.device = device
         self._loader: DataLoader[Any] = DataLoader(
@@ -82,33 +60,16 @@ class CalibrationImages:
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Yield batches as Ultralytics' models take them, images in [0, 1]."""
         for batch in self._loader:
-            moved = {
-                k: v.to(self.device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()
-            }
-            moved["img"] = moved["img"].float() / 255
-            yield moved
+            for key, value in batch.items():
+                if isinstance(value, torch.Tensor):
+                    batch[key] = value.to(self.device)
+            batch["img"] = batch["img"].float() / 255
+            yield batch
 
     def pixels(self) -> Iterator[torch.Tensor]:
         """Yield the batches' images alone, ``(batch, 3, imgsz, imgsz)`` in [0, 1]."""
         for batch in self:
             yield batch["img"]
-
-
-def anchor(plan: TrainingPlan, subset: Subset, args: Any, device: torch.device) -> Anchor:
-    """Return what anchors the statistics of a training, measured on its calibration images.
-
-    Args:
-        plan: Names the FP32 checkpoint.
-        subset: The training's data.
-        args: Ultralytics' arguments, its seed among them.
-        device: Where the training runs.
-    """
-    assert plan.reference is not None
-    reference = load_pretrained(Path(plan.reference), plan.architecture, subset.class_names)
-    images = CalibrationImages(
-        subset, calibration_images(), vars(args), seed=args.seed, device=device
-    )
-    return Anchor(reference.to(device), images.pixels)
 
 
 def learn_correction(
@@ -145,24 +106,22 @@ def learn_correction(
     detector_of(corrected.yaml["yaml_file"]).settle(corrected.criterion)
     parameters = [p for _, c in corrections(corrected) for p in (c.gamma, c.beta)]
     optimizer = torch.optim.Adam(parameters, lr=lr)
-    step = 0
-    for _ in range(epochs):
-        for batch in images:
-            loss = corrected.loss(batch, corrected(batch["img"]))[0].sum()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            step += 1
-            on_step(step, float(loss.detach()))
-    changes = {
-        name: QcChange(
-            gamma_min=float(gamma.min()),
-            gamma_max=float(gamma.max()),
-            gamma_mean_abs_change=float((gamma - 1.0).abs().mean()),
-            beta_max_abs=float(beta.abs().max()),
-        )
-        for name, c in corrections(corrected)
-        for gamma, beta in [(c.gamma.detach(), c.beta.detach())]
-    }
+    batches = (batch for _ in range(epochs) for batch in images)
+    for step, batch in enumerate(batches, start=1):
+        loss = corrected.loss(batch, corrected(batch["img"]))[0].sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        on_step(step, float(loss.detach()))
+    with torch.no_grad():
+        changes = {
+            name: QcChange(
+                gamma_min=float(c.gamma.min()),
+                gamma_max=float(c.gamma.max()),
+                gamma_mean_abs_change=float((c.gamma - 1.0).abs().mean()),
+                beta_max_abs=float(c.beta.abs().max()),
+            )
+            for name, c in corrections(corrected)
+        }
     corrected.to(next(model.buffers()).device)
     return fold_corrections(corrected, model), changes

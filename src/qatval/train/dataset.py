@@ -26,26 +26,24 @@ class SubsetDataset(YOLODataset):  # type: ignore[misc]
         self,
         split: Split,
         class_names: tuple[str, ...],
-        *,
-        imgsz: int,
-        batch: int,
-        augment: bool,
         args: Any,
+        *,
+        batch: int,
+        augment: bool = False,
     ) -> None:
         """Present a split.
 
         Args:
             split: Images and boxes.
             class_names: Names by class index.
-            imgsz: Side of the square in pixels.
+            args: Ultralytics' training arguments; imgsz is the side of the square in pixels.
             batch: Images per batch.
             augment: Whether Ultralytics' training augmentation applies.
-            args: Ultralytics' training arguments.
         """
         self._split = split
         super().__init__(
             img_path=str(split.image_dir),
-            imgsz=imgsz,
+            imgsz=args.imgsz,
             augment=augment,
             hyp=args,
             batch_size=batch,

@@ -15,8 +15,7 @@ the images of a batch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -24,23 +23,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qatval.core.detectors import detector_of
-from qatval.train.models import load_pretrained
-from qatval.train.trajectory import TrainingPlan
-
-
-def teach(model: Any, plan: TrainingPlan, class_names: Sequence[str]) -> None:
-    """Give a model the teacher that a plan names.
-
-    To be called when copies of the model, such as its average, have been made: they would be given
-    a teacher each.
-    """
-    assert plan.teacher is not None
-    assert plan.reference is not None
-    teacher = load_pretrained(Path(plan.reference), plan.architecture, class_names)
-    teacher.to(next(model.parameters()).device)
-    model.criterion = DistilledCriterion(
-        model, teacher, weight=plan.teacher.weight, task=plan.teacher.task
-    )
 
 
 class DistilledCriterion:

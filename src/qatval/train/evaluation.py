@@ -25,7 +25,7 @@ from qatval.core.detectors import Detector, detector_of
 from qatval.core.stability import PRIMARY_METRIC
 from qatval.data.coco import Detection
 from qatval.data.coco_protocol import MAX_DETECTIONS, interpolated_map
-from qatval.data.subset import Split, Subset
+from qatval.data.subset import Subset
 from qatval.quant.fused import quantized_once
 from qatval.train.dataset import SubsetDataset
 
@@ -80,22 +80,18 @@ class Evaluator:
     def __init__(
         self,
         loader: Any,
-        split: Split,
+        subset: Subset,
         *,
         args: Any,
-        class_names: Sequence[str],
-        category_ids: Sequence[int],
         device: torch.device,
         save_dir: Path,
     ) -> None:
         """Prepare to score.
 
         Args:
-            loader: Ultralytics data loader over the split's images.
-            split: The images that are scored.
+            loader: Ultralytics data loader over the validation images.
+            subset: The data.
             args: Ultralytics' arguments; a copy is taken and fixed.
-            class_names: Names by class index.
-            category_ids: COCO category id by class index.
             device: Where models run.
             save_dir: Ultralytics' validator insists on a folder; nothing is written to it.
         """
@@ -105,9 +101,9 @@ class Evaluator:
         settings.quantize = None
         self._args = settings
         self._loader = loader
-        self._image_ids = dict(zip(loader.dataset.im_files, split.image_ids.tolist(), strict=True))
-        self._category_ids = category_ids
-        self._class_names = class_names
+        ids = subset.val.image_ids.tolist()
+        self._image_ids = dict(zip(loader.dataset.im_files, ids, strict=True))
+        self._subset = subset
         self._device = device
         self._save_dir = save_dir
 
@@ -134,8 +130,9 @@ class Evaluator:
             keep_detections: Whether to return every detection.
         """
         with contextlib.ExitStack() as temporarily, torch.no_grad():
+            temporarily.enter_context(same_randomness())
             for model in models:
-                temporarily.enter_context(_unchanged(model))
+                temporarily.callback(model.train, model.training)
                 temporarily.enter_context(quantized_once(model))
             scores = [_Score(self._validator(model), model.eval(), with_losses) for model in models]
             for raw in self._loader:
@@ -147,7 +144,7 @@ class Evaluator:
             return [score.finish(len(self._loader), keep_detections) for score in scores]
 
     def _validator(self, model: Any) -> DetectionValidator:
-        names = dict(enumerate(self._class_names))
+        names = dict(enumerate(self._subset.class_names))
         validator = DetectionValidator(self._loader, save_dir=self._save_dir, args=self._args)
         validator.device = self._device
         validator.data = {"names": names, "nc": len(names)}
@@ -174,7 +171,7 @@ class Evaluator:
             ):
                 yield {
                     "image_id": image_id,
-                    "category_id": int(self._category_ids[int(label)]),
+                    "category_id": int(self._subset.category_ids[int(label)]),
                     "bbox": [round(side, 3) for side in box],
                     "score": round(score, 6),
                 }
@@ -226,17 +223,17 @@ class _Score:
                 mean /= dist.get_world_size()
             if dist.get_rank() > 0:
                 return Evaluation({PRIMARY_METRIC: math.nan}, {}, [])
-        matches = {k: np.concatenate(v) for k, v in self.validator.metrics.stats.items()}
-        stats = self.validator.get_stats()
+        interpolated = None
+        if interpolate:
+            stats = self.validator.metrics.stats
+            keys = ("tp", "conf", "pred_cls", "target_cls")
+            interpolated = interpolated_map(*(np.concatenate(stats[key]) for key in keys))
+        found = self.validator.get_stats()
         return Evaluation(
-            metrics={k: float(v) for k, v in stats.items() if k != "fitness"},
+            metrics={k: float(v) for k, v in found.items() if k != "fitness"},
             losses={k: float(v) for k, v in means.items()},
             detections=self.detections,
-            interpolated=interpolated_map(
-                matches["tp"], matches["conf"], matches["pred_cls"], matches["target_cls"]
-            )
-            if interpolate
-            else None,
+            interpolated=interpolated,
         )
 
 
@@ -246,29 +243,14 @@ def evaluator(
     """Return what scores models on a subset's validation images outside of a training.
 
     Batches are as large as in training, so that the same weights give the same digits.
-
-    Args:
-        subset: The data.
-        arguments: Ultralytics' arguments (imgsz, batch, workers, ...).
-        device: Where models run.
-        save_dir: An existing folder; nothing is written to it.
+    ``arguments`` are Ultralytics' (imgsz, batch, workers, ...); the rest as for `Evaluator`.
     """
     args = get_cfg(DEFAULT_CFG, {**arguments, "task": "detect", "mode": "train"})
     batch = 2 * args.batch
-    dataset = SubsetDataset(
-        subset.val, subset.class_names, imgsz=args.imgsz, batch=batch, augment=False, args=args
-    )
+    dataset = SubsetDataset(subset.val, subset.class_names, args, batch=batch)
     workers = args.workers if device.type == "cuda" else 0
     loader = build_dataloader(dataset, batch, workers, shuffle=False, device=device)
-    return Evaluator(
-        loader,
-        subset.val,
-        args=args,
-        class_names=subset.class_names,
-        category_ids=subset.category_ids,
-        device=device,
-        save_dir=save_dir,
-    )
+    return Evaluator(loader, subset, args=args, device=device, save_dir=save_dir)
 
 
 @contextlib.contextmanager
@@ -284,13 +266,3 @@ def same_randomness() -> Iterator[None]:
         finally:
             random.setstate(python_state)
             np.random.set_state(numpy_state)
-
-
-@contextlib.contextmanager
-def _unchanged(model: nn.Module) -> Iterator[None]:
-    training = model.training
-    with same_randomness():
-        try:
-            yield
-        finally:
-            model.train(training)

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 import safetensors
@@ -79,13 +79,8 @@ def build_model(architecture: str, class_names: Sequence[str]) -> DetectionModel
 def save_checkpoint(path: Path, model: nn.Module, info: CheckpointInfo) -> None:
     """Write a model's tensors and their metadata in one step."""
     tensors = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
-    metadata = {
-        "kind": info.kind,
-        "architecture": info.architecture,
-        "class_names": list(info.class_names),
-        "quantization": msgspec.to_builtins(info.quantization),
-    }
-    atomic_write(path, safetensors.torch.save(tensors, {"qatval": json.dumps(metadata)}))
+    metadata = {"qatval": json.dumps(msgspec.to_builtins(info))}
+    atomic_write(path, safetensors.torch.save(tensors, metadata))
 
 
 def read_info(path: Path) -> CheckpointInfo:
@@ -96,20 +91,14 @@ def read_info(path: Path) -> CheckpointInfo:
     """
     try:
         with safetensors.safe_open(path, "pt") as file:
-            metadata = json.loads((file.metadata() or {})["qatval"])
-        return CheckpointInfo(
-            kind=metadata["kind"],
-            architecture=metadata["architecture"],
-            class_names=tuple(metadata["class_names"]),
-            quantization=msgspec.convert(metadata["quantization"], Quantization | None),
-        )
+            return msgspec.json.decode((file.metadata() or {})["qatval"], type=CheckpointInfo)
     except OSError as error:
         raise QatvalError(f"cannot read checkpoint {path}: {error.strerror or error}") from error
     except safetensors.SafetensorError as error:
         raise QatvalError(
             f"{path} is damaged: expected a whole safetensors file ({error}); copy it again"
         ) from error
-    except (KeyError, TypeError, json.JSONDecodeError, msgspec.ValidationError) as error:
+    except (KeyError, msgspec.DecodeError) as error:
         raise QatvalError(
             f"{path} holds no qatval metadata: expected a checkpoint that qatval wrote"
         ) from error
@@ -129,13 +118,11 @@ def load_checkpoint(path: Path, device: str | torch.device = "cpu") -> Detection
         insert_quantizers(model, info.quantization)
     elif info.kind == "integer":
         for name, module in list(model.named_modules()):
-            if isinstance(module, nn.Conv2d) and f"{name}.scale" in tensors:
+            scale = tensors.get(f"{name}.scale")
+            if isinstance(module, nn.Conv2d) and scale is not None:
                 # QC's fold may have given the layer a scale per channel: that follows the file.
-                layer = blank_integer_layer(
-                    module,
-                    tensors[f"{name}.scale"],
-                    quantized_input=f"{name}.input_scale" in tensors,
-                )
+                rounded = f"{name}.input_scale" in tensors
+                layer = blank_integer_layer(module, scale, quantized_input=rounded)
                 model.set_submodule(name, layer)
         model.requires_grad_(False)
     _load_strictly(model, tensors, path)
@@ -168,8 +155,7 @@ def load_pretrained(path: Path, architecture: str, class_names: Sequence[str]) -
     """Load the FP32 model to fine-tune, from an Ultralytics ``.pt`` or a file of qatval's own.
 
     Args:
-        path: The checkpoint. A ``.pt`` is never trusted: only tensors, plain data and known
-            model classes are reconstructed from it.
+        path: The checkpoint.
         architecture: Ultralytics' model file that the checkpoint must fit.
         class_names: The dataset's classes; the checkpoint must have as many.
 
@@ -203,25 +189,14 @@ def load_pretrained(path: Path, architecture: str, class_names: Sequence[str]) -
         )
     model = build_model(architecture, class_names)
     _load_strictly(model, tensors, path)
-    _refuse_not_finite(model, path)
-    return model.eval()
-
-
-def _refuse_not_finite(model: nn.Module, path: Path) -> None:
-    """Refuse weights that no training, and no verdict about one, can start from."""
     for name, tensor in model.state_dict().items():
-        if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise QatvalError(
-                f"{path} is damaged: '{name}' holds {_not_finite(tensor)}; expected numbers, use "
-                "another checkpoint"
-            )
-
-
-def _not_finite(tensor: Tensor) -> str:
-    count, what = int(tensor.isnan().sum()), "NaN"
-    if not count:
-        count, what = int(tensor.isinf().sum()), "infinite values"
-    return f"{count} {what} among {tensor.numel()} values"
+        for what, found in (("NaN", tensor.isnan()), ("infinite values", tensor.isinf())):
+            if count := int(found.sum()):
+                raise QatvalError(
+                    f"{path} is damaged: '{name}' holds {count} {what} among {tensor.numel()} "
+                    "values; expected numbers, use another checkpoint"
+                )
+    return model.eval()
 
 
 def starting_model(
@@ -229,15 +204,9 @@ def starting_model(
 ) -> DetectionModel:
     """Return the model that a training starts from.
 
-    Args:
-        path: FP32 checkpoint, or one whose quantizers are inserted already, or None to start from
-            scratch.
-        architecture: Ultralytics' model file.
-        class_names: The dataset's classes.
-        spec: Quantization to insert where it is not, or None to train in float.
-
-    Raises:
-        QatvalError: As `load_pretrained` and `load_checkpoint` do.
+    Arguments and errors are those of `load_pretrained`, but that ``path`` is None to start from
+    scratch, or a checkpoint whose quantizers are inserted already; ``spec`` is the quantization to
+    insert where it is not, None to train in float.
     """
     if path is None:
         model = build_model(architecture, class_names)
@@ -257,9 +226,8 @@ def _read_ultralytics(path: Path) -> dict[str, Tensor]:
     except Exception as error:
         # Ultralytics wraps what torch says; the chain's first message names the class.
         raise QatvalError(_refusal(path, error)) from error
-    model: Any = None
-    if isinstance(checkpoint, dict):
-        model = checkpoint.get("ema") or checkpoint.get("model")
+    found = checkpoint if isinstance(checkpoint, dict) else {}
+    model = found.get("ema") or found.get("model")
     if not isinstance(model, nn.Module):
         raise QatvalError(
             f"{path} is not an Ultralytics checkpoint: expected a model under 'ema' or 'model'"
@@ -270,6 +238,16 @@ def _read_ultralytics(path: Path) -> dict[str, Tensor]:
     }
 
 
+# Why a pickle is refused, by what torch says of it.
+_REFUSALS = {
+    r"GLOBAL ([\w.]+)": "refers to '{}', which is not part of a YOLO checkpoint, and loading it "
+    "could run code; use an official checkpoint",
+    r"(unsafe getattr\(.*?\))": "asks for {}; use an official checkpoint",
+    r"(?:No module named|Can't get attribute) '([\w.]+)'": "refers to '{}', which does not exist "
+    "here",
+}
+
+
 def _refusal(path: Path, error: BaseException) -> str:
     chain: list[BaseException] = []
     cause: BaseException | None = error
@@ -277,15 +255,9 @@ def _refusal(path: Path, error: BaseException) -> str:
         chain.append(cause)
         cause = cause.__cause__ or cause.__context__
     text = "\n".join(str(link) for link in chain)
-    if match := re.search(r"GLOBAL ([\w.]+)", text):
-        return (
-            f"{path} is refused: it refers to '{match[1]}', which is not part of a YOLO "
-            "checkpoint, and loading it could run code; use an official checkpoint"
-        )
-    if match := re.search(r"unsafe getattr\(.*?\)", text):
-        return f"{path} is refused: it asks for {match[0]}; use an official checkpoint"
-    if match := re.search(r"(?:No module named|Can't get attribute) '([\w.]+)'", text):
-        return f"{path} is refused: it refers to '{match[1]}', which does not exist here"
+    for pattern, reason in _REFUSALS.items():
+        if match := re.search(pattern, text):
+            return f"{path} is refused: it {reason.format(match[1])}"
     return (
         f"{path} is not a loadable checkpoint: empty, truncated or another kind of file; "
         "download it again"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -72,8 +71,8 @@ def pretrain(
         value = trainer.values()["ema"]
         progress.milestone(f"epoch {trainer.epoch + 1}/{trainer.epochs}: mAP50-95 {value:.4f}")
 
-    work = Path(tempfile.mkdtemp(prefix="qatval-pretrain-"))
-    try:
+    with tempfile.TemporaryDirectory(prefix="qatval-pretrain-", ignore_cleanup_errors=True) as name:
+        work = Path(name)
         trajectory = train(work, plan, arguments, {"on_fit_epoch_end": on_epoch})
         # fp16, as official checkpoints are stored; what is scored is what loads from the file.
         model = load_checkpoint(trajectory.checkpoint("ema")).half()
@@ -81,8 +80,6 @@ def pretrain(
         save_checkpoint(out, model, info)
         scorer = evaluator(subset, arguments, torch.device("cpu"), work)
         result = scorer.evaluate(load_checkpoint(out))
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
     manifest = {
         "file": out.name,
         "sha256": sha256_of(out),

@@ -4,10 +4,6 @@ One training yields one *trajectory* of raw weights. Two kinds of weights are sc
 ``raw``, the weights themselves, and ``ema``, their moving average. Averaging takes no part in the
 gradient steps, so both belong to the same trajectory and their differences are paired. What
 does take part, a `Stabilizer`, makes a trajectory of its own.
-
-The trainer is told what to do by a file, ``plan.json`` beside its save directory, and leaves all
-results in files. That is what lets Ultralytics start it again in the worker processes of a
-multi-GPU run.
 """
 
 from __future__ import annotations
@@ -29,23 +25,24 @@ from qatval.core.detectors import detector_of
 from qatval.core.environment import peak_resident_mb
 from qatval.core.errors import QatvalError
 from qatval.core.files import atomic_write
-from qatval.core.measurements import EpochRecord, Oscillation
+from qatval.core.measurements import EpochRecord
 from qatval.core.stability import PRIMARY_METRIC
 from qatval.data.subset import open_subset
 from qatval.quant.anchoring import Anchor
-from qatval.quant.averaging import WeightAverage
+from qatval.quant.averaging import WeightAverage, unwrapped
 from qatval.quant.batchnorm import tracking
 from qatval.quant.fused import fuse_quantization, quantized_once
 from qatval.quant.latent import LatentWeights
+from qatval.quant.methods import calibration_images
 from qatval.quant.methods.part import Weights
 from qatval.quant.oscillation import OscillationTracker
 from qatval.quant.quantized_conv import scale_parameters
 from qatval.quant.stabilizing import Stabilizer
-from qatval.train.calibration import anchor
+from qatval.train.calibration import CalibrationImages
 from qatval.train.dataset import SubsetDataset
-from qatval.train.distillation import teach
+from qatval.train.distillation import DistilledCriterion
 from qatval.train.evaluation import Evaluation, Evaluator, same_randomness
-from qatval.train.models import CheckpointInfo, save_checkpoint, starting_model
+from qatval.train.models import CheckpointInfo, load_pretrained, save_checkpoint, starting_model
 from qatval.train.patches import own_setup
 from qatval.train.trajectory import (
     TrainingPlan,
@@ -53,8 +50,7 @@ from qatval.train.trajectory import (
     append_csv,
     read_plan,
     read_trajectory,
-    write_plan,
-    write_trajectory,
+    write,
 )
 
 # What Ultralytics does by itself and qatval does elsewhere, or not at all.
@@ -72,14 +68,11 @@ _FIXED_ARGUMENTS: Mapping[str, Any] = {
 }
 
 
-Callback = Callable[["QatTrainer"], None]
-
-
 def train(
     directory: Path,
     plan: TrainingPlan,
     arguments: Mapping[str, Any],
-    callbacks: Mapping[str, Callback],
+    callbacks: Mapping[str, Callable[[QatTrainer], None]],
 ) -> Trajectory:
     """Run a training and return what it left in ``directory``.
 
@@ -93,7 +86,7 @@ def train(
         QatvalError: If the device runs out of memory, naming a batch size to try.
     """
     directory = directory.resolve()
-    write_plan(directory, plan)
+    write(directory, plan)
     trainer = QatTrainer(
         overrides={
             **arguments,
@@ -132,7 +125,6 @@ class QatTrainer(DetectionTrainer):  # type: ignore[misc]
         self._evaluations: dict[Weights, Evaluation] = {}
         self._stabilizers: list[Stabilizer] = []
         self._tracker: OscillationTracker | None = None
-        self._oscillation: Oscillation | None = None
         self._anchor: Anchor | None = None
         self.stopped: str | None = None
         super().__init__(cfg, overrides, _callbacks)
@@ -153,10 +145,9 @@ class QatTrainer(DetectionTrainer):  # type: ignore[misc]
         return SubsetDataset(
             self.subset.train if img_path == "train" else self.subset.val,
             self.subset.class_names,
-            imgsz=self.args.imgsz,
+            self.args,
             batch=batch or self.batch_size,
             augment=mode == "train",
-            args=self.args,
         )
 
     # -- what is trained --------------------------------------------------------------------
@@ -177,24 +168,39 @@ class QatTrainer(DetectionTrainer):  # type: ignore[misc]
         self._parameters = list(self.model.parameters())
         self._updates = -(-len(self.train_loader) // self.accumulate) * self.epochs
         decay, tau = self.plan.averaging.for_steps(self._updates)
-        model: Any = self._live_model()
+        model: Any = unwrapped(self.model)
         self.ema = WeightAverage(model, decay, tau, scale_parameters(model))
         if self.plan.quantization is not None:
             self._watch_weights(model)
-        if self.plan.teacher is not None:
-            teach(model, self.plan, self.subset.class_names)
+        if (teacher := self.plan.teacher) is not None:
+            # Not before the average is made: a copy of the model would get a teacher of its own.
+            model.criterion = DistilledCriterion(
+                model, self._reference(), weight=teacher.weight, task=teacher.task
+            )
         if self.plan.batchnorm == "anchored":
             with same_randomness():
-                self._anchor = anchor(self.plan, self.subset, self.args, self.device)
+                images = CalibrationImages(
+                    self.subset,
+                    calibration_images(),
+                    vars(self.args),
+                    seed=self.args.seed,
+                    device=self.device,
+                )
+                self._anchor = Anchor(self._reference(), images.pixels)
         self._evaluator = Evaluator(
             self.test_loader,
-            self.subset.val,
+            self.subset,
             args=self.args,
-            class_names=self.subset.class_names,
-            category_ids=self.subset.category_ids,
             device=self.device,
             save_dir=self.save_dir,
         )
+
+    def _reference(self) -> Any:
+        """Load the FP32 checkpoint."""
+        plan = self.plan
+        assert plan.reference is not None
+        path = Path(plan.reference)
+        return load_pretrained(path, plan.architecture, self.subset.class_names).to(self.device)
 
     def _watch_weights(self, model: nn.Module) -> None:
         """Set up what needs the quantized layers: fused quantization, stabilizers, tracking."""
@@ -211,12 +217,8 @@ class QatTrainer(DetectionTrainer):  # type: ignore[misc]
         """Set training mode, but for the BatchNorm of a model whose teacher says so."""
         super()._model_train()
         if self.plan.teacher is not None and self.plan.teacher.hold_statistics:
-            for _, layer in tracking(self._live_model()):
+            for _, layer in tracking(unwrapped(self.model)):
                 layer.eval()
-
-    def _live_model(self) -> nn.Module:
-        model: nn.Module = self.model
-        return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
 
     def _build_train_pipeline(self) -> None:
         """Build the loaders once; Ultralytics builds them again with half the batch if memory ends.
@@ -271,7 +273,7 @@ class QatTrainer(DetectionTrainer):  # type: ignore[misc]
         return {which: evaluation.value for which, evaluation in self._evaluations.items()}
 
     def _model_of(self, which: Weights) -> nn.Module:
-        return self._live_model() if which == "raw" else self.ema.ema
+        return unwrapped(self.model) if which == "raw" else self.ema.ema
 
     def validate(self) -> tuple[dict[str, float], float]:
         """Score the weights, averaged or not; Ultralytics sees the first metrics."""
@@ -290,50 +292,39 @@ class QatTrainer(DetectionTrainer):  # type: ignore[misc]
         evaluations = self._evaluator.evaluate_together(models, with_losses=True)
         self._evaluations = dict(zip(self.plan.scored, evaluations, strict=True))
         first = self._evaluations[self.plan.scored[0]]
-        if not all(bool(torch.isfinite(p).all()) for p in self._live_model().parameters()):
+        if not all(bool(torch.isfinite(p).all()) for p in self._parameters):
             self.stopped = f"weights are not finite after epoch {self.epoch + 1}"
             self.stop = True
         return dict(first.metrics), first.value
 
     def save_metrics(self, metrics: dict[str, Any]) -> None:
         """Append a line to the ``results.csv`` and TensorBoard log of all scored weights."""
-        seconds = time.time() - self.train_time_start
+        from torch.utils.tensorboard.writer import SummaryWriter
+
+        epoch, seconds = self.epoch + 1, time.time() - self.train_time_start
         if self._tracker is not None:
-            self._log_oscillation(self._tracker)
-        learning = {k: float(v) for k, v in metrics.items() if k.startswith(("train/", "lr/"))}
+            epochs = [asdict(self._tracker.end_epoch(epoch))]
+            append_csv(self.save_dir / "oscillation.csv", epochs)
+            layers = [{"epoch": epoch, **asdict(x)} for x in self._tracker.result().layers]
+            append_csv(self.save_dir / "oscillation_layers.csv", layers)
+        losses, rates = (
+            {name: float(value) for name, value in metrics.items() if name.startswith(group)}
+            for group in ("train/", "lr/")
+        )
         for which, evaluation in self._evaluations.items():
-            row = {
-                **{k: v for k, v in learning.items() if k.startswith("train/")},
-                **evaluation.metrics,
-                **{f"val/{name}": loss for name, loss in evaluation.losses.items()},
-                **{k: v for k, v in learning.items() if k.startswith("lr/")},
-            }
-            epoch = self.epoch + 1
-            append_csv(
-                self.save_dir / which / "results.csv", [{"epoch": epoch, "time": seconds, **row}]
-            )
-            writer = self._writer(which)
+            val = {f"val/{name}": loss for name, loss in evaluation.losses.items()}
+            row = losses | evaluation.metrics | val | rates
+            line = {"epoch": epoch, "time": seconds, **row}
+            append_csv(self.save_dir / which / "results.csv", [line])
+            if which not in self._writers:
+                self._writers[which] = SummaryWriter(str(self.save_dir / which / "tensorboard"))
+            writer = self._writers[which]
             for name, value in row.items():
                 writer.add_scalar(name, value, epoch)
             writer.flush()
             finite = {k: v if math.isfinite(v) else None for k, v in row.items()}
             record = EpochRecord(epoch, finite[PRIMARY_METRIC], finite, round(seconds, 3))
             self._history[which].append(record)
-
-    def _log_oscillation(self, tracker: OscillationTracker) -> None:
-        """Append the epoch's totals, and the per-layer values so far, to their CSV files."""
-        epoch = self.epoch + 1
-        append_csv(self.save_dir / "oscillation.csv", [asdict(tracker.end_epoch(epoch))])
-        self._oscillation = tracker.result()
-        layers = [{"epoch": epoch, **asdict(layer)} for layer in self._oscillation.layers]
-        append_csv(self.save_dir / "oscillation_layers.csv", layers)
-
-    def _writer(self, which: Weights) -> Any:
-        if which not in self._writers:
-            from torch.utils.tensorboard.writer import SummaryWriter
-
-            self._writers[which] = SummaryWriter(str(self.save_dir / which / "tensorboard"))
-        return self._writers[which]
 
     def save_model(self) -> bool:
         """Keep the latest latent weights, as they are and averaged, and the best of scored ones."""
@@ -352,24 +343,24 @@ class QatTrainer(DetectionTrainer):  # type: ignore[misc]
             if evaluation is not None and evaluation.value > self._best.get(which, -1.0):
                 self._best[which] = evaluation.value
                 atomic_write(folder / "best.safetensors", last.read_bytes())
-        self._write_trajectory()
-        return True
-
-    def _write_trajectory(self) -> None:
+        on_gpu = self.device.type == "cuda"
         trajectory = Trajectory(
             history=self._history,
             steps=self.ema.updates,
             decay=self.ema.decay,
             tau=self.ema.tau,
             effective_decay=self.ema.effective_decay,
-            amp=bool(self.amp) and self.device.type != "cpu",
-            peak_memory_mb=_peak_memory_mb(self.device),
+            amp=bool(self.amp) and on_gpu,
+            peak_memory_mb=torch.cuda.max_memory_reserved(self.device) // 2**20
+            if on_gpu
+            else peak_resident_mb(),
             stopped=self.stopped,
             stabilizers=[stabilizer.report() for stabilizer in self._stabilizers],
-            oscillation=self._oscillation,
+            oscillation=self._tracker.result() if self._tracker else None,
             directory=str(self.save_dir),
         )
-        write_trajectory(self._work, trajectory)
+        write(self._work, trajectory)
+        return True
 
     # -- what Ultralytics would do with its own checkpoints ---------------------------------
 
@@ -381,9 +372,3 @@ class QatTrainer(DetectionTrainer):  # type: ignore[misc]
         """Leave the final evaluation to the runner, which scores what it will deliver."""
         for writer in self._writers.values():
             writer.close()
-
-
-def _peak_memory_mb(device: torch.device) -> int | None:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_reserved(device) // 2**20
-    return peak_resident_mb()

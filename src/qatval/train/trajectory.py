@@ -1,7 +1,6 @@
 """The plan of a training and its result, one JSON file each in its work directory.
 
-Ultralytics starts a multi-GPU training again in worker processes, which know nothing but the
-directory.
+Ultralytics starts a multi-GPU training again in worker processes, which know nothing but that.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 
@@ -110,14 +109,10 @@ def read_plan(directory: Path) -> TrainingPlan:
     return msgspec.json.decode((directory / "plan.json").read_bytes(), type=TrainingPlan)
 
 
-def write_plan(directory: Path, plan: TrainingPlan) -> None:
-    """Write the plan of a training into its work directory."""
-    _write_json(directory / "plan.json", plan)
-
-
-def write_trajectory(directory: Path, trajectory: Trajectory) -> None:
-    """Write the result of a training into its work directory."""
-    _write_json(directory / "trajectory.json", trajectory)
+def write(directory: Path, record: TrainingPlan | Trajectory) -> None:
+    """Write the plan of a training, or its result, into its work directory."""
+    name = "plan.json" if isinstance(record, TrainingPlan) else "trajectory.json"
+    atomic_write(directory / name, msgspec.json.format(msgspec.json.encode(record)))
 
 
 def append_csv(path: Path, rows: Sequence[Mapping[str, float | str]]) -> None:
@@ -129,7 +124,3 @@ def append_csv(path: Path, rows: Sequence[Mapping[str, float | str]]) -> None:
         lines.append(",".join(cells))
     with path.open("a", encoding="utf-8") as stream:
         stream.write("\n".join(lines) + "\n")
-
-
-def _write_json(path: Path, value: Any) -> None:
-    atomic_write(path, msgspec.json.format(msgspec.json.encode(value)))
