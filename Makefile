@@ -4,9 +4,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+REPORT ?= runs/demo/comparison.html
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint types unit validation bench study clean
+.PHONY: help setup demo test check lint types unit validation bench study docs picture clean
 
 help: ## list what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +53,13 @@ bench: $(READY) ## run the CPU benchmarks and print their tables (10 minutes, on
 
 study: $(READY) ## run every method, control and precision with five seeds; write docs/study.md (an hour or two)
 	@$(BIN)/python benchmarks/study.py
+
+docs: $(READY) ## write the tables of docs/options.md from the parsers
+	@$(BIN)/python docs/options.py
+
+picture: ## take docs/report.png of REPORT, a comparison.html (needs Chromium)
+	@chromium --headless --no-sandbox --disable-gpu --hide-scrollbars --window-size=1200,1500 \
+		--screenshot=docs/report.png $(abspath $(REPORT))
 
 clean: ## remove the environment, runs and drawn data
 	rm -rf $(VENV) runs datasets/shapes .pytest_cache .mypy_cache .ruff_cache

@@ -47,7 +47,7 @@ class Part:
         """Whether all runs have ended, well or not."""
         roots = [self.root / method for method in self.methods]
         return all(
-            (root / SUMMARY_NAME).exists() and load_summary(root)["status"] != "incomplete"
+            (root / SUMMARY_NAME).exists() and load_summary(root).status != "incomplete"
             for root in roots
         )
 

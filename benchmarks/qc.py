@@ -24,7 +24,7 @@ from torch import Tensor, nn  # noqa: E402
 from measure import in_turn, publish, ratio, spread, table  # noqa: E402
 from qatval.quant.correction import attach_corrections  # noqa: E402
 from qatval.quant.integer import to_integer  # noqa: E402
-from qatval.quant.layers import quantized_layers  # noqa: E402
+from qatval.quant.quantized_conv import quantized_layers  # noqa: E402
 from step import BATCH, PEERS, Peer, a_batch, a_model  # noqa: E402
 
 

@@ -34,7 +34,8 @@ from qatval.core import presets  # noqa: E402
 from qatval.data.subset import build_subset  # noqa: E402
 from qatval.quant.anchoring import shift_statistics  # noqa: E402
 from qatval.quant.gptq import PerColumn, at_most  # noqa: E402
-from qatval.quant.layers import insert_quantizers, quantized_layers  # noqa: E402
+from qatval.quant.layers import insert_quantizers  # noqa: E402
+from qatval.quant.quantized_conv import quantized_layers  # noqa: E402
 from qatval.train.calibration import CalibrationImages  # noqa: E402
 from qatval.train.evaluation import evaluator  # noqa: E402
 from qatval.train.models import load_pretrained  # noqa: E402

@@ -35,12 +35,8 @@ from measure import publish, ratio, spread, table  # noqa: E402
 from qatval.core.presets import quantization  # noqa: E402
 from qatval.quant.averaging import WeightAverage  # noqa: E402
 from qatval.quant.fused import fuse_quantization  # noqa: E402
-from qatval.quant.layers import (  # noqa: E402
-    calibrate_activations,
-    insert_quantizers,
-    quantized_layers,
-    scale_parameters,
-)
+from qatval.quant.layers import calibrate_activations, insert_quantizers  # noqa: E402
+from qatval.quant.quantized_conv import quantized_layers, scale_parameters  # noqa: E402
 from qatval.train.models import MEMORY_FORMAT, build_model  # noqa: E402
 
 BATCH, CLASSES = 16, 80

@@ -23,7 +23,7 @@ from typing import Any
 from campaign import Part, carry_out, photographs, real_data
 from measure import REPOSITORY, provenance
 from qatval.analysis.comparison import compare
-from qatval.analysis.runs import collect
+from qatval.analysis.runs import LoadedRun, collect
 from qatval.core.environment import available_cores
 from qatval.core.options import positive, seeds
 from qatval.core.presets import BatchNorm
@@ -135,20 +135,19 @@ def main() -> None:
 
 def write_study(out: Path, section: Section, jobs: int) -> Path:
     """Compare what was run, schedule by schedule, and write the section."""
-    documents, every = {}, []
+    comparisons, every = {}, []
     for schedule in section.schedules:
         runs, unreadable = collect([out / schedule])
-        document = compare(runs, unreadable)
-        write_comparison(document, runs, out / schedule / "comparison.json")
-        documents[schedule] = document
+        comparisons[schedule] = compare(runs, unreadable)
+        write_comparison(comparisons[schedule], runs, out / schedule / "comparison.json")
         every += [run for run in runs if run.completed]
     trained = [run for run in every if run.trajectory is not None]
-    seconds = {run.trajectory: run.summary["timings"]["training"] for run in trained}
+    seconds = {run.trajectory: _timings(run)["training"] for run in trained}
     # A part's stages follow each other; what a run waited for others is theirs.
     scoring = sum(
         took
         for run in every
-        for stage, took in run.summary["timings"].items()
+        for stage, took in _timings(run).items()
         if stage
         in (
             *("freezing", "rounding", "BatchNorm drift", "BatchNorm statistics", "correction"),
@@ -161,14 +160,18 @@ def write_study(out: Path, section: Section, jobs: int) -> Path:
         apart=len(trained),
         hours=(sum(seconds.values()) + scoring) / 3600,
         training_hours=sum(seconds.values()) / 3600,
-        apart_hours=sum(run.summary["timings"]["training"] for run in trained) / 3600,
+        apart_hours=sum(_timings(run)["training"] for run in trained) / 3600,
         jobs=jobs,
     )
     known = DOCUMENT.read_text(encoding="utf-8") if DOCUMENT.exists() else ""
     DOCUMENT.parent.mkdir(exist_ok=True)
-    text = section.render(documents, cost, provenance())
+    text = section.render(comparisons, cost, provenance())
     DOCUMENT.write_text(replaced(known, section, text), encoding="utf-8")
     return DOCUMENT
+
+
+def _timings(run: LoadedRun) -> dict[str, float]:
+    return run.summary.timings or {}
 
 
 if __name__ == "__main__":

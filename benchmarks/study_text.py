@@ -5,13 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from measure import table
+from qatval.analysis.document import Comparison, Group, MethodEntry, NetEffect, PairedDifference
 from qatval.core import formatting
-from qatval.report.terminal import share_of_fp32
-
-Document = Mapping[str, Any]
+from qatval.report.terminal import mean_of, share_of_fp32
 
 
 @dataclass(frozen=True)
@@ -54,25 +52,25 @@ class Section:
     schedules: Mapping[str, tuple[str, str]]
     supports: str
 
-    def render(self, documents: Mapping[str, Document], cost: Cost, how: str) -> str:
+    def render(self, comparisons: Mapping[str, Comparison], cost: Cost, how: str) -> str:
         """Return the section.
 
         Args:
-            documents: Comparison of each schedule.
+            comparisons: Of each schedule.
             cost: What it took.
             how: Date, machine and versions.
         """
-        lines = [f"## {self.title}", "", *self._opening(documents, how)]
-        lines += _answers({self.schedules[name][1]: d for name, d in documents.items()})
+        lines = [f"## {self.title}", "", *self._opening(comparisons, how)]
+        lines += _answers({self.schedules[name][1]: one for name, one in comparisons.items()})
         lines += ["### What it supports, and what it does not", "", self.supports, ""]
         for schedule, (title, _) in self.schedules.items():
-            if schedule in documents:
-                lines += _schedule(documents[schedule], title)
+            if schedule in comparisons:
+                lines += _schedule(comparisons[schedule], title)
         lines += _cost(cost)
         return "\n".join(lines).rstrip() + "\n"
 
-    def _opening(self, documents: Mapping[str, Document], how: str) -> Iterator[str]:
-        seeds = sorted({run["seed"] for document in documents.values() for run in document["runs"]})
+    def _opening(self, comparisons: Mapping[str, Comparison], how: str) -> Iterator[str]:
+        seeds = sorted({run.seed for one in comparisons.values() for run in one.runs})
         yield (
             f"Written by `{self.command}` from the comparison of its own runs: {self.data}, seeds "
             f"{', '.join(map(str, seeds))}. Values are mAP 50-95, intervals are at 95 % over seeds "
@@ -147,62 +145,62 @@ def replaced(document: str, section: Section, text: str) -> str:
     return "\n\n".join([heading, *(known[title].rstrip() for title in order)]) + "\n"
 
 
-def _answers(documents: Mapping[str, Document]) -> Iterator[str]:
+def _answers(comparisons: Mapping[str, Comparison]) -> Iterator[str]:
     yield "### What it says"
     yield ""
-    for where, document in documents.items():
-        groups = document["groups"]
+    for where, comparison in comparisons.items():
+        groups = comparison.groups
         yield from (
-            f"- {where}{_setting(group)}: {group['against_post_training']['sentence']}."
+            f"- {where}{_setting(group)}: {group.against_post_training.sentence}."
             for group in groups
-            if group["against_post_training"]
+            if group.against_post_training
         )
         for kind, gain, control in (
             ("averaging", "averaging", "the same averaging in FP32"),
             ("correction", "QC", "re-estimated BatchNorm statistics"),
             ("correction-in-float", "QC", "the same correction in FP32"),
         ):
-            found = [(g, e) for g in groups for e in g["net_effects"] if e["kind"] == kind]
-            yield from _told(f"{where}{gain} net of {control}", found)
+            found = [(g, e) for g in groups for e in g.net_effects if e.kind == kind]
+            yield from _cases(f"{where}{gain} net of {control}", found)
         plain = [
             (g, d)
             for g in groups
-            for d in g["differences"]
-            if d["reference"] == "baseline" and d["method"] in ("dampen", "freeze")
+            for d in g.differences
+            if d.reference == "baseline" and d.method in ("dampen", "freeze")
         ]
-        yield from _told(f"{where}dampening and freezing against baseline", plain)
-    runs = [run for document in documents.values() for run in document["runs"]]
-    completed = [run["outcome"] for run in runs if run["outcome"] != "incomplete"]
+        yield from _cases(f"{where}dampening and freezing against baseline", plain)
+    runs = [run for comparison in comparisons.values() for run in comparison.runs]
+    completed = [run.outcome for run in runs if run.outcome != "incomplete"]
     collapsed = completed.count("collapsed")
     yield f"- {collapsed or 'None'} of {len(completed)} runs collapsed."
     yield ""
 
 
-def _told(what: str, found: Sequence[tuple[Document, Document]]) -> Iterator[str]:
+def _cases(what: str, found: Sequence[tuple[Group, NetEffect | PairedDifference]]) -> Iterator[str]:
     """Say in how many cases a difference is told from zero, and name those."""
     if not found:
         return
-    told = [(group, one) for group, one in found if one["tells"]]
-    above = sum(one["mean"] > 0 for _, one in told)
-    means = [one["mean"] for _, one in found]
+    told = [(group, one) for group, one in found if one.tells]
+    above = sum(one.mean > 0 for _, one in told)
+    means = [one.mean for _, one in found]
     yield (
         f"- {what}: of {len(found)} cases {above} above zero, {len(told) - above} below, "
         f"{len(found) - len(told)} not told from zero. Means from "
         f"{formatting.signed(min(means))} to {formatting.signed(max(means))}."
     )
     for group, one in told:
-        mean, interval = formatting.signed(one["mean"]), formatting.interval(one["interval"])
-        yield f"  - {one['method']} at {_setting(group)}: {mean} {interval}"
+        mean, interval = formatting.signed(one.mean), formatting.interval(one.interval)
+        yield f"  - {one.method} at {_setting(group)}: {mean} {interval}"
 
 
-def _schedule(document: Document, title: str) -> Iterator[str]:
+def _schedule(comparison: Comparison, title: str) -> Iterator[str]:
     yield f"### {title}"
     yield ""
-    for group in document["groups"]:
+    for group in comparison.groups:
         yield f"#### {_setting(group)}"
         yield ""
-        if group["fp32_value"]:
-            checkpoint = formatting.value(group["fp32_value"]["mean"])
+        if group.fp32_value:
+            checkpoint = formatting.value(group.fp32_value.mean)
             yield f"The FP32 checkpoint scores {checkpoint}."
             yield ""
         yield table(
@@ -210,60 +208,56 @@ def _schedule(document: Document, title: str) -> Iterator[str]:
                 *("method", "mAP 50-95", "spread", "of FP32"),
                 *("against baseline", "oscillating", "BN drift, nats"),
             ],
-            [_row(method, group) for method in group["methods"]],
+            [_row(method, group) for method in group.methods],
         )
         yield ""
-        if group["against_post_training"]:
-            yield f"{group['against_post_training']['sentence']}."
+        if group.against_post_training:
+            yield f"{group.against_post_training.sentence}."
             yield ""
         yield table(
             ["gain", "of the method", "of its control", "net", "interval"],
-            [_net(effect) for effect in group["net_effects"]],
+            [_net(effect) for effect in group.net_effects],
         )
         yield ""
-        yield from (f"- {effect['sentence']}." for effect in group["net_effects"])
+        yield from (f"- {effect.sentence}." for effect in group.net_effects)
         yield ""
 
 
-def _row(method: Document, group: Document) -> list[str]:
+def _row(method: MethodEntry, group: Group) -> list[str]:
     against = next(
         (
-            f"{formatting.signed(d['mean'])} {formatting.interval(d['interval'])}"
-            for d in group["differences"]
-            if (d["method"], d["reference"]) == (method["method"], "baseline")
+            f"{formatting.signed(d.mean)} {formatting.interval(d.interval)}"
+            for d in group.differences
+            if (d.method, d.reference) == (method.method, "baseline")
         ),
         "",
     )
-    final = method["final_value"]
-    control = " (control)" if method["role"] == "control" else ""
+    final = method.final_value
+    control = " (control)" if method.role == "control" else ""
     return [
-        f"{method['method']}{control}",
-        formatting.value(final and final["mean"]),
-        formatting.value(final and final["deviation"]),
+        f"{method.method}{control}",
+        formatting.value(mean_of(final)),
+        formatting.value(final.deviation if final else None),
         share_of_fp32(method),
         against,
-        formatting.percent(_mean(method["oscillating"])),
-        formatting.divergence(_mean(method["batchnorm_drift"])),
+        formatting.percent(mean_of(method.oscillating)),
+        formatting.divergence(mean_of(method.batchnorm_drift)),
     ]
 
 
-def _net(effect: Document) -> list[str]:
+def _net(effect: NetEffect) -> list[str]:
     return [
-        f"{effect['method']} over {effect['reference']}, net of {effect['control']}",
-        formatting.signed(effect["gain"]),
-        formatting.signed(effect["control_gain"]),
-        formatting.signed(effect["mean"]),
-        formatting.interval(effect["interval"]),
+        f"{effect.method} over {effect.reference}, net of {effect.control}",
+        formatting.signed(effect.gain),
+        formatting.signed(effect.control_gain),
+        formatting.signed(effect.mean),
+        formatting.interval(effect.interval),
     ]
 
 
-def _mean(spread: Document | None) -> float | None:
-    return None if spread is None else spread["mean"]
-
-
-def _setting(group: Document) -> str:
+def _setting(group: Group) -> str:
     """Name a precision; scales are learned in all of them and start as the preset says."""
-    return str(group["precision"]).replace(" learned", "").removesuffix(" from max shifted")
+    return group.precision.replace(" learned", "").removesuffix(" from max shifted")
 
 
 def _cost(cost: Cost) -> Iterable[str]:

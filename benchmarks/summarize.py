@@ -2,16 +2,14 @@
 
     python benchmarks/summarize.py [RUNS]
 
-The goal is 5 s for 1,000 runs. Summaries are those of the tests' builder with the coverage, the
+The goal is 5 s for 1,000 runs. Summaries are those of `qatval.testing` with the coverage, the
 oscillation, the BatchNorm drift and the bootstrap of a real yolo10n run: 108 layers, 95 of them
 with BatchNorm, 500 resamples, 12 epochs.
 """
 
 from __future__ import annotations
 
-import json
 import random
-import runpy
 import subprocess
 import sys
 import tempfile
@@ -19,7 +17,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-REPOSITORY = Path(__file__).parents[1]
+import msgspec
+
+from qatval.core.summary import SUMMARY_NAME
+from qatval.testing import build_summary
+
 RUN = "import sys; from qatval.cli.main import main; sys.exit(main())"
 METHODS = ("baseline", "ema", "ema+qc")
 LAYERS = [
@@ -29,15 +31,14 @@ LAYERS = [
 
 
 def write_runs(folder: Path, count: int) -> None:
-    build = runpy.run_path(str(REPOSITORY / "tests" / "conftest.py"))["build_summary"]
     for number in range(count):
         seed, method = divmod(number, len(METHODS))
         values = [0.3 + 0.02 * epoch for epoch in range(12)] + [0.55 + seed % 7 / 1000]
         changes = {"quantization": {"coverage": {"layers": LAYERS}}} | diagnosed(number)
-        summary = build(METHODS[method], seed, values, resamples=500, changes=changes)
+        summary = build_summary(METHODS[method], seed, values, resamples=500, changes=changes)
         root = folder / f"seed{seed}" / METHODS[method]
         root.mkdir(parents=True)
-        (root / "run_summary.json").write_text(json.dumps(summary))
+        (root / SUMMARY_NAME).write_bytes(msgspec.json.encode(summary))
 
 
 def diagnosed(number: int) -> dict[str, dict[str, Any]]:

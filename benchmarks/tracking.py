@@ -26,8 +26,8 @@ from qatval.quant.dampening import Dampening  # noqa: E402
 from qatval.quant.freezing import Freezing  # noqa: E402
 from qatval.quant.fused import fuse_quantization  # noqa: E402
 from qatval.quant.latent import LatentWeights  # noqa: E402
-from qatval.quant.layers import scale_parameters  # noqa: E402
 from qatval.quant.oscillation import OscillationTracker  # noqa: E402
+from qatval.quant.quantized_conv import scale_parameters  # noqa: E402
 from qatval.quant.stabilizing import Stabilizer  # noqa: E402
 from step import BATCH, Peer, a_batch, a_model  # noqa: E402
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from qatval.analysis.runs import LoadedRun
-from qatval.core.summary import violations
+from qatval.core.schema import violations
 from qatval.testing.scenarios import Scenario
 
 
@@ -20,11 +20,11 @@ def test_run_is_stable(
 ) -> None:
     run = validation_run(coco_scenario)
 
-    assert violations(run.summary) == []
+    assert violations(run.recorded) == []
     if run.quantized:
-        coverage = run.summary["quantization"]["coverage"]
+        coverage = run.recorded["quantization"]["coverage"]
         assert coverage["quantized"] > 0
         assert all(layer["bits"] == 4 or layer["reason"] for layer in coverage["layers"])
-    assert run.summary["status"] == "completed-success"
-    assert run.summary["stability"]["collapsed"] is False
+    assert run.recorded["status"] == "completed-success"
+    assert run.recorded["stability"]["collapsed"] is False
     assert threshold_failures(run) == []

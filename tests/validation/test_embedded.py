@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from qatval.analysis.runs import LoadedRun
-from qatval.core.summary import load_summary, violations
+from qatval.core.schema import violations
+from qatval.core.summary import read_summary
 from qatval.testing.scenarios import Scenario
 
 GiveRun = Callable[[Scenario], LoadedRun]
@@ -17,17 +18,17 @@ def test_run_is_stable(
     threshold_failures: Callable[[LoadedRun], list[str]],
 ) -> None:
     run = validation_run(embedded_scenario)
-    summary = run.summary
+    summary = run.recorded
 
     assert violations(summary) == []
-    assert load_summary(run.root) == summary
+    assert read_summary(run.root)[1] == summary
     assert summary["status"] == "completed-success"
     assert summary["stability"]["collapsed"] is False
     assert threshold_failures(run) == []
 
 
 def test_every_layer_is_covered(embedded_scenario: Scenario, validation_run: GiveRun) -> None:
-    quantization = validation_run(embedded_scenario).summary["quantization"]
+    quantization = validation_run(embedded_scenario).recorded["quantization"]
     if quantization["mode"] == "fp32":
         assert "coverage" not in quantization
         return
@@ -42,7 +43,7 @@ def test_every_layer_is_covered(embedded_scenario: Scenario, validation_run: Giv
 
 
 def test_both_protocols_agree(embedded_scenario: Scenario, validation_run: GiveRun) -> None:
-    metrics = validation_run(embedded_scenario).summary["metrics"]
+    metrics = validation_run(embedded_scenario).recorded["metrics"]
 
     coco = metrics["coco"]
     assert abs(coco["matched_map"] - coco["interpolated_map"]) <= coco["tolerance"] == 0.002
@@ -53,7 +54,7 @@ def test_both_protocols_agree(embedded_scenario: Scenario, validation_run: GiveR
 def test_checkpoint_and_untrained_model(
     embedded_scenario: Scenario, validation_run: GiveRun
 ) -> None:
-    metrics = validation_run(embedded_scenario).summary["metrics"]
+    metrics = validation_run(embedded_scenario).recorded["metrics"]
 
     assert metrics["fp32_value"] >= 0.6
     if metrics["ptq_value"] is None:

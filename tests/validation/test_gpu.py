@@ -30,7 +30,8 @@ def test_a_gpu_quantizes_weights_as_brevitas_does(gpu: torch.device) -> None:
 
     from qatval.core.presets import quantization
     from qatval.quant.fused import FusedQuantizer
-    from qatval.quant.layers import insert_quantizers, quantized_layers
+    from qatval.quant.layers import insert_quantizers
+    from qatval.quant.quantized_conv import quantized_layers
     from qatval.train.models import build_model
 
     model = build_model("yolov10n.yaml", [str(number) for number in range(80)]).to(gpu)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,9 +17,12 @@ from qatval.core import presets
 from qatval.core.errors import QatvalError
 from qatval.core.presets import Profile
 from qatval.core.progress import Progress
-from qatval.core.summary import Summary, load_summary, violations
-from qatval.quant.methods import Averaging, Method, method_names
+from qatval.core.quantization import Start
+from qatval.core.schema import violations
+from qatval.core.summary import SUMMARY_NAME, load_summary, read_summary
+from qatval.quant.methods import Method, method_names
 from qatval.quant.methods import method as named_method
+from qatval.quant.methods.averaging import Averaging
 from qatval.run import runner
 from qatval.run.configuration import RunConfig
 
@@ -36,6 +40,9 @@ TINY = Profile(
     # Without accumulation every batch is followed by an optimizer step, hence by an averaging step.
     overrides={**presets.profile("shapes", "smoke").overrides, "nbs": 4},
 )
+
+Summary = dict[str, Any]
+"""The JSON that a run has written."""
 
 RunTiny = Callable[..., dict[str, Summary]]
 
@@ -79,8 +86,9 @@ def run_tiny(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> RunTiny
             fused=fused,
             track=track,
         )
-        summaries = runner.run(config, progress or Progress("tiny", quiet=True))
-        return {m.name: summary for m, summary in zip(chosen, summaries, strict=True)}
+        runner.run(config, progress or Progress("tiny", quiet=True))
+        files = {m.name: config.root_of(m.name) / SUMMARY_NAME for m in chosen}
+        return {name: json.loads(file.read_text("utf-8")) for name, file in files.items()}
 
     return run
 
@@ -122,7 +130,7 @@ def test_a_shared_training_gives_what_the_method_alone_gives(
 def test_averaging_without_decay_is_the_baseline(
     together: dict[str, Summary], run_tiny: RunTiny
 ) -> None:
-    still = Method("ema", averaging=Averaging(max_decay=0.0, max_tau=1.0, window=0.2, ramp=0.1))
+    still = Method((Averaging("ema", max_decay=0.0, max_tau=1.0, window=0.2, ramp=0.1),))
     ema = run_tiny([still])["ema"]
     baseline = together["baseline"]
     assert together["ema"]["method"]["ema"]["effective_decay"] > 0.3
@@ -179,7 +187,7 @@ def test_what_ran_before_changes_no_training(
     assert results(others["baseline"]) == results(together["baseline"])
 
 
-def test_methods_of_one_recipe_share_a_training(others: dict[str, Summary]) -> None:
+def test_methods_of_one_kind_share_a_training(others: dict[str, Summary]) -> None:
     trainings = {name: s["training"]["trajectory"] for name, s in others.items()}
     assert trainings["ptq"] is None
     assert trainings["fp32"] == trainings["fp32+ema"] == trainings["fp32+ema+qc"]
@@ -373,7 +381,7 @@ def test_correction_is_recorded_and_counts_as_the_final_value(
 def test_run_root_has_what_the_contract_lists(together: dict[str, Summary]) -> None:
     for method, summary in together.items():
         root = Path(summary["artifacts"]["run_root"])
-        assert load_summary(root) == summary
+        assert read_summary(root)[1] == summary
         assert (root / "summary.md").read_text().startswith("# ")
         assert (root / "dataset" / "train_images.txt").read_text().count("\n") == 16
         folder = root / "ultralytics" / f"yolo10n-{method}-smoke-seed0"
@@ -406,10 +414,10 @@ def test_ctrl_c_leaves_what_was_measured(run_tiny: RunTiny, tmp_path: Path) -> N
         )
     for method in ("baseline", "ema"):
         summary = load_summary(tmp_path / "run" / method)
-        assert summary["status"] == "incomplete"
-        assert summary["error"]["stage"] == "training"
-        assert summary["error"]["message"] == "interrupted"
-        assert len(summary["history"]) == 1
+        assert summary.status == "incomplete"
+        assert summary.error is not None
+        assert (summary.error.stage, summary.error.message) == ("training", "interrupted")
+        assert len(summary.history or ()) == 1
         folder = tmp_path / "run" / method / "ultralytics" / f"yolo10n-{method}-smoke-seed0"
         assert (folder / "results.csv").read_text().count("\n") == 2
     assert not list((tmp_path / "run").glob(".training-*"))
@@ -455,8 +463,9 @@ def test_out_of_memory_names_a_batch_to_try(run_tiny: RunTiny, tmp_path: Path) -
             progress=ExhaustedProgress("tiny", quiet=True),
         )
     summary = load_summary(tmp_path / "run")
-    assert summary["status"] == "incomplete"
-    assert summary["error"]["message"] == "out of memory: try --batch 2"
+    assert summary.status == "incomplete"
+    assert summary.error is not None
+    assert summary.error.message == "out of memory: try --batch 2"
 
 
 def test_the_batch_is_never_halved_silently(
@@ -471,15 +480,15 @@ def test_the_batch_is_never_halved_silently(
     monkeypatch.setattr(QatTrainer, "preprocess_batch", exhausted)
     with pytest.raises(QatvalError, match="try --batch 2"):
         run_tiny(["baseline"], root=tmp_path / "run")
-    assert load_summary(tmp_path / "run")["status"] == "incomplete"
+    assert load_summary(tmp_path / "run").status == "incomplete"
 
 
 def test_a_disputed_measurement_costs_the_success_and_nothing_else(
     run_tiny: RunTiny, together: dict[str, Summary], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from qatval.run import delivery as scoring
+    from qatval.run import delivery
 
-    monkeypatch.setattr(scoring, "TOLERANCE", -1.0)  # no two values are as close as that
+    monkeypatch.setattr(delivery, "TOLERANCE", -1.0)  # no two values are as close as that
     disputed = run_tiny(method_names())
     for name, summary in disputed.items():
         assert summary["status"] == "completed-failed"
@@ -488,9 +497,9 @@ def test_a_disputed_measurement_costs_the_success_and_nothing_else(
         assert summary["metrics"]["final_value"] == together[name]["metrics"]["final_value"]
         root = Path(summary["artifacts"]["run_root"])
         assert (root / summary["artifacts"]["weights"]).is_file()
-        assert load_summary(root) == summary
+        assert read_summary(root)[1] == summary
         assert "**The value is disputed**" in (root / "summary.md").read_text()
-        assert LoadedRun(root, summary).outcome == "disputed"
+        assert LoadedRun(root, *read_summary(root)).outcome == "disputed"
 
 
 def test_the_series_begins_with_the_start(together: dict[str, Summary]) -> None:
@@ -504,7 +513,7 @@ def test_the_series_begins_with_the_start(together: dict[str, Summary]) -> None:
 
 
 def test_without_a_start_the_training_starts_from_the_naive_model(run_tiny: RunTiny) -> None:
-    kept = {"start": presets.Start("max", "kept")}
+    kept = {"start": Start("max", "kept")}
     metrics = run_tiny(["baseline"], precision=kept)["baseline"]["metrics"]
     assert metrics["start_value"] == metrics["ptq_value"]
 

@@ -18,41 +18,31 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
+from qatval.analysis.document import Difference
 from qatval.analysis.runs import LoadedRun
 from qatval.core.quantization import brief, quantization_label
-from qatval.core.summary import Summary
 
 NOT_RECORDED = "not recorded"
 
-Conditions = Mapping[str, Any]
+
+class RunGroup(NamedTuple):
+    """Comparable runs, and what they agree on, float controls beside on all but quantization."""
+
+    conditions: dict[str, Any]
+    runs: list[LoadedRun]
 
 
-@dataclass(frozen=True)
-class Difference:
-    """A condition in which two sets of runs differ.
+def conditions(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what must be equal in comparable runs, of a summary as the JSON that was read.
 
-    Attributes:
-        field: Its dotted name.
-        value, other: What the two have; `NOT_RECORDED` where one says nothing.
+    Nested as in the summary; None stands for what is not recorded.
     """
-
-    field: str
-    value: Any
-    other: Any
-
-    def __str__(self) -> str:
-        """Return field and values on one line; digests are told apart by their beginnings."""
-        return f"{self.field} ({_short(self.value)} / {_short(self.other)})"
-
-
-def conditions(summary: Summary) -> Conditions:
-    """Return what must be equal in comparable runs, nested as in the summary."""
-    model, dataset, training = summary["model"], summary["dataset"], summary["training"]
-    quantization = {k: v for k, v in summary["quantization"].items() if v is not None}
+    model, dataset, training = recorded["model"], recorded["dataset"], recorded["training"]
+    quantization = {k: v for k, v in recorded["quantization"].items() if v is not None}
     coverage = quantization.pop("coverage", None)
+    layers = coverage and {layer["name"]: _bits(layer) for layer in coverage["layers"]}
     quantization.setdefault("boundary_bit_width", "as everywhere")
     identity = dataset.get("identity")
     return {
@@ -60,15 +50,15 @@ def conditions(summary: Summary) -> Conditions:
         "training": {
             "epochs": training["epochs"],
             "batch": training["batch"],
-            "batchnorm": training.get("batchnorm", "running"),
+            "batchnorm": training.get("batchnorm") or "running",
         },
         "dataset": {
             "train_images": dataset["train_images"],
             "val_images": dataset["val_images"],
             "identity": None if identity is None else comparable_identity(identity),
         },
-        "quantization": quantization | {"layers": _bits(coverage)},
-        "evaluation": summary.get("evaluation"),
+        "quantization": quantization | {"layers": layers},
+        "evaluation": recorded.get("evaluation"),
     }
 
 
@@ -87,19 +77,85 @@ def comparable_identity(identity: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def differences(one: Conditions, other: Conditions) -> list[Difference]:
-    """Return the conditions in which two differ, in order of the field.
+def differing_conditions(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[Difference]:
+    """Return where two runs' conditions differ, in order of the field's dotted name.
 
     Quantizations that are called differently are one difference, however many layers it reaches.
+    `NOT_RECORDED` stands for the value of a run that does not record the field.
     """
     ours, theirs = dict(one), dict(other)
     quantizations = ours.pop("quantization"), theirs.pop("quantization")
-    found = [*_differences(ours, theirs, ""), *_of_quantizations(*quantizations)]
+    found = [*_differing_fields(ours, theirs, ""), *_differing_quantization(*quantizations)]
     return sorted(found, key=lambda difference: difference.field)
 
 
-def _of_quantizations(one: Conditions, other: Conditions) -> Iterator[Difference]:
-    differing = list(_differences(one, other, "quantization."))
+def difference_text(difference: Difference) -> str:
+    """Write field and values on one line; of digests the first 16 characters tell them apart."""
+    texts = str(difference.value), str(difference.other)
+    value, other = (t[:16] if len(t) >= 32 and " " not in t else t for t in texts)
+    return f"{difference.field} ({value} / {other})"
+
+
+def groups(runs: Iterable[LoadedRun]) -> list[RunGroup]:
+    """Divide runs into groups of comparable ones, a float control into every one it fits.
+
+    The largest comes first, of equal ones the default preset's (W4A16), then as the runs came;
+    groups of nothing but float controls are the last.
+    """
+    runs = list(runs)
+    quantized = _divided([run for run in runs if run.quantized])
+    alone: list[LoadedRun] = []
+    for run in (run for run in runs if not run.quantized):
+        own = conditions(run.recorded)
+        beside = [g for g in quantized if _agrees(run, own, g.conditions, but="quantization")]
+        for group in beside:
+            group.runs.append(run)
+        if not beside:
+            alone.append(run)
+    return _largest_first(quantized) + _largest_first(_divided(alone))
+
+
+def _divided(runs: Sequence[LoadedRun]) -> list[RunGroup]:
+    found: dict[str, RunGroup] = {}
+    for run in sorted(runs, key=lambda run: not run.completed):
+        own = conditions(run.recorded)
+        fitting = (g for g in found.values() if _agrees(run, own, g.conditions))
+        group = None if run.completed else next(fitting, None)
+        if group is None:
+            group = found.setdefault(json.dumps(own, sort_keys=True), RunGroup(own, []))
+        group.runs.append(run)
+    return list(found.values())
+
+
+def _agrees(
+    run: LoadedRun, own: Mapping[str, Any], wanted: Mapping[str, Any], but: str | None = None
+) -> bool:
+    """Whether a run satisfies conditions; an incomplete one need only not contradict them."""
+    return all(
+        d.field == but or (not run.completed and d.value == NOT_RECORDED)
+        for d in differing_conditions(own, wanted)
+    )
+
+
+def _largest_first(found: Sequence[RunGroup]) -> list[RunGroup]:
+    def rank(group: RunGroup) -> tuple[int, bool]:
+        return -len(group.runs), brief(quantization_label(group.conditions["quantization"])) != ""
+
+    return sorted(found, key=rank)
+
+
+def _bits(layer: Mapping[str, Any]) -> str:
+    if not layer["bits"]:
+        return "float"
+    activations = layer.get("activation_bits")
+    of_input = f", input {activations} bit" if activations else ""
+    return f"{layer['bits']} bit {layer.get('scale')}{of_input}"
+
+
+def _differing_quantization(
+    one: Mapping[str, Any], other: Mapping[str, Any]
+) -> Iterator[Difference]:
+    differing = list(_differing_fields(one, other, "quantization."))
     layers = [d for d in differing if d.field.startswith("quantization.layers.")]
     settings = [d for d in differing if d not in layers]
     known = [d for d in settings if NOT_RECORDED not in (d.value, d.other)]
@@ -114,77 +170,13 @@ def _of_quantizations(one: Conditions, other: Conditions) -> Iterator[Difference
         yield Difference("quantization.layers", f"{first.value} ({name}{also})", first.other)
 
 
-Group = tuple[Conditions, list[LoadedRun]]
-"""Comparable runs and what they agree on; with quantized ones among them, those of the latter."""
-
-
-def groups(runs: Iterable[LoadedRun]) -> list[Group]:
-    """Divide runs into sets of comparable ones, the largest first (ties: W4A16, then as they came).
-
-    A float control is in every set of quantized runs that it is comparable with, and sets of
-    nothing but float controls come last.
-    """
-    runs = list(runs)
-    quantized = _divided([run for run in runs if run.quantized])
-    found = [(wanted, list(members)) for wanted, members in quantized]
-    alone: list[LoadedRun] = []
-    for run in (run for run in runs if not run.quantized):
-        own = conditions(run.summary)
-        beside = [group for group in found if _agrees(run, own, group[0], but="quantization")]
-        for _, members in beside:
-            members.append(run)
-        if not beside:
-            alone.append(run)
-    return _largest_first(found) + _largest_first(_divided(alone))
-
-
-def _divided(runs: Sequence[LoadedRun]) -> list[Group]:
-    found: dict[str, Group] = {}
-    for run in sorted(runs, key=lambda run: not run.completed):
-        wanted = conditions(run.summary)
-        group = None
-        if not run.completed:
-            group = next((g for g in found.values() if _agrees(run, wanted, g[0])), None)
-        if group is None:
-            group = found.setdefault(json.dumps(wanted, sort_keys=True), (wanted, []))
-        group[1].append(run)
-    return list(found.values())
-
-
-def _agrees(run: LoadedRun, own: Conditions, wanted: Conditions, but: str | None = None) -> bool:
-    """Whether a run satisfies conditions; an incomplete one need only not contradict them."""
-    return all(
-        d.field == but or (not run.completed and d.value == NOT_RECORDED)
-        for d in differences(own, wanted)
-    )
-
-
-def _largest_first(found: Sequence[Group]) -> list[Group]:
-    def rank(group: Group) -> tuple[int, bool]:
-        return -len(group[1]), brief(quantization_label(group[0]["quantization"])) != ""
-
-    return sorted(found, key=rank)
-
-
-def _bits(coverage: Mapping[str, Any] | None) -> dict[str, str] | None:
-    if coverage is None:
-        return None
-    return {layer["name"]: _of_layer(layer) for layer in coverage["layers"]}
-
-
-def _of_layer(layer: Mapping[str, Any]) -> str:
-    if not layer["bits"]:
-        return "float"
-    activations = layer.get("activation_bits")
-    of_input = f", input {activations} bit" if activations else ""
-    return f"{layer['bits']} bit {layer.get('scale')}{of_input}"
-
-
-def _differences(one: Conditions, other: Conditions, path: str) -> Iterator[Difference]:
+def _differing_fields(
+    one: Mapping[str, Any], other: Mapping[str, Any], path: str
+) -> Iterator[Difference]:
     for name in sorted(one.keys() | other.keys()):
         field, a, b = f"{path}{name}", one.get(name), other.get(name)
         if isinstance(a, Mapping) and isinstance(b, Mapping):
-            yield from _differences(a, b, f"{field}.")
+            yield from _differing_fields(a, b, f"{field}.")
         elif a != b:
             yield Difference(field, _shown(a), _shown(b))
 
@@ -193,9 +185,3 @@ def _shown(value: Any) -> Any:
     if value is None:
         return NOT_RECORDED
     return "recorded" if isinstance(value, Mapping) else value
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    is_digest = len(text) >= 32 and " " not in text
-    return text[:16] if is_digest else text

@@ -1,18 +1,28 @@
-"""The comparison: runs grouped by what makes them comparable, repeated, paired, and the gate.
+"""Compare runs: group them by what makes them comparable, repeat, pair, and decide the gate.
 
-The document it builds is plain JSON, valid under ``schemas/comparison.schema.json``; every report
-is a rendering of it.
+`qatval.analysis.document` says what a comparison holds; every report is a rendering of it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
-from qatval.analysis import effects, gate, intervals, posttraining, thresholds
-from qatval.analysis.comparability import Group, differences, groups
+from qatval.analysis import effects, gate, thresholds
+from qatval.analysis.comparability import RunGroup, differing_conditions, groups
+from qatval.analysis.document import (
+    Comparison,
+    Group,
+    MethodEntry,
+    NotRead,
+    Reference,
+    ReferenceCount,
+    RunEntry,
+    Varying,
+)
 from qatval.analysis.effects import method_order
-from qatval.analysis.rules import Check
+from qatval.analysis.intervals import spread
+from qatval.analysis.posttraining import against_post_training
+from qatval.analysis.rules import Check, Result
 from qatval.analysis.runs import LoadedRun, Unreadable
 from qatval.analysis.thresholds import Thresholds
 from qatval.core import formatting
@@ -21,23 +31,16 @@ from qatval.core.stability import PRIMARY_METRIC
 
 SCHEMA_VERSION = "1.1"
 
-Comparison = dict[str, Any]
-
 # What may differ between comparable runs, and a reader should know when it does.
 _NOTABLE = (
     ("model", "checkpoint_sha256"),
-    ("training", "device"),
-    ("training", "amp"),
-    ("training", "threads"),
-    ("training", "overrides"),
-    ("environment", "torch"),
-    ("environment", "ultralytics"),
-    ("environment", "brevitas"),
+    *(("training", name) for name in ("device", "amp", "threads", "overrides")),
+    *(("environment", name) for name in ("torch", "ultralytics", "brevitas")),
     ("git", "commit"),
 )
 
-# What a group's runs are to their references, the worst first, and how that is said.
-_STANDINGS = {
+# How a group's runs compare with their references, the worst first, and how that is said.
+_REFERENCE_SENTENCES: Mapping[Result, str] = {
     "failed": "reference not met by {runs}",
     "waived": "reference not met by {runs}, but waived",
     "passed": "reference met within its tolerance by {runs}",
@@ -63,54 +66,54 @@ def compare(
     """
     recorded = recorded or thresholds.load()
     unique, warnings = _unique(runs)
-    warnings += [
-        f"{run.run_id}: {contradiction}" for run in unique if (contradiction := run.contradiction)
-    ]
-    grouped = _groups(unique)
+    warnings += [f"{run.run_id}: {said}" for run in unique if (said := run.contradiction)]
+    grouped = _named_groups(unique)
     groups_of: dict[str, list[str]] = {}
-    for name, (_, members) in grouped.items():
-        for run in members:
+    for name, group in grouped.items():
+        for run in group.runs:
             groups_of.setdefault(run.run_id, []).append(name)
-    judged = {run.run_id: thresholds.reference(run.summary, recorded) for run in unique}
-    decision = gate.decide(unique, count_incomplete=count_incomplete)
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "primary_name": PRIMARY_METRIC,
-        "runs": [_run(run, groups_of[run.run_id], judged[run.run_id]) for run in unique],
-        "groups": _group_documents(grouped, judged),
-        "gate": {
-            gate.GATE: decision.open,
-            "reasons": list(decision.reasons),
-            "unmet": [
-                {"variant": unmet.variant, "reason": unmet.reason, "runs": list(unmet.runs)}
-                for unmet in decision.unmet
-            ],
-        },
-        "unreadable": [{"path": str(item.path), "reason": item.reason} for item in unreadable],
-        "warnings": warnings,
-    }
+    checks = {run.run_id: thresholds.reference(run.summary, recorded) for run in unique}
+    largest: dict[str, str] = {}
+    for name, group in grouped.items():
+        largest.setdefault(group.runs[0].variant, name)
+    return Comparison(
+        schema_version=SCHEMA_VERSION,
+        primary_name=PRIMARY_METRIC,
+        runs=[_run_entry(run, groups_of[run.run_id], checks[run.run_id]) for run in unique],
+        groups=[
+            _group_entry(name, grouped, largest[group.runs[0].variant], checks)
+            for name, group in grouped.items()
+        ],
+        gate=gate.decide(unique, count_incomplete=count_incomplete),
+        unreadable=[NotRead(str(item.path), item.reason) for item in unreadable],
+        warnings=warnings,
+    )
 
 
-def standings(judged: Iterable[tuple[LoadedRun, Check | None]]) -> list[dict[str, str]]:
-    """Say how many completed runs agree with what is recorded for them, and name the others."""
+def reference_counts(judged: Iterable[tuple[LoadedRun, Check | None]]) -> list[ReferenceCount]:
+    """Count the completed runs that agree with what is recorded for them, and name the others.
+
+    A run comes with its check against the reference, None where it is incomplete.
+    """
     found: dict[str, list[LoadedRun]] = {}
     for run, check in judged:
         if check is not None:
             found.setdefault(check.result, []).append(run)
     completed = formatting.count(sum(map(len, found.values())), "completed run")
     said = []
-    for result, words in _STANDINGS.items():
+    for result, words in _REFERENCE_SENTENCES.items():
         if runs := found.get(result):
             sentence = words.format(runs=f"{len(runs)} of {completed}")
             if result in ("failed", "waived"):
                 names = [f"{run.method} seed {run.seed}" for run in runs[:_NAMED]]
                 more = [f"{len(runs) - _NAMED} more"] if len(runs) > _NAMED else []
                 sentence += f": {', '.join(names + more)}"
-            said.append({"result": result, "sentence": sentence})
+            said.append(ReferenceCount(result, sentence))
     return said
 
 
 def _unique(runs: Iterable[LoadedRun]) -> tuple[list[LoadedRun], list[str]]:
+    """Return the runs in the comparison's order, each id once, and a warning for each copy."""
     kept: dict[str, LoadedRun] = {}
     warnings = []
     for run in runs:
@@ -123,143 +126,117 @@ def _unique(runs: Iterable[LoadedRun]) -> tuple[list[LoadedRun], list[str]]:
     ), warnings
 
 
-_Groups = Mapping[str, Group]
-
-
-def _groups(runs: Sequence[LoadedRun]) -> _Groups:
-    named: dict[str, Group] = {}
+def _named_groups(runs: Sequence[LoadedRun]) -> Mapping[str, RunGroup]:
+    named: dict[str, RunGroup] = {}
     for variant in sorted({run.variant for run in runs}):
-        for wanted, members in groups(run for run in runs if run.variant == variant):
-            profile = next((run.profile for run in members if run.profile), None)
-            dataset = members[0].dataset or "unknown dataset"
-            name = "/".join(filter(None, (variant, dataset, profile)))
-            name = " ".join(filter(None, (name, brief(quantization_label(wanted["quantization"])))))
+        for group in groups(run for run in runs if run.variant == variant):
+            dataset = group.runs[0].summary.dataset.name or "unknown dataset"
+            name = "/".join(filter(None, (variant, dataset, _profile(group.runs))))
+            precision = quantization_label(group.conditions["quantization"])
+            name = " ".join(filter(None, (name, brief(precision))))
             same = sum(other == name or other.startswith(f"{name} (") for other in named)
-            named[f"{name} ({same + 1})" if same else name] = (wanted, members)
+            named[f"{name} ({same + 1})" if same else name] = group
     return named
 
 
-def _group_documents(grouped: _Groups, judged: Mapping[str, Check | None]) -> list[dict[str, Any]]:
-    documents = []
-    largest: dict[str, str] = {}
-    for name, (wanted, members) in grouped.items():
-        compared_with = largest.setdefault(members[0].variant, name)
-        order = method_order(run.method for run in members)
-        documents.append(
-            {
-                "name": name,
-                "variant": members[0].variant,
-                "dataset": members[0].dataset,
-                "profile": next((run.profile for run in members if run.profile), None),
-                "precision": quantization_label(wanted["quantization"]),
-                "conditions": dict(wanted),
-                "not_comparable_with": None if compared_with == name else compared_with,
-                "differs_in": [
-                    {"field": d.field, "value": d.value, "other": d.other}
-                    for d in differences(wanted, grouped[compared_with][0])
-                ],
-                "varying": _varying(members),
-                "fp32_value": _spread(_values(members, "fp32_value")),
-                "ptq_value": _spread(_values(members, "ptq_value")),
-                "start_value": _spread(
-                    _values([r for r in members if r.quantized and r.trained], "start_value")
-                ),
-                "references": standings((run, judged[run.run_id]) for run in members),
-                "methods": [_method(members, method) for method in order],
-                "net_effects": effects.net_effects(members, wanted["quantization"]["mode"]),
-                "not_net": effects.not_net(members),
-                "against_post_training": posttraining.against_post_training(
-                    members, wanted["quantization"]["mode"]
-                ),
-                "differences": effects.differences(members),
-            }
-        )
-    return documents
+def _profile(runs: Iterable[LoadedRun]) -> str | None:
+    return next((p for run in runs if (p := run.summary.training.profile)), None)
 
 
-def _run(run: LoadedRun, groups: Sequence[str], reference: Check | None) -> dict[str, Any]:
-    error = run.summary.get("error", {})
-    stage = f" (in {error['stage']})" if error.get("stage") else ""
-    return {
-        "run_id": run.run_id,
-        "root": str(run.root),
-        "group": groups[0],
-        "groups": list(groups),
-        "variant": run.variant,
-        "method": run.method,
-        "role": effects.role(run.method),
-        "mode": run.mode,
-        "seed": run.seed,
-        "profile": run.profile,
-        "trajectory": run.trajectory,
-        "created_at": run.summary["created_at"],
-        "status": run.summary["status"],
-        "outcome": run.outcome,
-        "best_value": run.best,
-        "final_value": run.final,
-        "final_over_best_ratio": run.final / run.best
-        if run.best and run.final is not None
-        else None,
-        "fp32_value": run.metric("fp32_value"),
-        "ptq_value": run.metric("ptq_value"),
-        "start_value": run.metric("start_value"),
-        "share_of_fp32": run.kept,
-        "failed_checks": list(run.summary.get("failed_checks", [])),
-        "before_qc_value": run.metric("before_qc_value"),
-        "before_bn_value": run.metric("before_bn_value"),
-        "reference": reference and {"result": reference.result, "detail": reference.detail},
-        "error": f"{error['message']}{stage}" if error else None,
-    }
+def _group_entry(
+    name: str, grouped: Mapping[str, RunGroup], largest: str, checks: Mapping[str, Check | None]
+) -> Group:
+    """Return a group as the comparison has it; ``largest`` is its variant's largest group."""
+    conditions, runs = grouped[name]
+    mode = conditions["quantization"]["mode"]
+    trained = [run for run in runs if run.quantized and run.trained]
+    return Group(
+        name=name,
+        variant=runs[0].variant,
+        dataset=runs[0].summary.dataset.name,
+        profile=_profile(runs),
+        precision=quantization_label(conditions["quantization"]),
+        conditions=conditions,
+        not_comparable_with=None if largest == name else largest,
+        differs_in=differing_conditions(conditions, grouped[largest].conditions),
+        varying=_varying(runs),
+        fp32_value=spread(_known(run.summary.metrics.fp32_value for run in runs)),
+        ptq_value=spread(_known(run.summary.metrics.value("ptq_value") for run in runs)),
+        start_value=spread(_known(run.summary.metrics.value("start_value") for run in trained)),
+        references=reference_counts((run, checks[run.run_id]) for run in runs),
+        methods=[_method_entry(runs, name) for name in method_order(run.method for run in runs)],
+        net_effects=effects.net_effects(runs, mode),
+        not_net=effects.not_net(runs),
+        against_post_training=against_post_training(runs, mode),
+        differences=effects.paired_differences(runs),
+    )
 
 
-def _method(members: Sequence[LoadedRun], method: str) -> dict[str, Any]:
+def _run_entry(run: LoadedRun, groups: list[str], check: Check | None) -> RunEntry:
+    summary, metrics, error = run.summary, run.summary.metrics, run.summary.error
+    best = metrics.best_value
+    stage = f" (in {error.stage})" if error and error.stage else ""
+    return RunEntry(
+        run_id=run.run_id,
+        root=str(run.root),
+        group=groups[0],
+        groups=groups,
+        variant=run.variant,
+        method=run.method,
+        role=effects.role(run.method),
+        mode=run.mode,
+        seed=run.seed,
+        profile=summary.training.profile,
+        trajectory=run.trajectory,
+        created_at=summary.created_at,
+        status=summary.status,
+        outcome=run.outcome,
+        best_value=best,
+        final_value=run.final,
+        final_over_best_ratio=run.final / best if best and run.final is not None else None,
+        fp32_value=metrics.fp32_value,
+        ptq_value=metrics.value("ptq_value"),
+        start_value=metrics.value("start_value"),
+        share_of_fp32=run.kept,
+        failed_checks=list(summary.failed_checks or ()),
+        before_qc_value=metrics.before_qc_value,
+        before_bn_value=metrics.before_bn_value,
+        reference=None if check is None else Reference(check.result, check.detail),
+        error=f"{error.message}{stage}" if error else None,
+    )
+
+
+def _method_entry(members: Sequence[LoadedRun], method: str) -> MethodEntry:
     runs = [run for run in members if run.method == method]
-    outcomes = [run.outcome for run in runs if run.completed]
-    return {
-        "method": method,
-        "role": effects.role(method),
-        "runs": len(runs),
-        "completed": len(outcomes),
-        "collapsed": outcomes.count("collapsed"),
-        "degenerate": outcomes.count("degenerate"),
-        "disputed": outcomes.count("disputed"),
-        "incomplete": len(runs) - len(outcomes),
-        "outcomes_agree": len(set(outcomes)) == 1 if len(outcomes) > 1 else None,
-        "seeds": sorted({run.seed for run in runs if run.completed}),
-        "final_value": _spread([v for r in runs if r.completed and (v := r.final) is not None]),
-        "share_of_fp32": _spread([v for r in runs if r.completed and (v := r.kept) is not None]),
-        "oscillating": _spread(_measured(runs, "oscillation", "oscillating")),
-        "batchnorm_drift": _spread(_measured(runs, "batchnorm", "kl_mean")),
+    completed = [run for run in runs if run.completed]
+    outcomes = [run.outcome for run in completed]
+    oscillations = [o for run in completed if (o := run.summary.oscillation)]
+    drifts = [b for run in completed if (b := run.summary.batchnorm)]
+    return MethodEntry(
+        method=method,
+        role=effects.role(method),
+        runs=len(runs),
+        completed=len(outcomes),
+        collapsed=outcomes.count("collapsed"),
+        degenerate=outcomes.count("degenerate"),
+        disputed=outcomes.count("disputed"),
+        incomplete=len(runs) - len(outcomes),
+        outcomes_agree=len(set(outcomes)) == 1 if len(outcomes) > 1 else None,
+        seeds=sorted({run.seed for run in completed}),
+        final_value=spread(_known(run.final for run in completed)),
+        share_of_fp32=spread(_known(run.kept for run in completed)),
+        oscillating=spread([oscillation.oscillating for oscillation in oscillations]),
+        batchnorm_drift=spread([drift.kl_mean for drift in drifts]),
+    )
+
+
+def _varying(runs: Sequence[LoadedRun]) -> list[Varying]:
+    values = {
+        f"{section}.{name}": {str((run.recorded.get(section) or {}).get(name)) for run in runs}
+        for section, name in _NOTABLE
     }
+    return [Varying(field, sorted(found)) for field, found in values.items() if len(found) > 1]
 
 
-def _measured(runs: Iterable[LoadedRun], section: str, name: str) -> list[float]:
-    return [
-        value for r in runs if r.completed and (value := r.section(section).get(name)) is not None
-    ]
-
-
-def _varying(members: Sequence[LoadedRun]) -> list[dict[str, Any]]:
-    found = []
-    for section, name in _NOTABLE:
-        values = {str(run.section(section).get(name)) for run in members}
-        if len(values) > 1:
-            found.append({"field": f"{section}.{name}", "values": sorted(values)})
-    return found
-
-
-def _values(members: Iterable[LoadedRun], metric: str) -> list[float]:
-    return [value for run in members if (value := run.metric(metric)) is not None]
-
-
-def _spread(values: Sequence[float]) -> dict[str, Any] | None:
-    summary = intervals.spread(values)
-    if summary is None:
-        return None
-    return {
-        "count": summary.count,
-        "mean": summary.mean,
-        "deviation": summary.deviation,
-        "min": summary.low,
-        "max": summary.high,
-    }
+def _known(values: Iterable[float | None]) -> list[float]:
+    return [value for value in values if value is not None]

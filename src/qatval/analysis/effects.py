@@ -18,43 +18,35 @@ whatever model it is given. Of an averaged X the FP32 model is averaged as well.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Container, Iterable, Mapping, Sequence
 from itertools import permutations
-from typing import Any, Literal
+from typing import Any
 
-from qatval.analysis import intervals
-from qatval.analysis.intervals import Contrast, MeanContrast
-from qatval.analysis.pairing import net, pairs
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from qatval.analysis.document import NetEffect, NetPair, NotNet, Pair, PairedDifference, Role
+from qatval.analysis.intervals import (
+    LEVEL,
+    SEEDS_TO_TELL,
+    MeanContrast,
+    image_errors,
+    mean_contrast,
+)
+from qatval.analysis.pairing import Contrast, Scores, evaluate, net_of, pair_by_seed, scores_of
 from qatval.analysis.runs import LoadedRun
 from qatval.core import formatting
 from qatval.core.errors import UsageError
-from qatval.quant.methods import (
-    BASELINE,
-    in_float,
-    method,
-    method_names,
-    part_names,
-    parts,
-    reestimated,
-    without,
-)
-
-Role = Literal["method", "control"]
-Kind = Literal["averaging", "teacher", "correction", "correction-in-float"]
+from qatval.quant.methods import BASELINE, Method, method, method_names, part_names
+from qatval.quant.methods.part import Effect
 
 
 def role(name: str) -> Role:
-    """Return whether a method is under test or there to be compared with; unknown ones are tested.
-
-    Controls train without quantization, train nothing, or re-estimate statistics in QC's place.
-    """
-    try:
-        meant = method(name)
-    except UsageError:
-        return "method"
-    tested = meant.quantized and meant.recipe is not None and meant.statistics != "reestimated"
-    return "method" if tested else "control"
+    """Return whether a method is under test, as unknown ones are, or there to be compared with."""
+    known = _known(name)
+    return "control" if known is not None and known.is_control else "method"
 
 
 def method_order(names: Iterable[str]) -> list[str]:
@@ -64,130 +56,129 @@ def method_order(names: Iterable[str]) -> list[str]:
     def rank(name: str) -> tuple[Any, ...]:
         if name in compared:
             return (0, compared.index(name))
-        found = _parts(name)
-        control = role(name) == "control"
+        found = _known(name)
         if found is None:
-            return (1, control, 1, name)
+            return (1, False, 1, name)
         # training comes first in a name, so ptq would precede the controls that train
-        untrained = method(name).recipe is None if control else False
-        return (1, control, 0, untrained, tuple(known.index(part) for part in found))
+        untrained = found.training is None
+        return (1, found.is_control, 0, untrained, [known.index(p.name) for p in found.parts])
 
     return sorted(set(names), key=rank)
 
 
-def differences(runs: Sequence[LoadedRun]) -> list[dict[str, Any]]:
-    """Return the paired differences worth a sentence, of the comparable runs of a group.
+def paired_differences(runs: Sequence[LoadedRun]) -> list[PairedDifference]:
+    """Return the differences of two methods of a group that are worth a sentence, paired by seed.
 
     The contract's methods among each other, each method against the baseline, and each method or
     control against what it extends by one part.
     """
     quantized = {run.method: run.quantized for run in runs}
+    scores = scores_of(runs)
     found = []
     for reference, name in permutations(method_order(quantized), 2):
-        if quantized[reference] == quantized[name] and _worth_comparing(name, reference):
-            paired = pairs(runs, name, reference)
-            if (mean := intervals.mean_contrast(paired)) is not None:
-                found.append(
-                    {
-                        "method": name,
-                        "reference": reference,
-                        **contrast_document(paired, mean),
-                        "sentence": difference_sentence(name, reference, mean),
-                    }
-                )
+        if quantized[reference] != quantized[name] or not _worth_comparing(name, reference):
+            continue
+        if contrasts := pair_by_seed(runs, name, reference):
+            difference, fields = measured(contrasts, scores)
+            sentence = difference_sentence(name, reference, difference)
+            found.append(
+                PairedDifference(method=name, reference=reference, sentence=sentence, **fields)
+            )
     return found
 
 
-@dataclass(frozen=True)
-class Effect:
-    """A gain and what it has to exceed, each as a method and its reference."""
+def measured(
+    contrasts: Mapping[int, Contrast], scores: Scores
+) -> tuple[MeanContrast, dict[str, Any]]:
+    """Return the mean of contrasts by seed, and what every kind of difference records of it."""
+    values = evaluate(contrasts.values(), scores.values)
+    mean = mean_contrast(values, scores.images)
+    return mean, {
+        "mean": mean.mean,
+        "interval": mean.interval,
+        "level": LEVEL,
+        "seeds": mean.seeds,
+        "positive": mean.positive,
+        "negative": mean.negative,
+        "tells": mean.excludes_zero,
+        "shared_training": all(contrast.shared_training for contrast in contrasts.values()),
+        "images_resampled": mean.images_resampled,
+        "pairs": pairs(contrasts, values),
+    }
 
-    kind: Kind
-    gain: tuple[str, str]
-    control: tuple[str, str]
+
+def pairs(contrasts: Mapping[int, Contrast], values: NDArray[np.float64]) -> list[Pair]:
+    """List contrasts by seed with the values that `evaluate` found for them."""
+    each = zip(contrasts.items(), values[:, 0].tolist(), image_errors(values), strict=True)
+    return [Pair(seed, value, c.shared_training, error) for (seed, c), value, error in each]
 
 
 def effects_of(name: str) -> list[Effect]:
     """Return what a method's gain has to exceed, nothing for one whose last part has no control."""
-    found = _parts(name)
-    if not found or role(name) == "control":
+    found = _known(name)
+    if found is None or not found.parts or found.is_control:
         return []
-    if found[-1] == "ema":
-        control = in_float(name)
-        return [
-            Effect("averaging", (name, without(name, "ema")), (control, without(control, "ema")))
-        ]
-    if found[-1] == "distill":
-        return [Effect("teacher", (name, without(name, "distill")), (in_float(name), "fp32"))]
-    if found[-1] == "qc":
-        reference, control = without(name, "qc"), in_float(name)
-        return [
-            Effect("correction", (name, reference), (reestimated(name), reference)),
-            Effect("correction-in-float", (name, reference), (control, without(control, "qc"))),
-        ]
-    return []
+    return found.parts[-1].effects(found)
 
 
-def net_effects(runs: Sequence[LoadedRun], mode: str) -> list[dict[str, Any]]:
-    """Return what methods gain net of their controls, of the comparable runs of a group.
-
-    Args:
-        runs: Of one quantization, with the float controls beside it.
-        mode: Name of the quantization.
-    """
+def net_effects(runs: Sequence[LoadedRun], mode: str) -> list[NetEffect]:
+    """Return what a group's methods gain net of their controls; ``mode`` names its quantization."""
+    scores = scores_of(runs)
     found = []
-    for meant in _effects(runs):
-        measured = net(runs, meant.gain, meant.control)
-        mean = intervals.mean_contrast(measured.nets)
-        gain = intervals.mean_contrast(measured.gains)
-        control_gain = intervals.mean_contrast(measured.control_gains)
-        if mean is None or gain is None or control_gain is None:
+    for effect in _effects(runs):
+        gains, control_gains = (pair_by_seed(runs, *e) for e in (effect.gain, effect.control))
+        contrasts = net_of(gains, control_gains)
+        if not contrasts:
             continue
-        document = contrast_document(measured.nets, mean)
-        each = zip(document["pairs"], measured.gains, measured.control_gains, strict=True)
+        ours, theirs = (
+            evaluate([by_seed[seed] for seed in contrasts], scores.values[:, :1])[:, 0].tolist()
+            for by_seed in (gains, control_gains)
+        )
+        gain, control_gain = (math.fsum(values) / len(values) for values in (ours, theirs))
+        net, fields = measured(contrasts, scores)
+        net_pairs = [
+            NetPair(*msgspec.structs.astuple(pair), *both)
+            for pair, *both in zip(fields["pairs"], ours, theirs, strict=True)
+        ]
         found.append(
-            {
-                "kind": meant.kind,
-                "method": meant.gain[0],
-                "reference": meant.gain[1],
-                "control": meant.control[0],
-                "control_reference": meant.control[1],
-                "gain": gain.mean,
-                "control_gain": control_gain.mean,
-                **document,
-                "pairs": [
-                    {**pair, "gain": one.value, "control_gain": other.value}
-                    for pair, one, other in each
-                ],
-                "sentence": net_sentence(meant, mode, gain.mean, control_gain.mean, mean)
-                + _collapses(runs, meant, {contrast.seed for contrast in measured.nets}),
-            }
+            NetEffect(
+                kind=effect.kind,
+                method=effect.gain[0],
+                reference=effect.gain[1],
+                control=effect.control[0],
+                control_reference=effect.control[1],
+                gain=gain,
+                control_gain=control_gain,
+                sentence=net_sentence(effect, mode, gain, control_gain, net)
+                + _collapses(runs, effect, contrasts.keys()),
+                **fields | {"pairs": net_pairs},
+            )
         )
     return found
 
 
-def not_net(runs: Sequence[LoadedRun]) -> dict[str, Any] | None:
+def not_net(runs: Sequence[LoadedRun]) -> NotNet | None:
     """Say which gains of a group lack a control to be net of; None where none does."""
     gains, lacking = dict[str, None](), set()
-    for meant in _effects(runs):
-        seeds = {pair.seed for pair in pairs(runs, *meant.gain)}
-        if not seeds or net(runs, meant.gain, meant.control).nets:
+    for effect in _effects(runs):
+        paired = pair_by_seed(runs, *effect.gain)
+        if not paired or net_of(paired, pair_by_seed(runs, *effect.control)):
             continue
-        gains[f"{meant.gain[0]} over {meant.gain[1]}"] = None
+        gains[f"{effect.gain[0]} over {effect.gain[1]}"] = None
         lacking |= {
             name
-            for name in meant.control
-            if not any(r.method == name and r.completed and r.seed in seeds for r in runs)
-        } or {*meant.control}
+            for name in effect.control
+            if not any(r.method == name and r.completed and r.seed in paired for r in runs)
+        } or {*effect.control}
     if not gains:
         return None
     missing = method_order(lacking)
     gain = "gain" if len(gains) == 1 else "gains"
-    return {
-        "missing": missing,
-        "sentence": f"the {gain} of {_listed([*gains])} {_are([*gains])} not net of every control: "
+    return NotNet(
+        missing,
+        f"the {gain} of {_listed([*gains])} {_are([*gains])} not net of every control: "
         f"{_listed(missing)} {_are(missing)} missing (run with --with-controls)",
-    }
+    )
 
 
 def difference_sentence(name: str, reference: str, difference: MeanContrast) -> str:
@@ -202,7 +193,7 @@ def difference_sentence(name: str, reference: str, difference: MeanContrast) -> 
             f"higher on {difference.positive} of {n}"
         )
     interval = f"{mean} {formatting.interval(difference.interval)}"
-    if not difference.tells:
+    if not difference.excludes_zero:
         return f"{seeds} do not tell {name} from {reference}: {interval}"
     if difference.mean > 0:
         return f"{name} is better than {reference} on {difference.positive} of {seeds}, {interval}"
@@ -210,47 +201,30 @@ def difference_sentence(name: str, reference: str, difference: MeanContrast) -> 
 
 
 def net_sentence(
-    meant: Effect, mode: str, gain: float, control_gain: float, net: MeanContrast
+    effect: Effect, mode: str, gain: float, control_gain: float, net: MeanContrast
 ) -> str:
     """Say in one sentence what a gain is worth beside its control's, and no more than it tells.
 
-    Args:
-        meant: What was compared with what.
-        mode: Name of the quantization.
-        gain, control_gain: Means over the seeds of the net effect.
-        net: The net effect.
+    ``gain`` and ``control_gain`` are means over the seeds of the net effect.
     """
-    name, reference = meant.gain
-    if meant.kind == "averaging":
-        control = f"in FP32 under the same schedule averaging {_moves(control_gain)}"
-    elif meant.kind == "teacher":
-        control = f"taught by itself FP32 {_moves(control_gain)}"
-    elif meant.kind == "correction-in-float":
-        control = f"in FP32 under the same schedule the same correction {_moves(control_gain)}"
-    else:
-        control = (
-            f"fresh BatchNorm statistics in place of QC {_moves(control_gain, 'gain', 'lose')}"
-        )
+    name, reference = effect.gain
+    verbs = ("gain", "lose") if effect.plural else ("gains", "loses")
+    control = f"{effect.control_does} {_moves(control_gain, *verbs)}"
     against = "over" if gain >= 0 else "against"
     measured = f"At {mode} {name} {_moves(gain)} {against} {reference}; {control}: net "
     seeds = formatting.count(net.seeds, "seed")
     mean = formatting.signed(net.mean)
     if net.interval is None:
         average = f"{mean} on {seeds}" if net.seeds == 1 else f"{mean} on average on {seeds}"
-        least = intervals.SEEDS_TO_TELL
+        least = SEEDS_TO_TELL
         return f"{measured}{average}, which cannot tell (it takes {least} seeds)"
     interval = formatting.interval(net.interval)
-    return f"{measured}{mean} {interval} on {seeds}, {_told(meant, gain, net)}"
+    return f"{measured}{mean} {interval} on {seeds}, {_conclusion(effect, gain, net)}"
 
 
-def _told(meant: Effect, gain: float, net: MeanContrast) -> str:
-    what, target, control = {
-        "averaging": ("averaging", " for the quantized training", "averaging by itself"),
-        "teacher": ("the teacher", " for the quantized model", "FP32 taught by itself"),
-        "correction-in-float": ("QC", " for the quantized model", "correcting an FP32 model"),
-        "correction": ("QC", "", "fresh statistics"),
-    }[meant.kind]
-    if not net.tells:
+def _conclusion(effect: Effect, gain: float, net: MeanContrast) -> str:
+    what, target, control = effect.what, effect.target, effect.control_is
+    if not net.excludes_zero:
         return f"which does not tell the two apart: no gain beyond that of {control} is shown"
     other = f"{target} than for FP32" if target else f" than {control}"
     if net.mean > 0:
@@ -262,10 +236,10 @@ def _told(meant: Effect, gain: float, net: MeanContrast) -> str:
     return f"so {what} does less{other}{cure}"
 
 
-def _collapses(runs: Iterable[LoadedRun], meant: Effect, seeds: set[int]) -> str:
+def _collapses(runs: Iterable[LoadedRun], effect: Effect, seeds: Container[int]) -> str:
     """Name the collapses behind a mean, which says little of a method that collapses at times."""
     said = []
-    for name in dict.fromkeys((*meant.gain, *meant.control)):
+    for name in dict.fromkeys((*effect.gain, *effect.control)):
         counted = [r for r in runs if r.method == name and r.completed and r.seed in seeds]
         if collapsed := sum(run.outcome == "collapsed" for run in counted):
             said.append(f"{name} on {collapsed} of {len(counted)}")
@@ -273,16 +247,13 @@ def _collapses(runs: Iterable[LoadedRun], meant: Effect, seeds: set[int]) -> str
 
 
 def _moves(value: float, up: str = "gains", down: str = "loses") -> str:
-    return (
-        f"{up} {formatting.signed(value)}"
-        if value >= 0
-        else f"{down} {formatting.signed(-value)[1:]}"
-    )
+    moved = formatting.signed(value) if value >= 0 else formatting.signed(-value)[1:]
+    return f"{up if value >= 0 else down} {moved}"
 
 
 def _effects(runs: Iterable[LoadedRun]) -> list[Effect]:
     names = method_order({run.method for run in runs if run.quantized})
-    return [meant for name in names for meant in effects_of(name)]
+    return [effect for name in names for effect in effects_of(name)]
 
 
 def _worth_comparing(name: str, reference: str) -> bool:
@@ -291,43 +262,20 @@ def _worth_comparing(name: str, reference: str) -> bool:
         return compared.index(name) > compared.index(reference)
     if reference == BASELINE and role(name) == "method":
         return True
-    ours, theirs = _parts(name), _parts(reference)
+    ours, theirs = _known(name), _known(reference)
     if ours is None or theirs is None:
         return False
-    alike = not theirs or ("ptq" in ours) == ("ptq" in theirs)
-    return alike and len(ours) == len(theirs) + 1 and set(theirs) < set(ours)
+    alike = not theirs.parts or (ours.training is None) == (theirs.training is None)
+    own, other = ({part.name for part in one.parts} for one in (ours, theirs))
+    return alike and len(own) == len(other) + 1 and other < own
 
 
-def _parts(name: str) -> tuple[str, ...] | None:
-    """Return the parts of a method, None for one that is not known here."""
+def _known(name: str) -> Method | None:
+    """Return what a method's name stands for, None for one that is not known here."""
     try:
-        return parts(name)
+        return method(name)
     except UsageError:
         return None
-
-
-def contrast_document(contrasts: Sequence[Contrast], mean: MeanContrast) -> dict[str, Any]:
-    """Return a mean contrast and what it is the mean of, as the comparison has it."""
-    return {
-        "mean": mean.mean,
-        "interval": mean.interval and list(mean.interval),
-        "level": intervals.LEVEL,
-        "seeds": mean.seeds,
-        "positive": mean.positive,
-        "negative": mean.negative,
-        "tells": mean.tells,
-        "shared_training": all(contrast.shared_training for contrast in contrasts),
-        "images_resampled": mean.images_resampled,
-        "pairs": [
-            {
-                "seed": contrast.seed,
-                "difference": contrast.value,
-                "shared_training": contrast.shared_training,
-                "image_error": contrast.image_error,
-            }
-            for contrast in contrasts
-        ],
-    }
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -1,105 +1,135 @@
-"""Which runs stand against which: differences of two methods, and gains net of their controls.
+"""Pair runs of two methods by seed.
 
 Runs that were scored on one training are paired with each other; where a seed has no such runs,
 each run of the one method is paired with each of the other. A seed counts once however many pairs
 it has.
+
+What is compared on a seed is a contrast, a weighted sum of its runs: a difference of two methods
+has weights +1 and -1, a gain net of its control has the difference of two such rows.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
+import math
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 
-from qatval.analysis.intervals import Contrast, Term
+import numpy as np
+from numpy.typing import NDArray
+
 from qatval.analysis.runs import LoadedRun
 
+# Equal gains do not subtract to an exact 0, and without a spread the least remainder would tell.
+_REMAINDER = 1e-12
+
 
 @dataclass(frozen=True)
-class Net:
-    """A gain beside what its control gains, on the seeds that have all of the runs.
+class Contrast:
+    """What some runs of one seed scored above others.
 
     Attributes:
-        gains: The method over its reference, a contrast per seed.
-        control_gains: The control over its own reference, on the same seeds.
-        nets: The first less the second.
+        weights: A weight per run, in the order of the runs it was made from; they add up to 0.
+        shared_training: Whether whatever is subtracted from each other directly was scored on
+            one and the same training.
     """
 
-    gains: Sequence[Contrast]
-    control_gains: Sequence[Contrast]
-    nets: Sequence[Contrast]
-
-
-def pairs(runs: Sequence[LoadedRun], method: str, reference: str) -> list[Contrast]:
-    """Pair two methods' completed runs by seed."""
-    return [pairing.contrast() for pairing in _pairings(runs, method, reference).values()]
-
-
-def net(runs: Sequence[LoadedRun], gain: tuple[str, str], control: tuple[str, str]) -> Net:
-    """Set a gain against that of its control, ``(M - R) - (C - CR)``, seed by seed.
-
-    Args:
-        runs: Comparable but for the control's quantization.
-        gain: Method M and its reference R.
-        control: The control C and its reference CR, which may be R itself: it then cancels.
-    """
-    ours, theirs = _pairings(runs, *gain), _pairings(runs, *control)
-    both = [(ours[seed], theirs[seed]) for seed in sorted(ours.keys() & theirs.keys())]
-    return Net(
-        [one.contrast() for one, _ in both],
-        [other.contrast() for _, other in both],
-        [one.contrast(less=other) for one, other in both],
-    )
+    weights: NDArray[np.float64]
+    shared_training: bool
 
 
 @dataclass(frozen=True)
-class _Pairing:
-    """The runs of two methods on one seed that are subtracted from each other."""
+class Scores:
+    """Final values of runs, in mAP.
 
-    seed: int
-    matches: Sequence[tuple[LoadedRun, LoadedRun]]
-    shared_training: bool
+    Attributes:
+        values: Of shape (runs, 1 + resamples): the value, then the same on each bootstrap resample
+            of the ``images`` validation images; NaN where it is not known.
+    """
 
-    def contrast(self, less: _Pairing | None = None) -> Contrast:
-        weights = self._weights()
-        shared = self.shared_training
-        if less is not None:
-            for run_id, (weight, run) in less._weights().items():
-                weights[run_id] = (weights.get(run_id, (0.0, run))[0] - weight, run)
-            shared = shared and less.shared_training
-        terms = tuple(
-            Term(weight, run.final, run.resamples)
-            for weight, run in weights.values()
-            if weight != 0.0 and run.final is not None
-        )
-        return Contrast(self.seed, terms, shared)
-
-    def _weights(self) -> dict[str, tuple[float, LoadedRun]]:
-        share = 1 / len(self.matches)
-        found: dict[str, tuple[float, LoadedRun]] = {}
-        for match in self.matches:
-            for sign, run in zip((share, -share), match, strict=True):
-                found[run.run_id] = (found.get(run.run_id, (0.0, run))[0] + sign, run)
-        return found
+    values: NDArray[np.float64]
+    images: int
 
 
-def _pairings(runs: Sequence[LoadedRun], method: str, reference: str) -> Mapping[int, _Pairing]:
+def pair_by_seed(runs: Sequence[LoadedRun], method: str, reference: str) -> dict[int, Contrast]:
+    """Return a contrast, method minus reference, for each seed that both have completed."""
     ours, theirs = _by_seed(runs, method), _by_seed(runs, reference)
     found = {}
     for seed in sorted(ours.keys() & theirs.keys()):
-        every = [(one, other) for one in ours[seed] for other in theirs[seed]]
+        every = list(product(ours[seed], theirs[seed]))
         shared = [
             (one, other)
             for one, other in every
-            if one.trajectory is not None and one.trajectory == other.trajectory
+            if runs[one].trajectory is not None and runs[one].trajectory == runs[other].trajectory
         ]
-        found[seed] = _Pairing(seed, shared or every, bool(shared))
+        pairs = shared or every
+        weights = np.zeros(len(runs))
+        for one, other in pairs:
+            weights[one] += 1 / len(pairs)
+            weights[other] -= 1 / len(pairs)
+        found[seed] = Contrast(weights, bool(shared))
     return found
 
 
-def _by_seed(runs: Iterable[LoadedRun], method: str) -> Mapping[int, list[LoadedRun]]:
-    found: dict[int, list[LoadedRun]] = defaultdict(list)
-    for run in runs:
+def net_of(
+    gains: Mapping[int, Contrast], control_gains: Mapping[int, Contrast]
+) -> dict[int, Contrast]:
+    """Subtract what a control gains from what a method gains, ``(M - R) - (C - CR)``.
+
+    Both are gains by seed, of `pair_by_seed`, among the same runs; so is what is returned, for the
+    seeds that have both. Where CR is R itself, it cancels.
+    """
+    return {
+        seed: Contrast(
+            gain.weights - control_gains[seed].weights,
+            gain.shared_training and control_gains[seed].shared_training,
+        )
+        for seed, gain in gains.items()
+        if seed in control_gains
+    }
+
+
+def scores_of(runs: Sequence[LoadedRun]) -> Scores:
+    """Return the final values of runs.
+
+    Differences on resampled images need the same resamples: a run that was scored on others than
+    most of the runs counts as one without.
+    """
+    draws = Counter(draw for run in runs if (draw := _draw(run)) is not None)
+    common, _ = draws.most_common(1)[0] if draws else ((0, 0, 0), 0)
+    values = np.full((len(runs), 1 + common[2]), math.nan)
+    for row, run in zip(values, runs, strict=True):
+        if run.final is not None:
+            row[0] = run.final
+        if run.bootstrap is not None and _draw(run) == common:
+            row[1:] = run.bootstrap.values
+    return Scores(values, common[1])
+
+
+def _draw(run: LoadedRun) -> tuple[int, int, int] | None:
+    """Return what tells a run's resamples: seed of the draw, images, number of resamples."""
+    drawn = run.bootstrap
+    return None if drawn is None else (drawn.seed, drawn.images, len(drawn.values))
+
+
+def evaluate(contrasts: Iterable[Contrast], values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the value of contrasts, shape (contrasts, columns), of values (runs, columns)."""
+    rows = []
+    for contrast in contrasts:
+        used = np.flatnonzero(contrast.weights)
+        products = contrast.weights[used, None] * values[used]
+        # fsum rounds once: with numpy's sum the order of the runs would show in the last digits
+        rows.append([math.fsum(column) for column in products.T.tolist()])
+    found = np.array(rows).reshape(len(rows), values.shape[1])
+    found[np.abs(found[:, 0]) < _REMAINDER, 0] = 0.0
+    return found
+
+
+def _by_seed(runs: Iterable[LoadedRun], method: str) -> Mapping[int, list[int]]:
+    """Return the positions of a method's completed runs."""
+    found: dict[int, list[int]] = defaultdict(list)
+    for position, run in enumerate(runs):
         if run.method == method and run.completed and run.final is not None:
-            found[run.seed].append(run)
+            found[run.seed].append(position)
     return found

@@ -9,13 +9,15 @@ rule that compares with what a control does not have (an FP32 training has no qu
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from msgspec import UNSET
+
 from qatval.core.quantization import FLOAT_MODE
 from qatval.core.stability import LEAST_SHARE_OF_FP32, stability
-from qatval.core.summary import Summary
+from qatval.core.summary import RunSummary
 
 Result = Literal["passed", "failed", "waived", "not judged"]
 
@@ -44,7 +46,7 @@ class Check:
         return f"{self.name} {self.result}: {self.detail}"
 
 
-def judge(summary: Summary, untrained_tolerance: float, qc_tolerance: float) -> list[Check]:
+def judge(summary: RunSummary, untrained_tolerance: float, qc_tolerance: float) -> list[Check]:
     """Return every rule that applies to a finished run, and the checks that failed within it.
 
     Args:
@@ -52,89 +54,69 @@ def judge(summary: Summary, untrained_tolerance: float, qc_tolerance: float) -> 
         untrained_tolerance: How far below its start a quantized training may end, in mAP.
         qc_tolerance: How far below its value before QC a run may end, in mAP.
     """
-    checks = [_learned(summary), _final_over_best(summary)]
-    checks += [Check(c["name"], "failed", c["detail"]) for c in summary.get("failed_checks", [])]
-    if _trains_quantized(summary):
-        checks += [_half_of_fp32(summary), _untrained(summary, untrained_tolerance)]
-    if summary["method"]["qc"]["enabled"]:
-        checks.append(_qc(summary, qc_tolerance))
+    mode, fp32 = summary.quantization.mode, summary.metrics.value("fp32_value")
+    least = "above 0" if fp32 is None else f"1 % of the FP32 checkpoint's {fp32:.4f} or more"
+    checks = [
+        _check(
+            summary,
+            "learned",
+            ("best_value",),
+            lambda best: not stability([best], fp32).degenerate,
+            f"best mAP {{:.4f}}, must be {least}",
+        ),
+        _check(
+            summary,
+            "final-over-best",
+            ("best_value", "final_value"),
+            lambda best, final: not stability([best, final]).collapsed,
+            "final mAP {1:.4f}, must be at least half of {0:.4f}",
+        ),
+        *(Check(c.name, "failed", c.detail) for c in summary.failed_checks or ()),
+    ]
+    if mode != FLOAT_MODE and summary.method.training != "none":
+        started = "ptq_value" if summary.metrics.start_value is UNSET else "start_value"
+        checks += [
+            _check(
+                summary,
+                "half-of-fp32",
+                ("final_value", "fp32_value"),
+                lambda final, fp32: final >= LEAST_SHARE_OF_FP32 * fp32,
+                "final mAP {:.4f}, must be at least half of the FP32 checkpoint's {:.4f}",
+            ),
+            _check(
+                summary,
+                "untrained-w4",
+                ("final_value", started),
+                lambda final, start: final >= start - untrained_tolerance,
+                f"final mAP {{:.4f}}, must be at least that of the {mode} model that the training "
+                f"started from, {{:.4f}} - {untrained_tolerance:g}",
+            ),
+        ]
+    if summary.method.qc.enabled:
+        checks += [
+            _check(
+                summary,
+                "qc-keeps",
+                ("final_value", "before_qc_value"),
+                lambda final, before: final >= before - qc_tolerance,
+                f"mAP {{:.4f}} after QC, must be at least {{:.4f}} (before) - {qc_tolerance:g}",
+            )
+        ]
     return checks
 
 
-def _learned(summary: Summary) -> Check:
-    best = metric(summary, "best_value")
-    if best is None:
-        return missing("learned", "best_value")
-    fp32 = metric(summary, "fp32_value")
-    good = not stability([best], fp32).degenerate
-    least = "above 0" if fp32 is None else f"1 % of the FP32 checkpoint's {fp32:.4f} or more"
-    return Check("learned", _result(good), f"best mAP {best:.4f}, must be {least}")
-
-
-def _final_over_best(summary: Summary) -> Check:
-    name = "final-over-best"
-    best, final = metric(summary, "best_value"), metric(summary, "final_value")
-    if best is None or final is None:
-        return missing(name, "best_value" if best is None else "final_value")
-    good = not stability([best, final]).collapsed
-    return Check(name, _result(good), f"final mAP {final:.4f}, must be at least half of {best:.4f}")
-
-
-def _trains_quantized(summary: Summary) -> bool:
-    training = summary["method"].get("training", "quantized")
-    return summary["quantization"]["mode"] != FLOAT_MODE and bool(training != "none")
-
-
-def _half_of_fp32(summary: Summary) -> Check:
-    name = "half-of-fp32"
-    final, fp32 = metric(summary, "final_value"), metric(summary, "fp32_value")
-    if final is None or fp32 is None:
-        return missing(name, "final_value" if final is None else "fp32_value")
-    least = LEAST_SHARE_OF_FP32 * fp32
-    return Check(
-        name,
-        _result(final >= least),
-        f"final mAP {final:.4f}, must be at least half of the FP32 checkpoint's {fp32:.4f}",
-    )
-
-
-def _untrained(summary: Summary, tolerance: float) -> Check:
-    name = "untrained-w4"
-    started = "start_value" if "start_value" in summary["metrics"] else "ptq_value"
-    final, untrained = metric(summary, "final_value"), metric(summary, started)
-    if final is None or untrained is None:
-        return missing(name, "final_value" if final is None else started)
-    return Check(
-        name,
-        _result(final >= untrained - tolerance),
-        f"final mAP {final:.4f}, must be at least that of the "
-        f"{summary['quantization']['mode']} model that the training started from, "
-        f"{untrained:.4f} - {tolerance:g}",
-    )
-
-
-def _qc(summary: Summary, tolerance: float) -> Check:
-    name = "qc-keeps"
-    final, before = metric(summary, "final_value"), metric(summary, "before_qc_value")
-    if final is None or before is None:
-        return missing(name, "final_value" if final is None else "before_qc_value")
-    return Check(
-        name,
-        _result(final >= before - tolerance),
-        f"mAP {final:.4f} after QC, must be at least {before:.4f} (before) - {tolerance:g}",
-    )
-
-
-def metric(summary: Summary, name: str) -> float | None:
-    """Return a metric that a run recorded, None if it is absent or no number."""
-    value = summary["metrics"].get(name)
-    return value if value is not None and math.isfinite(value) else None
+def _check(
+    summary: RunSummary, name: str, metrics: Sequence[str], good: Callable[..., bool], detail: str
+) -> Check:
+    """Check metrics; ``good`` takes their values, ``detail`` is formatted with them."""
+    values = {metric: summary.metrics.value(metric) for metric in metrics}
+    for metric, value in values.items():
+        if value is None:
+            return missing(name, metric)
+    result: Result = "passed" if good(*values.values()) else "failed"
+    return Check(name, result, detail.format(*values.values()))
 
 
 def missing(name: str, what: str) -> Check:
     """Return the failure of a check for a metric that a run lacks."""
     return Check(name, "failed", f"the run did not record metrics.{what}")
-
-
-def _result(good: bool) -> Result:
-    return "passed" if good else "failed"

@@ -1,6 +1,6 @@
 """Finished runs as they lie on disk: found below the given folders, read, and judged again.
 
-Summaries may come from older tools, so nothing beyond the schema's required keys is taken for
+Summaries may come from older tools, so nothing beyond the contract's required keys is taken for
 granted, and the outcome follows from the recorded values by the rule in `qatval.core.stability`.
 """
 
@@ -14,11 +14,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from qatval.analysis.intervals import ImageResamples
 from qatval.core.errors import QatvalError
+from qatval.core.measurements import Bootstrap
 from qatval.core.quantization import FLOAT_MODE
 from qatval.core.stability import Stability, stability
-from qatval.core.summary import SUMMARY_NAME, Summary, load_summary
+from qatval.core.summary import SUMMARY_NAME, RunSummary, read_summary
 
 Outcome = Literal["stable", "collapsed", "degenerate", "disputed", "incomplete"]
 """``disputed``: a check of the measurement itself failed, so that its value cannot be relied on."""
@@ -38,54 +38,39 @@ class LoadedRun:
 
     Attributes:
         root: Folder of the summary now; ``artifacts.run_root`` is where it was written.
-        summary: Valid under the schema.
+        summary: What it says.
+        recorded: The JSON of the same, with keys that this version does not know: what makes runs
+            comparable is taken from here, so that nothing unknown is ever averaged away.
     """
 
     root: Path
-    summary: Summary
+    summary: RunSummary
+    recorded: Mapping[str, Any]
 
     @property
     def run_id(self) -> str:
         """Name of the run."""
-        return str(self.summary["run_id"])
+        return self.summary.run_id
 
     @property
     def variant(self) -> str:
         """Name of the model variant."""
-        return str(self.summary["model"]["variant"])
+        return self.summary.model.variant
 
     @property
     def method(self) -> str:
         """Name of the method."""
-        return str(self.summary["method"]["variant"])
+        return self.summary.method.variant
 
     @property
     def seed(self) -> int:
         """Seed of the run."""
-        return int(self.summary["training"]["seed"])
-
-    @property
-    def profile(self) -> str | None:
-        """Name of the profile, None where an older tool did not record it."""
-        profile: str | None = self.summary["training"].get("profile")
-        return profile
-
-    @property
-    def trajectory(self) -> str | None:
-        """Identifies the training; equal for methods that were scored on one and the same."""
-        trajectory: str | None = self.summary["training"].get("trajectory")
-        return trajectory
-
-    @property
-    def dataset(self) -> str | None:
-        """Name of the dataset, None where an older tool did not record what it is."""
-        dataset: str | None = self.summary["dataset"].get("name")
-        return dataset
+        return self.summary.training.seed
 
     @property
     def mode(self) -> str:
         """Name of the quantization, e.g. ``"w4a16"``; ``"fp32"`` for a float control."""
-        return str(self.summary["quantization"]["mode"])
+        return self.summary.quantization.mode
 
     @property
     def quantized(self) -> bool:
@@ -95,44 +80,31 @@ class LoadedRun:
     @property
     def trained(self) -> bool:
         """Whether the method has a training, as every method of an older tool had."""
-        return bool(self.summary["method"].get("training") != "none")
+        return self.summary.method.training != "none"
 
     @property
     def completed(self) -> bool:
         """Whether the run came to its end, well or badly."""
-        return bool(self.summary["status"] != "incomplete")
-
-    @property
-    def best(self) -> float | None:
-        """Best value of the primary metric."""
-        return self.metric("best_value")
+        return self.summary.status != "incomplete"
 
     @property
     def final(self) -> float | None:
         """Final value of the primary metric."""
-        return self.metric("final_value")
+        return self.summary.metrics.final_value
 
-    def section(self, name: str) -> Mapping[str, Any]:
-        """Return a section of the summary, empty where an older tool wrote none."""
-        section = self.summary.get(name)
-        return section if isinstance(section, Mapping) else {}
+    @property
+    def trajectory(self) -> str | None:
+        """Identifies the training; equal for methods that were scored on one and the same."""
+        return self.summary.training.trajectory or None
 
-    def metric(self, name: str) -> float | None:
-        """Return a recorded metric, None if it is missing or not a finite number."""
-        return _number(self.summary["metrics"].get(name))
-
-    @cached_property
-    def resamples(self) -> ImageResamples | None:
-        """The final value on resampled validation images, None where nothing is known of it."""
-        recorded = self.section("metrics").get("bootstrap")
+    @property
+    def bootstrap(self) -> Bootstrap | None:
+        """The final value on resampled validation images, None where it can be paired with none."""
+        recorded = self.summary.metrics.bootstrap
         # without an identity nobody knows that two runs resampled the same images
-        if not isinstance(recorded, Mapping) or "identity" not in self.section("dataset"):
+        if recorded is None or self.summary.dataset.identity is None or len(recorded.values) < 2:
             return None
-        values = tuple(recorded.get("values") or ())
-        if len(values) < 2 or not all(isinstance(value, float | int) for value in values):
-            return None
-        images = int(recorded["images"])
-        return ImageResamples((recorded["seed"], images, len(values)), images, values)
+        return recorded
 
     @cached_property
     def outcome(self) -> Outcome:
@@ -144,20 +116,21 @@ class LoadedRun:
         if not self.completed:
             return "incomplete"
         verdict = self._verdict()
-        if verdict.collapsed or self.summary["stability"]["collapsed"]:
+        if verdict.collapsed or self.summary.stability.collapsed:
             return "collapsed"
         if verdict.degenerate:
             return "degenerate"
-        return "disputed" if self.summary.get("failed_checks") else "stable"
+        return "disputed" if self.summary.failed_checks else "stable"
 
     def _verdict(self) -> Stability:
-        values = [math.nan if v is None else v for v in (self.best, self.final)]
-        return stability(values, self.metric("fp32_value"))
+        metrics = self.summary.metrics
+        values = [math.nan if v is None else v for v in (metrics.best_value, self.final)]
+        return stability(values, metrics.fp32_value)
 
     @property
     def kept(self) -> float | None:
         """Final value over the FP32 checkpoint's, None where either is unknown."""
-        fp32 = self.metric("fp32_value")
+        fp32 = self.summary.metrics.fp32_value
         return self.final / fp32 if self.final is not None and fp32 else None
 
     @property
@@ -166,23 +139,22 @@ class LoadedRun:
         if not self.completed:
             return None
         verdict = self._verdict()
-        recorded = (self.summary["status"], self.summary["stability"]["collapsed"])
-        status = "completed-failed" if self.summary.get("failed_checks") else verdict.status
+        recorded = (self.summary.status, self.summary.stability.collapsed)
+        status = "completed-failed" if self.summary.failed_checks else verdict.status
         if recorded == (status, verdict.collapsed):
             return None
         return (
             f"records status {recorded[0]}, collapsed {str(recorded[1]).lower()}, but its best "
-            f"{self.best} and final {self.final} make it {status}, "
+            f"{self.summary.metrics.best_value} and final {self.final} make it {status}, "
             f"collapsed {str(verdict.collapsed).lower()}; taken as {self.outcome}"
         )
 
 
 def collect(paths: Iterable[Path]) -> tuple[list[LoadedRun], list[Unreadable]]:
-    """Read the runs at and below some paths.
+    """Read the runs at and below some paths, a run that is reached twice once.
 
     Args:
-        paths: Run roots, summary files, or folders that hold runs at any depth. A run reached
-            twice is read once.
+        paths: Run roots, summary files, or folders that hold runs at any depth.
 
     Returns:
         The runs in order of path, and what could not be read with the reason.
@@ -191,17 +163,16 @@ def collect(paths: Iterable[Path]) -> tuple[list[LoadedRun], list[Unreadable]]:
     unreadable: list[Unreadable] = []
     seen: set[Path] = set()
     for path in paths:
-        found = False
-        for file in _summaries(path):
-            found = True
+        files = list(_summaries(path))
+        for file in files:
             if (resolved := file.resolve()) in seen:
                 continue
             seen.add(resolved)
             try:
-                runs.append(LoadedRun(file.parent, load_summary(file)))
+                runs.append(LoadedRun(file.parent, *read_summary(file)))
             except QatvalError as error:
                 unreadable.append(Unreadable(file, str(error)))
-        if not found:
+        if not files:
             what = f"holds no {SUMMARY_NAME}" if path.is_dir() else "no such file or folder"
             unreadable.append(Unreadable(path, f"{path}: {what}"))
     return runs, unreadable
@@ -216,8 +187,3 @@ def _summaries(path: Path) -> Iterator[Path]:
         if SUMMARY_NAME in files:
             subfolders.clear()  # what lies below a run root is the run's own
             yield Path(folder) / SUMMARY_NAME
-
-
-def _number(value: Any) -> float | None:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if is_number and math.isfinite(value) else None

@@ -21,11 +21,15 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from qatval.analysis.intervals import prediction_half_width
-from qatval.analysis.rules import Check, judge, metric, missing
+from qatval.analysis.rules import Check, judge, missing
 from qatval.core.errors import QatvalError
+from qatval.core.files import atomic_write, to_json
 from qatval.core.quantization import quantization_label
-from qatval.core.summary import Summary, atomic_write, to_json, violations
+from qatval.core.schema import violations
+from qatval.core.summary import RunSummary
 
 MEASUREMENTS_FOR_TOLERANCE = 3
 PREDICTION_LEVEL = 0.99
@@ -39,14 +43,10 @@ Entry = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Thresholds:
-    """The content of a threshold file.
+    """The content of a threshold file, see its schema, and where it was read from.
 
-    Attributes:
-        path: Where it was read from.
-        untrained_tolerance: How far below its start a quantized training may end, in mAP.
-        qc_tolerance: How far below its value before QC a run may end, in mAP.
-        references: Recorded references, see the schema.
-        waivers: Known failures, see the schema.
+    The tolerances are how far, in mAP, a quantized training may end below its start, and a run
+    below its value before QC.
     """
 
     path: Path
@@ -69,16 +69,11 @@ def load(path: Path | None = None) -> Thresholds:
     """
     path = path or default_path()
     document = _read(path)
-    return Thresholds(
-        path=path,
-        untrained_tolerance=document["rules"]["untrained_tolerance"],
-        qc_tolerance=document["rules"]["qc_tolerance"],
-        references=tuple(document["references"]),
-        waivers=tuple(document["waivers"]),
-    )
+    references, waivers = tuple(document["references"]), tuple(document["waivers"])
+    return Thresholds(path, **document["rules"], references=references, waivers=waivers)
 
 
-def check(summary: Summary, thresholds: Thresholds, today: date | None = None) -> list[Check]:
+def check(summary: RunSummary, thresholds: Thresholds, today: date | None = None) -> list[Check]:
     """Check a scenario's run.
 
     Args:
@@ -89,21 +84,20 @@ def check(summary: Summary, thresholds: Thresholds, today: date | None = None) -
     Returns:
         Every check that was made, the failed ones among them; the waivers' own come last.
     """
-    if summary["status"] == "incomplete":
-        return [
-            Check("complete", "failed", f"the run is incomplete: {summary['error']['message']}")
-        ]
+    if summary.status == "incomplete":
+        assert summary.error is not None
+        return [Check("complete", "failed", f"the run is incomplete: {summary.error.message}")]
     checks = judge(summary, thresholds.untrained_tolerance, thresholds.qc_tolerance)
     checks.append(_reference(summary, thresholds))
     return _with_waivers(checks, summary, thresholds, today or datetime.now(UTC).date())
 
 
-def reference(summary: Summary, thresholds: Thresholds) -> Check | None:
+def reference(summary: RunSummary, thresholds: Thresholds) -> Check | None:
     """Return how a run stands to its scenario's reference, None for an incomplete run."""
     return next((c for c in check(summary, thresholds) if c.name == REFERENCE), None)
 
 
-def update(path: Path, summaries: Iterable[Summary]) -> str:
+def update(path: Path, summaries: Iterable[RunSummary]) -> str:
     """Record what was just measured and write the threshold file.
 
     Each scenario's values join the ones recorded for the same device and library versions; a value
@@ -119,40 +113,31 @@ def update(path: Path, summaries: Iterable[Summary]) -> str:
     """
     document = _read(path)
     before = to_json(document)
-    fresh: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {}
+    fresh: dict[str, tuple[Entry, list[Entry]]] = {}
     for summary in summaries:
-        if summary["status"] == "completed-success":
-            key = _key(summary)
-            fresh.setdefault(json.dumps(key), (key, []))[1].append(_measurement(summary))
-    references = [dict(reference) for reference in document["references"]]
-    for key, measured in fresh.values():
-        recorded = next((r for r in references if all(r.get(k) == v for k, v in key.items())), None)
-        if recorded is None:
-            references.append(_recorded(key, [], measured))
-        else:
-            obsolete = any(_excludes(recorded, m["value"]) for m in measured)
-            kept = [] if obsolete else recorded["measured"]
-            references[references.index(recorded)] = _recorded(key, kept, measured)
-    document["references"] = sorted(references, key=lambda r: json.dumps(r))
+        if summary.status == "completed-success":
+            scenario = _key(summary)
+            fresh.setdefault(_named(scenario), (scenario, []))[1].append(_measurement(summary))
+    references: dict[str, Entry] = {_named(r): r for r in document["references"]}
+    for name, (key, measured) in fresh.items():
+        recorded = references.get(name, {"tolerance": None, "measured": []})
+        limit = recorded["tolerance"]
+        obsolete = limit is not None and any(
+            abs(m["value"] - recorded["value"]) > limit for m in measured
+        )
+        references[name] = _recorded(key, [] if obsolete else recorded["measured"], measured)
+    document["references"] = sorted(references.values(), key=json.dumps)
     after = to_json(document)
     if after == before:
         return ""
     atomic_write(path, after)
-    lines = difflib.unified_diff(
-        before.splitlines(),
-        after.splitlines(),
-        f"{path.name} before",
-        f"{path.name} now",
-        "",
-        "",
-        2,
-        "",
-    )
-    return "\n".join(lines) + "\n"
+    texts = before.splitlines(), after.splitlines()
+    names = f"{path.name} before", f"{path.name} now"
+    return "\n".join(difflib.unified_diff(*texts, *names, n=2, lineterm="")) + "\n"
 
 
-def _reference(summary: Summary, thresholds: Thresholds) -> Check:
-    final = metric(summary, "final_value")
+def _reference(summary: RunSummary, thresholds: Thresholds) -> Check:
+    final = summary.metrics.final_value
     if final is None:
         return missing(REFERENCE, "final_value")
     recorded = _matching(summary, thresholds.references)
@@ -179,7 +164,7 @@ def _reference(summary: Summary, thresholds: Thresholds) -> Check:
 
 
 def _with_waivers(
-    checks: list[Check], summary: Summary, thresholds: Thresholds, today: date
+    checks: list[Check], summary: RunSummary, thresholds: Thresholds, today: date
 ) -> list[Check]:
     judged = {check.name: check for check in checks}
     for waiver in thresholds.waivers:
@@ -187,70 +172,70 @@ def _with_waivers(
             continue
         name, label = waiver["check"], f"waiver of {waiver['check']}"
         waived = judged.get(name)
-        if today > date.fromisoformat(waiver["expires"]):
-            detail = (
-                f"expired on {waiver['expires']} ({waiver['reason']}): fix the cause or renew it"
-            )
+        expires, reason = waiver["expires"], waiver["reason"]
+        if today > date.fromisoformat(expires):
+            detail = f"expired on {expires} ({reason}): fix the cause or renew it"
             judged[label] = Check(label, "failed", detail)
         elif waived is None or not waived.failed:
-            detail = f"no longer needed ({waiver['reason']}): remove it from {thresholds.path.name}"
+            detail = f"no longer needed ({reason}): remove it from {thresholds.path.name}"
             judged[label] = Check(label, "failed", detail)
         else:
-            until = f"waived until {waiver['expires']}: {waiver['reason']}"
-            judged[name] = Check(name, "waived", f"{waived.detail}; {until}")
+            detail = f"{waived.detail}; waived until {expires}: {reason}"
+            judged[name] = Check(name, "waived", detail)
     return list(judged.values())
 
 
-def _is_about(waiver: Entry, summary: Summary) -> bool:
-    scenario = _scenario_key(summary) | {"seed": summary["training"]["seed"]}
+def _is_about(waiver: Entry, summary: RunSummary) -> bool:
+    scenario = _scenario_key(summary) | {"seed": summary.training.seed}
     return all(waiver[name] == scenario[name] for name in (*SCENARIO, "seed"))
 
 
-def _scenario_key(summary: Summary) -> dict[str, Any]:
-    training = summary["training"]
+def _scenario_key(summary: RunSummary) -> dict[str, Any]:
+    training = summary.training
     return {
-        "dataset": summary["dataset"].get("name"),
-        "variant": summary["model"]["variant"],
-        "method": summary["method"]["variant"],
-        "profile": training.get("profile"),
-        "quantization": quantization_label(summary["quantization"]),
-        "imgsz": summary["model"]["imgsz"],
-        "epochs": training["epochs"],
-        "batch": training["batch"],
+        "dataset": summary.dataset.name,
+        "variant": summary.model.variant,
+        "method": summary.method.variant,
+        "profile": training.profile,
+        "quantization": quantization_label(msgspec.to_builtins(summary.quantization)),
+        "imgsz": summary.model.imgsz,
+        "epochs": training.epochs,
+        "batch": training.batch,
     }
 
 
-def _key(summary: Summary) -> dict[str, Any]:
-    environment = _environment(summary)
+def _key(summary: RunSummary) -> dict[str, Any]:
+    environment = summary.environment or {}
     versions = {n: _minor(str(environment[n])) for n in LIBRARIES if environment.get(n)}
-    device = "cpu" if summary["training"]["device"] == "cpu" else "cuda"
+    device = "cpu" if summary.training.device == "cpu" else "cuda"
     return _scenario_key(summary) | {"device": device, "versions": versions}
 
 
-def _environment(summary: Summary) -> Mapping[str, Any]:
-    recorded = summary.get("environment")
-    return recorded if isinstance(recorded, Mapping) else {}
+def _named(key: Entry) -> str:
+    """Write as text what a reference holds for; it may record values beside."""
+    beside = ("value", "tolerance", "measured")
+    return json.dumps({k: v for k, v in key.items() if k not in beside}, sort_keys=True)
 
 
-def _matching(summary: Summary, references: Iterable[Entry]) -> Entry | None:
+def _matching(summary: RunSummary, references: Iterable[Entry]) -> Entry | None:
     """Find the most specific reference: device and versions are keys where it names them."""
     key = _key(summary)
     matching = [
-        reference
-        for reference in references
-        if all(reference[name] == value for name, value in _scenario_key(summary).items())
-        and reference.get("device", key["device"]) == key["device"]
-        and all(key["versions"].get(n) == v for n, v in reference.get("versions", {}).items())
+        r
+        for r in references
+        if all(r[name] == value for name, value in _scenario_key(summary).items())
+        and r.get("device", key["device"]) == key["device"]
+        and r.get("versions", {}).items() <= key["versions"].items()
     ]
     return max(matching, key=lambda r: ("device" in r) + len(r.get("versions", {})), default=None)
 
 
-def _measurement(summary: Summary) -> dict[str, Any]:
-    environment = _environment(summary)
+def _measurement(summary: RunSummary) -> dict[str, Any]:
+    environment = summary.environment or {}
     return {
-        "seed": summary["training"]["seed"],
+        "seed": summary.training.seed,
         "machine": environment.get("gpu") or environment.get("cpu") or "unknown",
-        "value": summary["metrics"]["final_value"],
+        "value": summary.metrics.final_value,
     }
 
 
@@ -270,11 +255,6 @@ def _recorded(
     }
 
 
-def _excludes(reference: Entry, value: float) -> bool:
-    tolerance = reference["tolerance"]
-    return tolerance is not None and bool(abs(value - reference["value"]) > tolerance)
-
-
 def _read(path: Path) -> dict[str, Any]:
     try:
         document = json.loads(path.read_text("utf-8"))
@@ -291,7 +271,7 @@ def _minor(version: str) -> str:
     return ".".join(version.split("+")[0].split(".")[:2])
 
 
-def _scenario(summary: Summary) -> str:
+def _scenario(summary: RunSummary) -> str:
     key = _key(summary)
     versions = [f"{name} {version}" for name, version in key["versions"].items()]
     named = [str(key[name]) for name in SCENARIO]

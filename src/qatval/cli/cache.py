@@ -20,7 +20,6 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
     listing = actions.add_parser("ls", parents=[common], help="list the entries")
     listing.set_defaults(handler=list_entries)
-
     removal = actions.add_parser("rm", parents=[common], help="remove entries")
     removal.add_argument("keys", nargs="*", metavar="KEY", help="the beginning of an entry's key")
     removal.add_argument("--all", action="store_true", help="remove every entry")
@@ -40,7 +39,9 @@ def list_entries(args: argparse.Namespace) -> int:
     entries = cache.entries()
     print(f"{cache.directory}: {len(entries)} entries")
     for entry in entries:
-        print(f"{_key(entry)}  {_bytes(entry) / 1e6:8.1f} MB  {_describe(entry)}")
+        files = entry.iterdir() if entry.is_dir() else [entry]
+        size = sum(file.stat().st_size for file in files)
+        print(f"{_key(entry)}  {size / 1e6:8.1f} MB  {_describe(entry)}")
     return 0
 
 
@@ -78,11 +79,9 @@ def verify_entries(args: argparse.Namespace) -> int:
     damaged = 0
     with cache.building():
         for entry in cache.entries():
+            check = verify_subset if entry.parent == cache.subsets else load_index
             try:
-                if entry.parent == cache.subsets:
-                    verify_subset(entry)
-                else:
-                    load_index(entry)
+                check(entry)
             except DamagedError as error:
                 damaged += 1
                 cache.remove(entry)
@@ -94,11 +93,6 @@ def verify_entries(args: argparse.Namespace) -> int:
 
 def _key(entry: Path) -> str:
     return entry.name[:16]
-
-
-def _bytes(entry: Path) -> int:
-    files = entry.iterdir() if entry.is_dir() else [entry]
-    return sum(file.stat().st_size for file in files)
 
 
 def _describe(entry: Path) -> str:

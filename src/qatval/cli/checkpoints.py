@@ -1,4 +1,4 @@
-"""`qatval checkpoints`: fetch and verify the official YOLOv10 checkpoints."""
+"""`qatval checkpoints`: fetch and verify the official checkpoints."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from qatval.core.errors import UsageError
-from qatval.core.presets import variant, variant_names
+from qatval.core.presets import validated_variants, variant, variant_names
 from qatval.data import checkpoints as checkpoint_store
 
 
@@ -20,14 +20,14 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "names",
         nargs="*",
         metavar="NAME",
-        help=f"variants or their files (default: {', '.join(variant_names())})",
+        help=f"{', '.join(variant_names())} or their files (default: "
+        f"{', '.join(validated_variants())})",
     )
     common.add_argument(
         "--dir",
         type=Path,
         metavar="DIR",
-        default=_default_path(variant_names()[0]).parent,
-        help="where checkpoints are kept (default: %(default)s)",
+        help="where checkpoints are kept (default: where each variant expects its own)",
     )
 
     fetching = actions.add_parser("fetch", parents=[common], help="download what is missing")
@@ -46,38 +46,34 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def fetch(args: argparse.Namespace) -> int:
     """Download the checkpoints that are missing, and print where they are."""
-    names = _file_names(args.names)
-    if args.source.endswith(".pt") and len(names) != 1:
+    files = _files(args)
+    if args.source.endswith(".pt") and len(files) != 1:
         raise UsageError("checkpoints fetch: --from names one .pt file, so name the one variant")
-    for name in names:
-        path = checkpoint_store.fetch(
-            name, args.dir, source=args.source, progress=_progress_line(name)
-        )
-        print(path)
+    for file in files:
+        progress = _progress_line(file.name)
+        print(checkpoint_store.fetch(file.name, file.parent, source=args.source, progress=progress))
     return 0
 
 
 def verify(args: argparse.Namespace) -> int:
     """Print one line for each checkpoint; exit code 1 where one is missing or altered."""
-    verdicts = [checkpoint_store.verify(name, args.dir) for name in _file_names(args.names)]
+    verdicts = [checkpoint_store.verify(file.name, file.parent) for file in _files(args)]
     for verdict in verdicts:
         print(f"{'ok' if verdict.sound else 'NOT ok':6}  {verdict.name}  {verdict.message}")
     return 0 if all(verdict.sound for verdict in verdicts) else 1
 
 
-def _file_names(asked: list[str]) -> list[str]:
-    """Turn variants or file names into file names; without any, all variants."""
-    known = {name: _default_path(name).name for name in variant_names()}
-    names = []
-    for name in asked or known:
-        if name not in known and name not in known.values():
+def _files(args: argparse.Namespace) -> list[Path]:
+    """Return where the variants or files asked for are kept; without any, those validated."""
+    known = {name: variant(name).checkpoint for name in variant_names()}
+    by_file = {path.name: path for path in known.values()}
+    files = []
+    for name in args.names or validated_variants():
+        path = known.get(name) or by_file.get(name)
+        if path is None:
             raise UsageError(f"unknown checkpoint '{name}': expected one of {', '.join(known)}")
-        names.append(known.get(name, name))
-    return names
-
-
-def _default_path(name: str) -> Path:
-    return variant(name).checkpoint
+        files.append((args.dir or path.parent) / path.name)
+    return files
 
 
 def _progress_line(name: str) -> checkpoint_store.Progress:

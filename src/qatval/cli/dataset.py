@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from qatval.cli.options import add_shared
 from qatval.core.options import positive, seed
-from qatval.core.presets import DEFAULT_COCO_ROOT, profile, profile_names
+from qatval.core.presets import profile, profile_names
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -30,13 +31,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     build.add_argument(
         "--profile", metavar="P", required=True, help=f"one of {', '.join(profile_names())}"
     )
-    build.add_argument(
-        "--coco-root",
-        type=Path,
-        metavar="DIR",
-        default=DEFAULT_COCO_ROOT,
-        help="dataset in COCO 2017's layout (default: %(default)s)",
-    )
+    add_shared(build, "--coco-root")
     build.add_argument(
         "--seed", type=seed, metavar="N", default=0, help="of the train images (default: 0)"
     )
@@ -46,7 +41,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="FILE",
         help="use these images: one id or file name a line",
     )
-    build.add_argument("--cache-dir", type=Path, metavar="DIR", help="where subsets are kept")
+    add_shared(build, "--cache-dir")
     build.add_argument(
         "--verify", action="store_true", help="hash every file again instead of trusting its time"
     )

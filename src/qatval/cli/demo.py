@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from qatval.cli.options import add_shared
 from qatval.core import presets as config
 from qatval.core.options import seeds
 from qatval.core.progress import Progress
@@ -33,18 +34,24 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="DIR",
         help="where the dataset is drawn, or has been (default: %(default)s)",
     )
-    parser.add_argument("--variant", default="yolo10n", choices=config.variant_names())
-    parser.add_argument("--profile", default="smoke", choices=config.profile_names())
+    add_shared(parser, "--variant")
     parser.add_argument(
-        "--seeds",
-        type=seeds,
-        default=(0, 1),
-        metavar="N,N",
-        help="default: 0,1",
+        "--profile",
+        default="smoke",
+        choices=config.profile_names(),
+        help="how much is trained (default: %(default)s)",
     )
-    parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="default: the variant's")
+    parser.add_argument(
+        "--seeds", type=seeds, default=(0, 1), metavar="N,N", help="of the runs (default: 0,1)"
+    )
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        metavar="FILE",
+        help="FP32 checkpoint to fine-tune (default: the variant's)",
+    )
     parser.add_argument("--device", metavar="D", help="cpu or 0 (default: 0 if there is a GPU)")
-    parser.add_argument("--cache-dir", type=Path, metavar="DIR", help="where subsets are kept")
+    add_shared(parser, "--cache-dir")
     parser.set_defaults(handler=run)
 
 
@@ -77,9 +84,9 @@ def run(args: argparse.Namespace) -> int:
         with Progress(f"{args.variant} {args.profile} seed {number}") as progress:
             runner.run(settled, progress)
     runs, unreadable = collect(roots)
-    document = compare(runs, unreadable)
-    written = write_comparison(document, runs, args.out / "comparison.json")
-    print(terminal_table(document))
+    comparison = compare(runs, unreadable)
+    written = write_comparison(comparison, runs, args.out / "comparison.json")
+    print(terminal_table(comparison))
     print(f"comparison: {written.markdown}")
     print(f"report: {written.html}")
     return 0

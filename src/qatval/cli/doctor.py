@@ -11,12 +11,13 @@ import platform
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from qatval.cli.options import add_shared
 from qatval.core.errors import QatvalError
-from qatval.core.presets import DEFAULT_COCO_ROOT, variant, variant_names
+from qatval.core.presets import validated_variants, variant
 
 if TYPE_CHECKING:
     from packaging.specifiers import SpecifierSet
@@ -37,20 +38,13 @@ _NEEDED_MODULES = {
 _MARKS = {"ok": "ok", "optional": "--", "missing": "NO"}
 
 Level = Literal["ok", "optional", "missing"]
+"""``"missing"`` if not even a CPU run on the embedded data is possible without what was looked at,
+``"optional"`` if only other runs need it."""
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One line of the report.
+class Finding(NamedTuple):
+    """What was found of one piece, or what to do."""
 
-    Attributes:
-        subject: What was looked at.
-        level: ``"missing"`` if not even a CPU run on the embedded data is possible without it,
-            ``"optional"`` if only other runs need it.
-        message: What was found, or what to do.
-    """
-
-    subject: str
     level: Level
     message: str
 
@@ -58,22 +52,15 @@ class Finding:
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add `qatval doctor` to the command line."""
     parser = subparsers.add_parser("doctor", help="say what this machine has and what it lacks")
-    parser.add_argument(
-        "--coco-root",
-        type=Path,
-        metavar="DIR",
-        default=DEFAULT_COCO_ROOT,
-        help="dataset in COCO 2017's layout (default: %(default)s)",
-    )
-    parser.add_argument("--cache-dir", type=Path, metavar="DIR", help="where subsets are kept")
+    add_shared(parser, "--coco-root", "--cache-dir")
     parser.set_defaults(handler=report)
 
 
 def report(args: argparse.Namespace) -> int:
     """Print one line for each piece; exit code 0 if the embedded data can be run on the CPU."""
     levels = set()
-    for finding in examine(args.coco_root, args.cache_dir):
-        print(f"{_MARKS[finding.level]}  {finding.subject:14} {finding.message}", flush=True)
+    for subject, finding in examine(args.coco_root, args.cache_dir):
+        print(f"{_MARKS[finding.level]}  {subject:14} {finding.message}", flush=True)
         levels.add(finding.level)
     if "missing" in levels:
         print("A run is not possible yet: see the lines marked NO.")
@@ -82,27 +69,27 @@ def report(args: argparse.Namespace) -> int:
     return 0
 
 
-def examine(coco_root: Path, cache_dir: Path | None = None) -> Iterator[Finding]:
+def examine(coco_root: Path, cache_dir: Path | None = None) -> Iterator[tuple[str, Finding]]:
     """Look at every piece in turn; a check that fails becomes a finding, never an exception."""
-    checks: dict[str, Callable[[], Finding]] = {"Python": _python}
-    for package in _NEEDED_MODULES:
-        checks[package] = lambda package=package: _package(package)  # type: ignore[misc]
-    checks["GPU"] = _gpu
-    checks["embedded"] = _embedded_checkpoints
-    checks["COCO"] = lambda: _coco(coco_root)
-    for name in variant_names():
-        checks[name] = lambda name=name: _checkpoint(name)  # type: ignore[misc]
-    checks["cache"] = lambda: _cache(cache_dir)
-    checks["disk"] = _disk
+    checks: dict[str, Callable[[], Finding]] = {
+        "Python": _python,
+        **{package: partial(_package, package) for package in _NEEDED_MODULES},
+        "GPU": _gpu,
+        "embedded": _embedded_checkpoints,
+        "COCO": partial(_coco, coco_root),
+        **{name: partial(_checkpoint, name) for name in validated_variants()},
+        "cache": partial(_cache, cache_dir),
+        "disk": _disk,
+    }
     for subject, check in checks.items():
         try:
-            yield check()
+            yield subject, check()
         except Exception as error:
-            yield Finding(subject, "missing", f"could not be examined: {error!r}")
+            yield subject, Finding("missing", f"could not be examined: {error!r}")
 
 
 def _python() -> Finding:
-    return Finding("Python", "ok", f"{platform.python_version()}, {os.cpu_count()} CPU cores")
+    return Finding("ok", f"{platform.python_version()}, {os.cpu_count()} CPU cores")
 
 
 def _package(package: str) -> Finding:
@@ -112,13 +99,13 @@ def _package(package: str) -> Finding:
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             importlib.import_module(_NEEDED_MODULES[package])
     except Exception as error:
-        return Finding(package, "missing", f"{error!r}; 'make setup' installs it")
+        return Finding("missing", f"{error!r}; 'make setup' installs it")
     tested = _tested_versions(package)
     if tested is None:
-        return Finding(package, "ok", version)
+        return Finding("ok", version)
     if not tested.contains(version, prereleases=True):
-        return Finding(package, "optional", f"{version} is untested; tested: {tested}")
-    return Finding(package, "ok", f"{version} (tested: {tested})")
+        return Finding("optional", f"{version} is untested; tested: {tested}")
+    return Finding("ok", f"{version} (tested: {tested})")
 
 
 def _tested_versions(package: str) -> SpecifierSet | None:
@@ -137,15 +124,13 @@ def _gpu() -> Finding:
 
     if not torch.cuda.is_available():
         reason = "no GPU" if torch.version.cuda else "torch is built without CUDA"
-        return Finding(
-            "GPU", "optional", f"{reason}: run with --device cpu, or on a machine with CUDA"
-        )
+        return Finding("optional", f"{reason}: run with --device cpu, or on a machine with CUDA")
     devices = []
     for index in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(index)
         name = torch.cuda.get_device_name(index)
         devices.append(f"{index}: {name}, {free / 1e9:.0f} of {total / 1e9:.0f} GB free")
-    return Finding("GPU", "ok", f"CUDA {torch.version.cuda}, {_driver()}; {'; '.join(devices)}")
+    return Finding("ok", f"CUDA {torch.version.cuda}, {_driver()}; {'; '.join(devices)}")
 
 
 def _driver() -> str:
@@ -162,67 +147,51 @@ def _coco(coco_root: Path) -> Finding:
     try:
         files = coco_files(coco_root)
     except QatvalError as error:
-        return Finding("COCO", "optional", str(error))
+        return Finding("optional", str(error))
     manifest = read_manifest(coco_root)
     counts = []
-    for split, split_files in files.items():
-        with os.scandir(split_files.image_dir) as listing:
+    for split, folder in ((split, of_split.image_dir) for split, of_split in files.items()):
+        with os.scandir(folder) as listing:
             found = sum(item.name.endswith(".jpg") for item in listing)
         expected = manifest[f"{split}_images"] if manifest else COCO_IMAGES[split]
         if found < expected:
-            return Finding(
-                "COCO",
-                "optional",
-                f"{split_files.image_dir}: {found} of {expected} images; unpack "
-                f"{split_files.image_dir.name}.zip there completely",
-            )
+            remedy = f"unpack {folder.name}.zip there completely"
+            return Finding("optional", f"{folder}: {found} of {expected} images; {remedy}")
         counts.append(f"{found} {split}")
     name = "the embedded dataset" if manifest else "COCO 2017"
-    return Finding("COCO", "ok", f"{coco_root}: {name}, {' and '.join(counts)} images")
+    return Finding("ok", f"{coco_root}: {name}, {' and '.join(counts)} images")
 
 
 def _embedded_checkpoints() -> Finding:
-    paths = [path for name in variant_names() if (path := variant(name).embedded_checkpoint)]
-    for path in paths:
-        if not path.is_file():
-            return Finding(
-                "embedded",
-                "missing",
-                f"{path} is missing; it comes with the repository: run in its root, or restore it",
-            )
-    return Finding("embedded", "ok", ", ".join(map(str, paths)))
+    paths = [path for name in validated_variants() if (path := variant(name).embedded_checkpoint)]
+    missing = [path for path in paths if not path.is_file()]
+    remedy = "it comes with the repository: run in its root, or restore it"
+    if missing:
+        return Finding("missing", f"{missing[0]} is missing; {remedy}")
+    return Finding("ok", ", ".join(map(str, paths)))
 
 
 def _checkpoint(name: str) -> Finding:
     path = variant(name).checkpoint
     if not path.is_file():
-        return Finding(
-            name, "optional", f"{path} is missing; 'qatval checkpoints fetch {name}' gets it"
-        )
-    return Finding(name, "ok", f"{path}, {path.stat().st_size / 1e6:.1f} MB")
+        return Finding("optional", f"{path} is missing; 'qatval checkpoints fetch {name}' gets it")
+    return Finding("ok", f"{path}, {path.stat().st_size / 1e6:.1f} MB")
 
 
 def _cache(cache_dir: Path | None) -> Finding:
     from qatval.data.cache import ENVIRONMENT_VARIABLE, Cache
 
     cache = Cache(cache_dir)
-    if not os.access(_nearest_existing(cache.directory), os.W_OK):
-        return Finding(
-            "cache",
-            "missing",
-            f"{cache.directory} cannot be written; name another with --cache-dir or "
-            f"{ENVIRONMENT_VARIABLE}",
-        )
-    return Finding("cache", "ok", f"{cache.directory}, {len(cache.entries())} entries")
+    folders = (cache.directory, *cache.directory.parents)
+    if not os.access(next(folder for folder in folders if folder.exists()), os.W_OK):
+        remedy = f"name another with --cache-dir or {ENVIRONMENT_VARIABLE}"
+        return Finding("missing", f"{cache.directory} cannot be written; {remedy}")
+    return Finding("ok", f"{cache.directory}, {len(cache.entries())} entries")
 
 
 def _disk() -> Finding:
     free = shutil.disk_usage(Path.cwd()).free
     message = f"{free / 1e9:.1f} GB free in {Path.cwd()}"
     if free < LOW_DISK_BYTES:
-        return Finding("disk", "optional", f"{message}; long runs want {LOW_DISK_BYTES / 1e9:.0f}")
-    return Finding("disk", "ok", message)
-
-
-def _nearest_existing(path: Path) -> Path:
-    return next(parent for parent in (path, *path.parents) if parent.exists())
+        return Finding("optional", f"{message}; long runs want {LOW_DISK_BYTES / 1e9:.0f}")
+    return Finding("ok", message)

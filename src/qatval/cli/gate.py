@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
+
+from qatval.cli.options import add_shared
 
 OPEN, CLOSED = 0, 3
 
@@ -17,14 +18,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         description="Decide from finished runs whether yolo10m may be trained. "
         "Exit code 0: open. 3: closed, with each criterion that is not met on a line of its own.",
     )
-    parser.add_argument(
-        "run_roots", nargs="+", type=Path, metavar="RUN_ROOT", help="run root, or folder of runs"
-    )
-    parser.add_argument(
-        "--count-incomplete",
-        action="store_true",
-        help="let an incomplete ema+qc run close the gate (default: it counts neither way)",
-    )
+    add_shared(parser, "run_roots")
+    add_shared(parser, "--count-incomplete")
     parser.set_defaults(handler=decide)
 
 
@@ -37,7 +32,7 @@ def decide(args: argparse.Namespace) -> int:
     for item in unreadable:
         print(f"qatval: warning: {item.reason}", file=sys.stderr)
     decision = gate.decide(runs, count_incomplete=args.count_incomplete)
-    print(f"yolo10m gate: {'open' if decision.open else 'closed'}")
+    print(f"yolo10m gate: {'open' if decision.yolo10m_allowed else 'closed'}")
     for reason in decision.reasons:
         print(reason)
-    return OPEN if decision.open else CLOSED
+    return OPEN if decision.yolo10m_allowed else CLOSED

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 from pathlib import Path
 
+from qatval.cli.options import add_shared
 from qatval.core import presets as config
 from qatval.core.options import positive
 from qatval.core.progress import Progress
@@ -17,16 +18,22 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser(
         "pretrain",
         help="train the embedded FP32 checkpoint from scratch on the embedded dataset",
-        description="Train a YOLOv10 from scratch in FP32 on the embedded dataset and write it as "
+        description="Train a detector from scratch in FP32 on the embedded dataset and write it as "
         "safetensors with a manifest (SHA-256, how it was made, its mAP) beside it.",
     )
     parser.add_argument("--coco-root", type=Path, required=True, metavar="DIR", help="the dataset")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE.safetensors")
-    parser.add_argument("--variant", default="yolo10n", choices=config.variant_names())
-    parser.add_argument("--epochs", type=positive, metavar="N", help="default: the preset's")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="FILE.safetensors", help="the checkpoint"
+    )
+    add_shared(parser, "--variant")
+    parser.add_argument(
+        "--epochs", type=positive, metavar="N", help="of the training (default: the preset's)"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="of the training (default: 0)"
+    )
     parser.add_argument("--device", default="cpu", help="cpu, 0 or 0,1 (default: cpu)")
-    parser.add_argument("--cache-dir", type=Path, metavar="DIR", help="where subsets are kept")
+    add_shared(parser, "--cache-dir")
     parser.set_defaults(handler=run)
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 from qatval.core import presets as config
 from qatval.core.options import activation_bits, bits, positive, seed
 from qatval.core.progress import Progress
+from qatval.core.quantization import Quantization, Start
 from qatval.quant import methods
 
 
@@ -18,7 +19,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser(
         "run",
         help="fine-tune a checkpoint with quantized weights and say whether it collapsed",
-        description="Fine-tune a pretrained YOLOv10 with fake-quantized weights (4 bits: W4A16), "
+        description="Fine-tune a pretrained detector with fake-quantized weights (4 bits: W4A16), "
         "evaluate it and write run_summary.json. Methods asked for together get a run root each "
         "below --run-root; those that differ only beside or after the gradient steps share one "
         "training.",
@@ -53,7 +54,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="DIR",
         help="dataset in COCO 2017's layout (default: %(default)s)",
     )
-    precision = parser.add_argument_group("precision")
+    precision = parser.add_argument_group("precision", argument_default=argparse.SUPPRESS)
     precision.add_argument(
         "--quantization",
         default="w4a16",
@@ -61,16 +62,22 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help=f"preset: {', '.join(config.quantization_names())} (default: %(default)s)",
     )
     precision.add_argument(
-        "--weight-bits", type=bits, metavar="N", help="2 to 8 (default: the preset's)"
+        "--weight-bits",
+        dest="weight_bit_width",
+        type=bits,
+        metavar="N",
+        help="2 to 8 (default: the preset's)",
     )
     precision.add_argument(
         "--activation-bits",
+        dest="activation_bit_width",
         type=activation_bits,
         metavar="N",
         help="2 to 8, or 16 for float (default: the preset's)",
     )
     precision.add_argument(
         "--boundary-bits",
+        dest="boundary_bit_width",
         type=bits,
         metavar="N",
         help="of the first and last convolutions, 2 to 8 (default: the preset's)",
@@ -98,10 +105,24 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "images, or the checkpoint's moved by what quantization changes on those images (default: "
         "the preset's)",
     )
-    parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="default: the variant's")
-    parser.add_argument("--imgsz", type=positive, metavar="PX", help="default: the profile's")
-    parser.add_argument("--epochs", type=positive, metavar="N", help="default: the profile's")
-    parser.add_argument("--batch", type=positive, metavar="N", help="default: the profile's")
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        metavar="FILE",
+        help="FP32 checkpoint to fine-tune, .pt or .safetensors (default: the variant's)",
+    )
+    parser.add_argument(
+        "--imgsz",
+        type=positive,
+        metavar="PX",
+        help="side of the images, a multiple of 32 (default: the profile's)",
+    )
+    parser.add_argument(
+        "--epochs", type=positive, metavar="N", help="of the training (default: the profile's)"
+    )
+    parser.add_argument(
+        "--batch", type=positive, metavar="N", help="images in a step (default: the profile's)"
+    )
     parser.add_argument(
         "--batchnorm",
         choices=("running", "anchored"),
@@ -119,7 +140,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="N",
         help="data-loading processes on a GPU (default: 8; on the CPU always 0)",
     )
-    parser.add_argument("--seed", type=seed, default=0, metavar="N", help="default: 0")
+    parser.add_argument(
+        "--seed",
+        type=seed,
+        default=0,
+        metavar="N",
+        help="of the training subset and the training (default: 0)",
+    )
     parser.add_argument(
         "--amp",
         action=argparse.BooleanOptionalAction,
@@ -161,66 +188,32 @@ def run(args: argparse.Namespace) -> int:
     from qatval.run import runner
     from qatval.run.configuration import configure
 
-    names = args.method.split(",")
+    given = vars(args)
+    del given["handler"]
+    names, controlled = given.pop("method").split(","), given.pop("with_controls")
+    precision = {f.name: given.pop(f.name) for f in fields(Quantization) if f.name in given}
+    precision["start"] = {
+        f.name: given.pop(f"start_{f.name}") for f in fields(Start) if f"start_{f.name}" in given
+    }
     settled = configure(
-        variant=args.variant,
-        methods=methods.with_controls(names) if args.with_controls else names,
-        quantization=args.quantization,
-        precision=_precision(args),
-        profile=args.profile,
-        run_root=args.run_root,
-        coco_root=args.coco_root,
-        seed=args.seed,
-        checkpoint=args.checkpoint,
-        epochs=args.epochs,
-        batch=args.batch,
-        imgsz=args.imgsz,
-        batchnorm=args.batchnorm,
-        device=args.device,
-        workers=args.workers,
-        amp=args.amp,
-        image_list=args.image_list,
-        cache_dir=args.cache_dir,
-        gate_root=args.gate_root,
-        overwrite=args.overwrite,
-        fused=args.fused,
-        track=args.track,
+        methods=methods.with_controls(names) if controlled else names, precision=precision, **given
     )
     title = f"{settled.variant.name} {settled.profile.name} seed {settled.seed}"
     with Progress(title) as progress:
         summaries = runner.run(settled, progress)
     for summary in summaries:
-        metrics, stability = summary["metrics"], summary["stability"]
-        verdict = "collapsed" if stability["collapsed"] else "did not collapse"
-        if stability["degenerate"]:
+        final, fp32 = summary.metrics.final_value, summary.metrics.fp32_value
+        verdict = "collapsed" if summary.stability.collapsed else "did not collapse"
+        if summary.stability.degenerate:
             verdict = "is worth nothing"
-        if failed := ", ".join(check["name"] for check in summary["failed_checks"]):
-            verdict += f", disputed by a check ({failed})"
-        final, fp32 = metrics["final_value"], metrics["fp32_value"]
+        if summary.failed_checks:
+            names = ", ".join(check.name for check in summary.failed_checks)
+            verdict += f", disputed by a check ({names})"
         kept = percent(final / fp32 if final is not None and fp32 else None)
         print(
-            f"{summary['method']['variant']}: {summary['status']}, {verdict}, mAP50-95 "
-            f"{value(final)} ({kept} of FP32, best {value(metrics['best_value'])})  "
-            f"{summary['artifacts']['run_root']}/run_summary.json"
+            f"{summary.method.variant}: {summary.status}, {verdict}, mAP50-95 {value(final)} "
+            f"({kept} of FP32, best {value(summary.metrics.best_value)})  "
+            f"{summary.artifacts.run_root}/run_summary.json"
         )
     sys.stdout.flush()
     return 0
-
-
-def _precision(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the fields of the quantization that the command line replaces."""
-    asked = {
-        "weight_bit_width": args.weight_bits,
-        "boundary_bit_width": args.boundary_bits,
-        "scale": args.scale,
-        "scaling": args.scaling,
-    }
-    replaced = {name: value for name, value in asked.items() if value is not None}
-    start = {"scale": args.start_scale, "statistics": args.start_statistics}
-    if started := {name: value for name, value in start.items() if value is not None}:
-        replaced["start"] = started
-    if args.activation_bits is not None:
-        replaced["activation_bit_width"] = (
-            args.activation_bits if args.activation_bits < 16 else None
-        )
-    return replaced

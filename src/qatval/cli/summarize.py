@@ -6,6 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from qatval.cli.options import add_shared
+
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add `qatval summarize` to the command line."""
@@ -15,9 +17,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         description="Compare finished runs and decide the yolo10m gate. Writes three files beside "
         "each other that differ in their suffix: .json, .md and .html.",
     )
-    parser.add_argument(
-        "run_roots", nargs="+", type=Path, metavar="RUN_ROOT", help="run root, or folder of runs"
-    )
+    add_shared(parser, "run_roots")
     parser.add_argument(
         "--out-path",
         required=True,
@@ -30,11 +30,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         action="store_true",
         help="exit with 1 if a summary could not be read or contradicts itself",
     )
-    parser.add_argument(
-        "--count-incomplete",
-        action="store_true",
-        help="let an incomplete ema+qc run close the gate (default: it counts neither way)",
-    )
+    add_shared(parser, "--count-incomplete")
     parser.set_defaults(handler=summarize)
 
 
@@ -47,11 +43,11 @@ def summarize(args: argparse.Namespace) -> int:
 
     check_path(args.out_path)
     runs, unreadable = collect(args.run_roots)
-    document = compare(runs, unreadable, count_incomplete=args.count_incomplete)
-    written = write_comparison(document, runs, args.out_path)
-    print(terminal_table(document))
+    comparison = compare(runs, unreadable, count_incomplete=args.count_incomplete)
+    written = write_comparison(comparison, runs, args.out_path)
+    print(terminal_table(comparison))
     print(f"report: {written.html}")
-    warnings = [item.reason for item in unreadable] + document["warnings"]
+    warnings = [item.reason for item in unreadable] + comparison.warnings
     for warning in warnings:
         print(f"qatval: warning: {warning}", file=sys.stderr)
     return 1 if args.strict and warnings else 0

@@ -48,3 +48,8 @@ def duration(seconds: float) -> str:
 def count(number: int, noun: str) -> str:
     """Write how many there are of something."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def setting(value: float | None) -> str:
+    """Write a setting as short as it can be."""
+    return "not known" if value is None else f"{value:g}"

@@ -21,14 +21,14 @@ def bits(text: str) -> int:
     return value
 
 
-def activation_bits(text: str) -> int:
-    """Parse the bits of an activation: 2..8, or 16 where it stays in float."""
+def activation_bits(text: str) -> int | None:
+    """Parse the bits of an activation: 2..8, or 16 for None: it stays in float."""
     value = _integer(text)
     if value != 16 and not 2 <= value <= 8:
         raise argparse.ArgumentTypeError(
             f"expected an integer in 2..8, or 16 for float, got {text}"
         )
-    return value
+    return value if value < 16 else None
 
 
 def seed(text: str) -> int:

@@ -10,9 +10,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
-PRIMARY_METRIC = "metrics/mAP50-95(B)"
+PRIMARY_METRIC: Final = "metrics/mAP50-95(B)"
 COLLAPSE_THRESHOLD_RATIO = 0.5
 
 DEGENERATE_SHARE = 0.01

@@ -27,9 +27,11 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from qatval.core.errors import QatvalError
+from qatval.core.files import atomic_write, sha256_of
 from qatval.data.coco import AnnotationIndex, read_annotations
 
 INDEX_VERSION = 1
+_NAMES = ("file_names", "category_names")  # columns of an index that are no arrays
 ENVIRONMENT_VARIABLE = "QATVAL_CACHE_DIR"
 
 Guard = tuple[int, int, int]  # size, mtime in ns, inode
@@ -50,12 +52,6 @@ def default_cache_dir() -> Path:
 def digest_of(value: Any) -> str:
     """Return the SHA-256 of a JSON-able value, whatever the order of its keys."""
     return hashlib.sha256(msgspec.json.encode(value, order="deterministic")).hexdigest()
-
-
-def file_digest(path: Path) -> str:
-    """Return the SHA-256 of a file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def guard_of(path: Path) -> Guard:
@@ -140,7 +136,7 @@ class Cache:
         """Return the decoded annotation file and its SHA-256, decoding it only when new."""
         # Taken before reading: a file that changes meanwhile must not pass for the one read.
         guard = guard_of(annotations)
-        digest = file_digest(annotations) if verify else self.known_digest(annotations)
+        digest = sha256_of(annotations) if verify else self.known_digest(annotations)
         index = None
         if digest is not None:
             with suppress(FileNotFoundError, DamagedError):
@@ -161,13 +157,8 @@ class Cache:
 
     def entries(self) -> list[Path]:
         """Return every index and subset, whole ones only."""
-        return [
-            path
-            for folder in (self.indexes, self.subsets)
-            if folder.is_dir()
-            for path in sorted(folder.iterdir())
-            if not path.name.startswith(".")
-        ]
+        found = (sorted(folder.glob("[!.]*")) for folder in (self.indexes, self.subsets))
+        return [path for paths in found for path in paths]
 
     def remove(self, entry: Path) -> None:
         """Remove an index or a subset; in one step for whoever looks it up meanwhile."""
@@ -183,31 +174,19 @@ class Cache:
             return _Known()
 
     def _write(self, known: _Known) -> None:
-        partial = self.directory / ".known.json.partial"
-        partial.write_bytes(msgspec.json.encode(known))
-        partial.replace(self._known_path)
+        atomic_write(self._known_path, msgspec.json.encode(known))
 
 
 def save_index(index: AnnotationIndex, path: Path) -> None:
     """Write an index as an uncompressed `.npz`."""
-    arrays = {name: getattr(index, name) for name in AnnotationIndex.__dataclass_fields__}
-    for name in ("file_names", "category_names"):
-        arrays[name] = pack_names(arrays[name])
-    save_arrays(path, arrays)
+    save_arrays(path, vars(index) | {name: pack_names(vars(index)[name]) for name in _NAMES})
 
 
 def load_index(path: Path) -> AnnotationIndex:
-    """Read what `save_index` wrote.
-
-    Raises:
-        FileNotFoundError: There is none.
-        DamagedError: It is not what was written.
-    """
+    """Read what `save_index` wrote; raises what `load_arrays` does."""
     arrays: dict[str, Any] = load_arrays(path)
     try:
-        for name in ("file_names", "category_names"):
-            arrays[name] = unpack_names(arrays[name])
-        return AnnotationIndex(**arrays)
+        return AnnotationIndex(**arrays | {name: unpack_names(arrays[name]) for name in _NAMES})
     except (KeyError, TypeError) as error:
         raise DamagedError(f"{path}: not an annotation index; remove it") from error
 

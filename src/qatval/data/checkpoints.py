@@ -14,6 +14,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from qatval.core.errors import QatvalError
+from qatval.core.files import atomic_write, sha256_of, to_json
 
 RELEASE_URL = "https://github.com/ultralytics/assets/releases/download/v8.4.0"
 CHECKSUMS_NAME = "checksums.json"
@@ -26,13 +27,7 @@ Progress = Callable[[int, int | None], None]
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is known about one checkpoint file.
-
-    Attributes:
-        name: File name.
-        sound: Whether it is there and has the recorded digest.
-        message: What was found and what to do, one line.
-    """
+    """Whether a file is there with the recorded digest, what was found and what to do."""
 
     name: str
     sound: bool
@@ -59,7 +54,7 @@ def fetch(name: str, directory: Path, *, source: str = RELEASE_URL, progress: Pr
     target = directory / name
     recorded = _read_checksums(directory).get(name)
     if target.is_file():
-        digest = _digest(target)
+        digest = sha256_of(target)
         if recorded is not None and recorded != digest:
             raise _altered(target, recorded, digest)
     else:
@@ -72,18 +67,15 @@ def fetch(name: str, directory: Path, *, source: str = RELEASE_URL, progress: Pr
             origin = hashlib.sha256(url.encode()).hexdigest()[:8]
             partial = directory / f"{name}.{origin}.part"
             _download(url, partial, progress)
-            digest = _digest(partial)
+            digest = sha256_of(partial)
         except OSError as error:
             raise QatvalError(
                 f"{target}: cannot be written ({error.strerror}); check the folder and disk space"
             ) from error
         if recorded is not None and recorded != digest:
             partial.unlink()
-            raise QatvalError(
-                f"{url}: SHA-256 is {digest[:16]}..., {CHECKSUMS_NAME} records "
-                f"{recorded[:16]}... for {name}; fetch it from another address, or delete the "
-                "entry if you trust this file"
-            )
+            remedy = "fetch it from another address, or delete the entry if you trust this file"
+            raise QatvalError(f"{url}: {_differing(recorded, digest)} for {name}; {remedy}")
         partial.replace(target)
     if recorded is None:
         _record_checksum(directory, name, digest)
@@ -95,7 +87,7 @@ def verify(name: str, directory: Path) -> Verdict:
     target = directory / name
     if not target.is_file():
         return Verdict(name, False, f"missing; 'qatval checkpoints fetch {name}' gets it")
-    digest, recorded = _digest(target), _read_checksums(directory).get(name)
+    digest, recorded = sha256_of(target), _read_checksums(directory).get(name)
     if recorded is None:
         _record_checksum(directory, name, digest)
         return Verdict(name, True, f"{digest}, recorded now")
@@ -111,7 +103,8 @@ def _download(url: str, partial: Path, progress: Progress) -> None:
         request.add_header("Range", f"bytes={have}-")
     try:
         with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
-            resumed = response.status == 206 and _range_start(response) == have
+            at = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
+            resumed = response.status == 206 and at is not None and int(at[1]) == have
             have = have if resumed else 0
             length = response.headers.get("Content-Length")
             expected = have + int(length) if length else None
@@ -140,11 +133,6 @@ def _download(url: str, partial: Path, progress: Progress) -> None:
         raise _broken_off(url, have, f"expected {expected} bytes")
 
 
-def _range_start(response: http.client.HTTPResponse) -> int | None:
-    match = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
-    return int(match[1]) if match else None
-
-
 def _broken_off(url: str, have: int, reason: str) -> QatvalError:
     return QatvalError(
         f"{url}: broke off after {have} bytes ({reason}); fetch again and it goes on from there"
@@ -152,15 +140,12 @@ def _broken_off(url: str, have: int, reason: str) -> QatvalError:
 
 
 def _altered(target: Path, recorded: str, digest: str) -> QatvalError:
-    return QatvalError(
-        f"{target}: SHA-256 is {digest[:16]}..., {CHECKSUMS_NAME} records "
-        f"{recorded[:16]}...; delete the file and fetch it again"
-    )
+    remedy = "delete the file and fetch it again"
+    return QatvalError(f"{target}: {_differing(recorded, digest)}; {remedy}")
 
 
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _differing(recorded: str, digest: str) -> str:
+    return f"SHA-256 is {digest[:16]}..., {CHECKSUMS_NAME} records {recorded[:16]}..."
 
 
 def _read_checksums(directory: Path) -> dict[str, str]:
@@ -180,6 +165,4 @@ def _read_checksums(directory: Path) -> dict[str, str]:
 
 def _record_checksum(directory: Path, name: str, digest: str) -> None:
     checksums = {**_read_checksums(directory), name: digest}
-    partial = directory / f"{CHECKSUMS_NAME}.part"
-    partial.write_text(json.dumps(checksums, indent=2, sort_keys=True) + "\n")
-    partial.replace(directory / CHECKSUMS_NAME)
+    atomic_write(directory / CHECKSUMS_NAME, to_json(dict(sorted(checksums.items()))))

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypedDict
 
 import msgspec
 import numpy as np
@@ -28,12 +29,28 @@ SPLITS = ("train", "val")
 _TABLE_LIMIT = 4_000_000
 
 
+class Detection(TypedDict):
+    """A detection in COCO's result format; ``bbox`` is x, y, width, height in px of the image."""
+
+    image_id: int
+    category_id: int
+    bbox: list[float]
+    score: float
+
+
 @dataclass(frozen=True)
 class CocoFiles:
     """Where one split of a COCO dataset lies."""
 
     annotations: Path
     image_dir: Path
+
+    @classmethod
+    def of(cls, coco_root: Path, split: str) -> CocoFiles:
+        """Return where COCO 2017's layout has a split, ``"train"`` or ``"val"``."""
+        return cls(
+            coco_root / "annotations" / f"instances_{split}2017.json", coco_root / f"{split}2017"
+        )
 
 
 @dataclass(frozen=True)
@@ -68,10 +85,7 @@ class AnnotationIndex:
     category_names: tuple[str, ...]
 
     def annotations_of(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], ...]:
-        """Find the annotations of some images, image by image.
-
-        Args:
-            rows: (N,), ascending positions in `image_ids`.
+        """Find the annotations of the images at (N,) ascending positions, image by image.
 
         Returns:
             (A',) positions of the annotations, and (A',) for each its image's position in `rows`.
@@ -97,19 +111,16 @@ def coco_files(coco_root: Path) -> dict[str, CocoFiles]:
         )
     found = {}
     for split in SPLITS:
-        files = CocoFiles(
-            coco_root / "annotations" / f"instances_{split}2017.json", coco_root / f"{split}2017"
-        )
-        if not files.annotations.is_file():
-            raise QatvalError(
-                f"{files.annotations}: no such annotation file; --coco-root must hold "
-                "annotations/, train2017/ and val2017/ as COCO 2017 unpacks"
-            )
-        if not files.image_dir.is_dir():
-            raise QatvalError(
-                f"{files.image_dir}: no such image folder; --coco-root must hold "
-                "annotations/, train2017/ and val2017/ as COCO 2017 unpacks"
-            )
+        files = CocoFiles.of(coco_root, split)
+        for path, what, there in (
+            (files.annotations, "annotation file", files.annotations.is_file()),
+            (files.image_dir, "image folder", files.image_dir.is_dir()),
+        ):
+            if not there:
+                raise QatvalError(
+                    f"{path}: no such {what}; --coco-root must hold annotations/, train2017/ and "
+                    "val2017/ as COCO 2017 unpacks"
+                )
         found[split] = files
     return found
 
@@ -209,46 +220,27 @@ def write_annotations(index: AnnotationIndex, rows: NDArray[np.int64], path: Pat
         path: The file to write.
     """
     chosen, owners = index.annotations_of(rows)
+    names = [index.file_names[row] for row in rows.tolist()]
+    ids, (heights, widths) = index.image_ids[rows], index.sizes[rows].T
     document = {
         "info": {"description": "qatval subset"},
-        "images": [
-            {"id": image_id, "file_name": index.file_names[row], "height": height, "width": width}
-            for row, image_id, (height, width) in zip(
-                rows.tolist(),
-                index.image_ids[rows].tolist(),
-                index.sizes[rows].tolist(),
-                strict=True,
-            )
-        ],
-        "annotations": [
-            {
-                "id": number,
-                "image_id": image_id,
-                "category_id": category_id,
-                "bbox": box,
-                "area": area,
-                "iscrowd": int(crowd),
-            }
-            for number, (image_id, category_id, box, area, crowd) in enumerate(
-                zip(
-                    index.image_ids[rows][owners].tolist(),
-                    index.category_ids[index.classes[chosen]].tolist(),
-                    index.boxes[chosen].tolist(),
-                    index.areas[chosen].tolist(),
-                    index.crowds[chosen].tolist(),
-                    strict=True,
-                ),
-                start=1,
-            )
-        ],
-        "categories": [
-            {"id": category_id, "name": name}
-            for category_id, name in zip(
-                index.category_ids.tolist(), index.category_names, strict=True
-            )
-        ],
+        "images": _records(id=ids, file_name=names, height=heights, width=widths),
+        "annotations": _records(
+            id=np.arange(1, len(chosen) + 1),
+            image_id=ids[owners],
+            category_id=index.category_ids[index.classes[chosen]],
+            bbox=index.boxes[chosen],
+            area=index.areas[chosen],
+            iscrowd=index.crowds[chosen].astype(int),
+        ),
+        "categories": _records(id=index.category_ids, name=index.category_names),
     }
     path.write_bytes(msgspec.json.encode(document))
+
+
+def _records(**columns: NDArray[Any] | Sequence[str]) -> list[dict[str, Any]]:
+    values = [c.tolist() if isinstance(c, np.ndarray) else c for c in columns.values()]
+    return [dict(zip(columns, row, strict=True)) for row in zip(*values, strict=True)]
 
 
 def _decode(path: Path) -> tuple[_Document, str]:
@@ -295,11 +287,7 @@ def _references(
 
 
 def find_positions(ids: NDArray[np.int64], wanted: NDArray[np.int64]) -> NDArray[np.int32]:
-    """Find ids among others.
-
-    Args:
-        ids: (I,), ascending, unique.
-        wanted: (N,), in any order.
+    """Find (N,) wanted ids, in any order, among (I,) ascending unique ones.
 
     Returns:
         (N,) positions in `ids`, -1 where there is none.

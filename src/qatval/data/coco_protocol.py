@@ -1,4 +1,4 @@
-"""The second opinion on a model's detections: pycocotools, on the subset's own annotation file.
+"""Score detections with pycocotools, as a check of Ultralytics' mAP.
 
 The primary metric is Ultralytics' mAP. The two protocols differ in what they look at. COCO's takes
 boxes clipped to the image, 100 of them per image, and ignores those in crowd regions; Ultralytics
@@ -28,6 +28,8 @@ from numpy.typing import NDArray
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from qatval.data.coco import Detection
+
 MAX_DETECTIONS = 300
 """Detections per image that Ultralytics keeps."""
 
@@ -41,8 +43,6 @@ at one of ten IoU thresholds makes 0.1 of its AP: 0.00125 of the mean of 80 clas
 """
 
 RESAMPLES = 500
-
-Detection = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -134,34 +134,31 @@ def _clipped(truth: COCO, detections: Sequence[Detection]) -> list[Detection]:
         x, y, width, height = detection["bbox"]
         left, right = (min(max(side, 0.0), image["width"]) for side in (x, x + width))
         top, bottom = (min(max(side, 0.0), image["height"]) for side in (y, y + height))
-        box = [round(side, 3) for side in (left, top, right - left, bottom - top)]
-        clipped.append({**detection, "bbox": box})
+        inside = detection.copy()
+        inside["bbox"] = [round(side, 3) for side in (left, top, right - left, bottom - top)]
+        clipped.append(inside)
     return clipped
 
 
 def _without_crowds(truth: COCO) -> COCO:
-    filtered = COCO()
-    filtered.dataset = {
-        **truth.dataset,
-        "annotations": [a for a in truth.dataset["annotations"] if not a["iscrowd"]],
-    }
-    filtered.createIndex()
-    return filtered
+    return _coco(truth, [a for a in truth.dataset["annotations"] if not a["iscrowd"]])
+
+
+def _coco(truth: COCO, annotations: list[dict[str, Any]]) -> COCO:
+    """Return other annotations of the same images."""
+    coco = COCO()
+    coco.dataset = {**truth.dataset, "annotations": annotations}
+    coco.createIndex()
+    return coco
 
 
 def _evaluate(truth: COCO, detections: Sequence[Detection], *, max_detections: int) -> COCOeval:
     # COCO.loadRes refuses an empty list, and a model without a detection is a result too.
-    predicted = COCO()
-    predicted.dataset = {
-        "images": truth.dataset["images"],
-        "categories": truth.dataset["categories"],
-        "annotations": [
-            {**d, "id": i, "iscrowd": 0, "area": d["bbox"][2] * d["bbox"][3]}
-            for i, d in enumerate(detections, start=1)
-        ],
-    }
-    predicted.createIndex()
-    evaluation = COCOeval(truth, predicted, "bbox")
+    found = [
+        {**d, "id": number, "iscrowd": 0, "area": d["bbox"][2] * d["bbox"][3]}
+        for number, d in enumerate(detections, start=1)
+    ]
+    evaluation = COCOeval(truth, _coco(truth, found), "bbox")
     evaluation.params.maxDets = [max_detections]
     evaluation.params.areaRng = evaluation.params.areaRng[:1]
     evaluation.params.areaRngLbl = ["all"]

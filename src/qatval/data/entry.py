@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,21 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qatval.data.cache import (
-    DamagedError,
-    file_digest,
-    load_arrays,
-    pack_names,
-    unpack_names,
-)
+from qatval.core.files import atomic_write, sha256_of, to_json
+from qatval.data.cache import DamagedError, load_arrays, pack_names, unpack_names
 from qatval.data.coco import SPLITS, AnnotationIndex, coco_files
 from qatval.data.labels import Labels
 
 _RECORD = "subset.json"
 VAL_ANNOTATIONS = "val_annotations.json"
-
-# What reading a damaged record, or one that something else wrote, can raise.
-_NOT_WHOLE = (OSError, ValueError, KeyError, TypeError, AttributeError)
 
 
 @dataclass(frozen=True)
@@ -91,15 +84,12 @@ class Subset:
 def open_subset(directory: Path) -> Subset:
     """Open a subset that `build_subset` has built, where it was last asked for.
 
-    Args:
-        directory: `Subset.directory`.
-
     Raises:
         DamagedError: The entry is missing, incomplete or altered.
         QatvalError: The dataset is no longer where it was.
     """
     record = read_record(directory)
-    try:
+    with _read_whole(directory):
         for name, file in record["files"].items():
             if (directory / name).stat().st_size != file["bytes"]:
                 raise DamagedError(f"{directory / name}: damaged; run the command again")
@@ -128,49 +118,38 @@ def open_subset(directory: Path) -> Subset:
                 "counts": record["counts"],
             },
         )
-    except _NOT_WHOLE as error:
-        raise _damaged(directory, error) from error
 
 
 def verify_subset(directory: Path) -> None:
-    """Compare every file of a cache entry with its recorded digest.
-
-    Raises:
-        DamagedError: One differs or is missing.
-    """
+    """Compare every file of a cache entry with its digest; DamagedError if one is not as it was."""
     record = read_record(directory)
-    try:
+    with _read_whole(directory):
         for name, file in record["files"].items():
-            if file_digest(directory / name) != file["sha256"]:
+            if sha256_of(directory / name) != file["sha256"]:
                 raise DamagedError(f"{directory / name}: its content has changed")
-    except _NOT_WHOLE as error:
-        raise _damaged(directory, error) from error
 
 
 def read_record(directory: Path) -> dict[str, Any]:
-    """Read what the entry says about itself.
-
-    Raises:
-        DamagedError: It says nothing that can be read.
-    """
-    try:
+    """Read what the entry says about itself; DamagedError if that cannot be read."""
+    with _read_whole(directory):
         record: dict[str, Any] = json.loads((directory / _RECORD).read_bytes())
         return {**record}  # refuses what is not an object
-    except _NOT_WHOLE as error:
-        raise _damaged(directory, error) from error
 
 
 def write_record(directory: Path, record: Mapping[str, Any]) -> None:
     """Replace what the entry says about itself, in one step."""
-    partial = directory / f".{_RECORD}.partial"
-    partial.write_text(json.dumps(record, indent=2) + "\n")
-    partial.replace(directory / _RECORD)
+    atomic_write(directory / _RECORD, to_json(record))
 
 
-def _damaged(directory: Path, error: Exception) -> DamagedError:
-    return DamagedError(
-        f"{directory}: not a whole subset ({error!r}); 'qatval dataset build' makes it again"
-    )
+@contextmanager
+def _read_whole(directory: Path) -> Iterator[None]:
+    """Turn what reading a damaged entry, or one that something else wrote, can raise into one."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedError(
+            f"{directory}: not a whole subset ({error!r}); 'qatval dataset build' makes it again"
+        ) from error
 
 
 def split_arrays(
@@ -187,10 +166,6 @@ def split_arrays(
     }
 
 
-def _load_split(name: str, image_dir: Path, arrays: Mapping[str, NDArray[Any]]) -> Split:
-    return Split(
-        name=name,
-        image_dir=image_dir,
-        file_names=unpack_names(arrays["file_names"]),
-        **{key: value for key, value in arrays.items() if key != "file_names"},
-    )
+def _load_split(name: str, image_dir: Path, arrays: Mapping[str, Any]) -> Split:
+    file_names = unpack_names(arrays["file_names"])
+    return Split(name, image_dir, **{**arrays, "file_names": file_names})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,10 +35,6 @@ class LabelCounts:
     boxes: int
     empty_images: int
 
-    def as_dict(self) -> dict[str, int]:
-        """Return the counts by name."""
-        return asdict(self)
-
 
 @dataclass(frozen=True)
 class Labels:
@@ -68,7 +64,6 @@ def training_labels(index: AnnotationIndex, rows: NDArray[np.int64]) -> Labels:
         rows: (N,), ascending positions in `index.image_ids`.
     """
     chosen, owners = index.annotations_of(rows)
-    total = len(chosen)
     boxes = index.boxes[chosen]
     height_width = index.sizes[rows][owners].astype(np.float64)
     limits = np.concatenate([height_width[:, ::-1]] * 2, axis=1)
@@ -92,7 +87,7 @@ def training_labels(index: AnnotationIndex, rows: NDArray[np.int64]) -> Labels:
         boxes=np.concatenate([(low + high) / 2, high - low], axis=1).astype(np.float32),
         counts=LabelCounts(
             images=len(rows),
-            annotations=total,
+            annotations=len(chosen),
             crowd=int(crowd.sum()),
             degenerate=int(degenerate.sum()),
             outside=int(outside.sum()),

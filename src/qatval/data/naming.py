@@ -1,4 +1,4 @@
-"""What a dataset is called: a name that its content has earned, and nobody's folder.
+"""Name a dataset by its content, not by its folder.
 
 References and groups of comparable runs go by this name. Not every dataset in COCO's layout is
 COCO 2017, and not every drawn one is the embedded dataset that the references were measured on.

@@ -76,11 +76,7 @@ def compose_scene(rng: np.random.Generator, size: int) -> Scene:
 
 
 def coverage(polygon: Polygon, height: int, width: int) -> NDArray[np.uint8]:
-    """How much of each pixel the polygon covers (even-odd rule).
-
-    Returns:
-        (height, width), from 0 to SAMPLES**2.
-    """
+    """How much of each pixel, 0 to SAMPLES**2, the polygon covers (even-odd rule)."""
     result = np.zeros((height, width), np.uint8)
     (x0, y0), (x1, y1) = polygon.min(axis=0).tolist(), polygon.max(axis=0).tolist()
     left, top = max(x0 // UNIT, 0), max(y0 // UNIT, 0)
@@ -152,10 +148,8 @@ def _crowd(rng: np.random.Generator, height: int, width: int) -> Item | None:
     x, y = (0.3 + 0.4 * float(rng.random())) * width, (0.3 + 0.4 * float(rng.random())) * height
     outlines = []
     for _ in range(int(rng.integers(7, 13))):
-        centre = (
-            x + (float(rng.random()) - 0.5) * 0.4 * size,
-            y + (float(rng.random()) - 0.5) * 0.25 * size,
-        )
+        right, down = ((float(rng.random()) - 0.5) * share * size for share in (0.4, 0.25))
+        centre = x + right, y + down
         radius = size * (0.03 + 0.02 * float(rng.random()))
         outlines.append(_outline(rng, class_index, centre, radius))
     return _item(class_index, outlines, height, width, crowd=True)
@@ -201,10 +195,7 @@ def _clutter(rng: np.random.Generator, height: int, width: int) -> Polygon:
 
 
 def _transform(
-    points: NDArray[np.float64],
-    centre: tuple[float, float],
-    radius: float,
-    turn: float,
+    points: NDArray[np.float64], centre: tuple[float, float], radius: float, turn: float
 ) -> Polygon:
     cos, sin = math.cos(turn), math.sin(turn)
     turned = points @ np.array([(cos, sin), (-sin, cos)])

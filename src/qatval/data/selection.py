@@ -58,9 +58,8 @@ def draw_random(index: AnnotationIndex, count: int | None, seed: int) -> Selecti
 
 def take_first(index: AnnotationIndex, count: int | None) -> Selection:
     """Take the `count` images of the smallest ids, or all where there are no more."""
-    total = len(index.image_ids)
-    if count is None or count >= total:
-        return Selection("all", np.arange(total))
+    if count is None or count >= len(index.image_ids):
+        return Selection("all", np.arange(len(index.image_ids)))
     return Selection("first", np.arange(count))
 
 
@@ -84,12 +83,9 @@ def read_list(path: Path, indexes: Mapping[str, AnnotationIndex]) -> dict[str, S
         keys: tuple[int | str, ...] = (
             (int(entry),) if entry.isdecimal() else (entry, PurePosixPath(entry).name)
         )
-        found = False
-        for split, lookup in lookups.items():
-            row = next((lookup[key] for key in keys if key in lookup), None)
-            if row is not None:
-                rows[split].add(row)
-                found = True
+        found = [split for split, lookup in lookups.items() if lookup.keys() & keys]
+        for split in found:
+            rows[split].add(next(lookups[split][key] for key in keys if key in lookups[split]))
         if not found:
             raise QatvalError(
                 f"{path}, line {number}: '{entry}' is neither an image id nor a file name of this "

@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qatval.core.errors import QatvalError
+from qatval.core.files import staged_directory, to_json
+from qatval.data.coco import SPLITS, CocoFiles
 from qatval.data.scenes import (
     CLASS_NAMES,
     SAMPLES,
@@ -27,13 +29,11 @@ from qatval.data.scenes import (
     coverage,
     polygon_area,
 )
-from qatval.data.staging import staged_directory
 
 MANIFEST_NAME = "qatval-dataset.json"
 VERSION = 2
 CATEGORY_IDS = (1, 3, 7, 18, 44, 90)
 SUPERCATEGORIES = ("round", "angular", "angular", "spiky", "round", "spiky")
-SPLITS = ("train", "val")
 DATE = "2025-01-01"
 BACKGROUND_TEXTURE = 0.2
 ITEM_TEXTURE = 0.4
@@ -43,12 +43,7 @@ Image = NDArray[np.float32]  # (height, width, 3) BGR, about 0 to 1
 
 
 def draw_dataset(
-    out: Path,
-    *,
-    seed: int = 0,
-    train_images: int = 512,
-    val_images: int = 128,
-    size: int = 128,
+    out: Path, *, seed: int = 0, train_images: int = 512, val_images: int = 128, size: int = 128
 ) -> None:
     """Draw the dataset into `out`, or leave it alone when it is there already.
 
@@ -63,14 +58,8 @@ def draw_dataset(
     Raises:
         QatvalError: `out` holds something else, or a dataset drawn with other settings.
     """
-    settings = {
-        "name": "shapes",
-        "version": VERSION,
-        "seed": seed,
-        "size": size,
-        "train_images": train_images,
-        "val_images": val_images,
-    }
+    settings = {"name": "shapes", "version": VERSION, "seed": seed, "size": size}
+    settings |= {"train_images": train_images, "val_images": val_images}
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         _check_same(out, settings)
         return
@@ -78,7 +67,7 @@ def draw_dataset(
         (folder / "annotations").mkdir()
         for split, count in zip(SPLITS, (train_images, val_images), strict=True):
             _draw_split(folder, split, count, seed, size)
-        (folder / MANIFEST_NAME).write_text(json.dumps(settings, indent=2) + "\n")
+        (folder / MANIFEST_NAME).write_text(to_json(settings), "utf-8")
 
 
 def read_manifest(coco_root: Path) -> Mapping[str, Any] | None:
@@ -108,8 +97,8 @@ def _check_same(out: Path, settings: Mapping[str, Any]) -> None:
 def _draw_split(folder: Path, split: str, count: int, seed: int, size: int) -> None:
     import cv2
 
-    image_dir = folder / f"{split}2017"
-    image_dir.mkdir()
+    files = CocoFiles.of(folder, split)
+    files.image_dir.mkdir()
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for index in range(count):
@@ -121,15 +110,23 @@ def _draw_split(folder: Path, split: str, count: int, seed: int, size: int) -> N
         file_name = f"{image_id:012d}.jpg"
         # The pixels have a stream of their own: repainting never moves an annotation.
         pixels = _paint(scene, np.random.default_rng([*stream, 1]))
-        if not cv2.imwrite(str(image_dir / file_name), pixels, [cv2.IMWRITE_JPEG_QUALITY, 92]):
-            raise QatvalError(f"{image_dir / file_name}: could not be written; is the disk full?")
+        path = files.image_dir / file_name
+        if not cv2.imwrite(str(path), pixels, [cv2.IMWRITE_JPEG_QUALITY, 92]):
+            raise QatvalError(f"{path}: could not be written; is the disk full?")
         images.append(_image_record(image_id, file_name, scene))
         annotations += [
             _annotation_record(100 * image_id + place, image_id, item)
             for place, item in enumerate(scene.items)
         ]
     document = {
-        "info": _info(split, seed),
+        "info": {
+            "description": f"qatval shapes, {split}, seed {seed}",
+            "url": "",
+            "version": f"{VERSION}.0",
+            "year": int(DATE[:4]),
+            "contributor": "qatval",
+            "date_created": DATE,
+        },
         "licenses": [{"id": 1, "name": "Public domain", "url": ""}],
         "images": images,
         "annotations": annotations,
@@ -140,19 +137,7 @@ def _draw_split(folder: Path, split: str, count: int, seed: int, size: int) -> N
             )
         ],
     }
-    path = folder / "annotations" / f"instances_{split}2017.json"
-    path.write_text(json.dumps(document, separators=(",", ":")))
-
-
-def _info(split: str, seed: int) -> dict[str, Any]:
-    return {
-        "description": f"qatval shapes, {split}, seed {seed}",
-        "url": "",
-        "version": f"{VERSION}.0",
-        "year": int(DATE[:4]),
-        "contributor": "qatval",
-        "date_created": DATE,
-    }
+    files.annotations.write_text(json.dumps(document, separators=(",", ":")))
 
 
 def _image_record(image_id: int, file_name: str, scene: Scene) -> dict[str, Any]:
@@ -191,16 +176,12 @@ def _run_lengths(mask: Mask) -> list[int]:
     """COCO's uncompressed RLE: column by column, starting with the length of a run of zeros."""
     flat = np.concatenate([[False], mask.ravel(order="F")])
     changes = np.flatnonzero(flat[1:] != flat[:-1])
-    counts = np.diff(np.concatenate([[0], changes, [mask.size]]))
-    return [int(count) for count in counts]
+    lengths: list[int] = np.diff(np.concatenate([[0], changes, [mask.size]])).tolist()
+    return lengths
 
 
 def _paint(scene: Scene, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Paint a scene, back to front.
-
-    Returns:
-        (height, width, 3) BGR.
-    """
+    """Paint a scene, back to front; (height, width, 3) BGR."""
     import cv2
 
     height, width = scene.height, scene.width
@@ -243,10 +224,7 @@ def _contrast(material: Image, behind: Image, where: Mask, rng: np.random.Genera
 
 
 def _material(rng: np.random.Generator, height: int, width: int, texture: float) -> Image:
-    """A surface patterned in two colours, neither of which says anything about a class.
-
-    `texture`, 0 to 1, is how far apart the two may be.
-    """
+    """A surface in two colours that say nothing about a class, up to `texture` (0 to 1) apart."""
     first = _colour(rng)
     second = first + (_colour(rng) - first) * np.float32(texture * rng.random())
     y = np.arange(height, dtype=np.float32)[:, None]

@@ -5,19 +5,14 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from qatval.core.errors import QatvalError, UsageError
-from qatval.data.cache import (
-    Cache,
-    DamagedError,
-    digest_of,
-    file_digest,
-    guard_of,
-    save_arrays,
-)
+from qatval.core.files import sha256_of, staged_directory
+from qatval.data.cache import Cache, DamagedError, digest_of, guard_of, save_arrays
 from qatval.data.coco import AnnotationIndex, CocoFiles, coco_files, write_annotations
 from qatval.data.entry import (
     VAL_ANNOTATIONS,
@@ -29,11 +24,10 @@ from qatval.data.entry import (
     verify_subset,
     write_record,
 )
-from qatval.data.labels import Labels, training_labels
+from qatval.data.labels import LabelCounts, training_labels
 from qatval.data.naming import name_of
 from qatval.data.selection import Selection, draw_random, read_list, take_first
 from qatval.data.shapes import read_manifest
-from qatval.data.staging import staged_directory
 
 __all__ = ["Split", "Subset", "build_subset", "open_subset", "presets_of", "verify_subset"]
 
@@ -44,10 +38,7 @@ _log = logging.getLogger(__name__)
 
 
 def presets_of(coco_root: Path) -> str:
-    """Return whose presets apply: ``"shapes"`` to drawn data, to all else ``"coco2017"``.
-
-    What a dataset is called is another matter, see `qatval.data.naming`.
-    """
+    """Return whose presets apply: ``"shapes"`` to drawn data, to all else ``"coco2017"``."""
     return "coco2017" if read_manifest(coco_root) is None else "shapes"
 
 
@@ -84,15 +75,8 @@ def build_subset(
             raise UsageError(f"the number of {option} must be at least 1, got {count}")
     if seed < 0:
         raise UsageError(f"the seed must be at least 0, got {seed}")
-    coco_root = coco_root.absolute()
-    request = _Request(
-        coco_root=coco_root,
-        files=coco_files(coco_root),
-        train_images=train_images,
-        val_images=val_images,
-        seed=seed,
-        image_list=image_list,
-    )
+    root = coco_root.absolute()
+    request = _Request(root, coco_files(root), train_images, val_images, seed, image_list)
     cache = Cache(cache_dir)
     found = None if verify else _find(cache, request)
     if found is None:
@@ -123,14 +107,9 @@ class _Request:
 
     def key(self, digests: Mapping[str, str]) -> str:
         """Return the name of the subset's cache entry."""
-        what = {
-            "builder_version": BUILDER_VERSION,
-            "dataset": presets_of(self.coco_root),
-            "named_by": "content",
-            "annotations": dict(digests),
-            **self.asked(),
-        }
-        return digest_of(what)[:32]
+        what = {"builder_version": BUILDER_VERSION, "dataset": presets_of(self.coco_root)}
+        named = {"named_by": "content", "annotations": dict(digests)}
+        return digest_of({**what, **named, **self.asked()})[:32]
 
     def select(self, indexes: Mapping[str, AnnotationIndex]) -> dict[str, Selection]:
         """Choose the images of both splits."""
@@ -144,22 +123,16 @@ class _Request:
 
 def _find(cache: Cache, request: _Request) -> Subset | None:
     """Open the entry if nothing it depends on has changed since it was built."""
-    digests = {}
-    for split, files in request.files.items():
-        digest = cache.known_digest(files.annotations)
-        if digest is None:
-            return None
-        digests[split] = digest
+    known = {split: cache.known_digest(f.annotations) for split, f in request.files.items()}
+    digests = {split: digest for split, digest in known.items() if digest is not None}
     key = request.key(digests)
-    if not all(cache.known_complete(files.image_dir, key) for files in request.files.values()):
-        return None
-    entry = cache.subsets / key
-    try:
-        if read_record(entry)["coco_root"] != str(request.coco_root):
-            return None
-        return open_subset(entry)
-    except (DamagedError, KeyError):
-        return None
+    if digests == known and all(
+        cache.known_complete(files.image_dir, key) for files in request.files.values()
+    ):
+        with suppress(DamagedError, KeyError):
+            if read_record(cache.subsets / key)["coco_root"] == str(request.coco_root):
+                return open_subset(cache.subsets / key)
+    return None
 
 
 def _build(cache: Cache, request: _Request, *, verify: bool) -> Subset:
@@ -192,43 +165,6 @@ def _write_entry(
     digests: Mapping[str, str],
     indexes: Mapping[str, AnnotationIndex],
 ) -> None:
-    _refuse_differing_categories(request, indexes)
-    selections = request.select(indexes)
-    labels = {}
-    with staged_directory(entry) as folder:
-        for split, index in indexes.items():
-            rows = selections[split].rows
-            if not len(rows):
-                raise QatvalError(
-                    f"{request.files[split].annotations}: lists no images; expected at least one"
-                )
-            labels[split] = training_labels(index, rows)
-            _warn_of_dropped(request.files[split].annotations, labels[split])
-            save_arrays(folder / f"{split}.npz", split_arrays(index, rows, labels[split]))
-        write_annotations(indexes["val"], selections["val"].rows, folder / VAL_ANNOTATIONS)
-        record = {
-            "identity": {
-                "dataset": name_of(
-                    digests, indexes, drawn=presets_of(request.coco_root) == "shapes"
-                ),
-                "builder_version": BUILDER_VERSION,
-                "annotations": dict(digests),
-                **{split: selections[split].identity(index) for split, index in indexes.items()},
-            },
-            "asked": request.asked(),
-            "counts": {split: labels[split].counts.as_dict() for split in indexes},
-            "class_names": indexes["train"].category_names,
-            "category_ids": indexes["train"].category_ids.tolist(),
-            "coco_root": str(request.coco_root),
-            "files": {
-                path.name: {"bytes": path.stat().st_size, "sha256": file_digest(path)}
-                for path in sorted(folder.iterdir())
-            },
-        }
-        write_record(folder, record)
-
-
-def _refuse_differing_categories(request: _Request, indexes: Mapping[str, AnnotationIndex]) -> None:
     train, val = indexes["train"], indexes["val"]
     if (
         train.category_ids.tolist() != val.category_ids.tolist()
@@ -238,6 +174,36 @@ def _refuse_differing_categories(request: _Request, indexes: Mapping[str, Annota
             f"{request.files['val'].annotations}: its categories are not those of "
             f"{request.files['train'].annotations.name}; both splits must list the same"
         )
+    selections = request.select(indexes)
+    labels = {}
+    with staged_directory(entry) as folder:
+        for split, index in indexes.items():
+            rows, annotations = selections[split].rows, request.files[split].annotations
+            if not len(rows):
+                raise QatvalError(f"{annotations}: lists no images; expected at least one")
+            labels[split] = training_labels(index, rows)
+            _warn_of_dropped(annotations, labels[split].counts)
+            save_arrays(folder / f"{split}.npz", split_arrays(index, rows, labels[split]))
+        write_annotations(indexes["val"], selections["val"].rows, folder / VAL_ANNOTATIONS)
+        drawn = presets_of(request.coco_root) == "shapes"
+        record = {
+            "identity": {
+                "dataset": name_of(digests, indexes, drawn=drawn),
+                "builder_version": BUILDER_VERSION,
+                "annotations": dict(digests),
+                **{split: selections[split].identity(index) for split, index in indexes.items()},
+            },
+            "asked": request.asked(),
+            "counts": {split: vars(labels[split].counts) for split in indexes},
+            "class_names": train.category_names,
+            "category_ids": train.category_ids.tolist(),
+            "coco_root": str(request.coco_root),
+            "files": {
+                path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+                for path in sorted(folder.iterdir())
+            },
+        }
+        write_record(folder, record)
 
 
 def _refuse_missing_images(image_dir: Path, file_names: Sequence[str]) -> None:
@@ -256,23 +222,17 @@ def _refuse_missing_images(image_dir: Path, file_names: Sequence[str]) -> None:
         )
 
 
-def _warn_of_dropped(annotations: Path, labels: Labels) -> None:
-    counts = labels.counts
+def _warn_of_dropped(annotations: Path, counts: LabelCounts) -> None:
     dropped = counts.degenerate + counts.outside + counts.duplicate
     if dropped:
-        _log.warning(
-            "%s: %d boxes dropped (%d of no area, %d outside the image, %d duplicates)",
-            annotations,
-            dropped,
-            counts.degenerate,
-            counts.outside,
-            counts.duplicate,
-        )
+        said = "%s: %d boxes dropped (%d of no area, %d outside the image, %d duplicates)"
+        why = counts.degenerate, counts.outside, counts.duplicate
+        _log.warning(said, annotations, dropped, *why)
 
 
 def _list_digest(image_list: Path) -> str:
     try:
-        return file_digest(image_list)
+        return sha256_of(image_list)
     except OSError as error:
         raise QatvalError(
             f"{image_list}: cannot be read ({error.strerror}); expected a text file with one image "

@@ -8,29 +8,17 @@ quantized model afterwards.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from copy import deepcopy
-from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+from qatval.core.measurements import BatchNormDrift, LayerDrift
+
 _BatchNorm: TypeAlias = nn.modules.batchnorm._BatchNorm
-
-
-@dataclass(frozen=True)
-class BatchNormDrift:
-    """How far one layer's running statistics are from fresh ones, in nats.
-
-    Attributes:
-        name: Full name of the layer.
-        kl_mean, kl_max: Mean and maximum over channels of the Kullback-Leibler divergence.
-    """
-
-    name: str
-    kl_mean: float
-    kl_max: float
 
 
 Statistics: TypeAlias = dict[str, tuple[Tensor, Tensor]]
@@ -98,7 +86,7 @@ def reestimate(model: nn.Module, batches: Iterable[Tensor]) -> nn.Module:
 
 
 @torch.no_grad()
-def drift(model: nn.Module, reestimated: nn.Module) -> list[BatchNormDrift]:
+def drift(model: nn.Module, reestimated: nn.Module, images: int) -> BatchNormDrift:
     """Compare a model's running statistics with fresh ones, layer by layer.
 
     Per channel, with the normal distributions that have the statistics' means and variances::
@@ -112,6 +100,7 @@ def drift(model: nn.Module, reestimated: nn.Module) -> list[BatchNormDrift]:
     Args:
         model: The model with its running statistics.
         reestimated: What `reestimate` made of it.
+        images: How many it was made with, for the record.
 
     Raises:
         ValueError: If the two do not have the same BatchNorm layers.
@@ -122,14 +111,16 @@ def drift(model: nn.Module, reestimated: nn.Module) -> list[BatchNormDrift]:
             "the models have different BatchNorm layers: "
             f"{sorted(running.keys() ^ fresh.keys())[:3]} ..."
         )
-    found = []
+    found: list[LayerDrift] = []
     for name, layer in running.items():
         mr, vr = _normal(layer)
         mf, vf = _normal(fresh[name])
         kl = ((vr / vf).log() + (vf + (mf - mr).square()) / vr - 1.0) / 2.0
         kl.clamp_(min=0.0)  # rounding can leave it a little below
-        found.append(BatchNormDrift(name, float(kl.mean()), float(kl.max())))
-    return found
+        found.append(LayerDrift(name, float(kl.mean()), float(kl.max())))
+    worst = max(found, key=lambda layer: layer.kl_max)
+    mean = math.fsum(layer.kl_mean for layer in found) / len(found)
+    return BatchNormDrift(images, mean, worst.kl_max, worst.name, tuple(found))
 
 
 def tracking(model: nn.Module) -> Iterator[tuple[str, _BatchNorm]]:

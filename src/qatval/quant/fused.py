@@ -12,7 +12,7 @@ refused.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,7 +20,15 @@ import torch
 from torch import Tensor, nn
 
 from qatval.quant.latent import LatentWeights, flatten, unflatten
-from qatval.quant.layers import Grid, grid_of, input_quantizer, quantized_layers
+from qatval.quant.quantized_conv import (
+    Grid,
+    compute_again,
+    compute_with,
+    input_grid,
+    input_scales,
+    quantized_layers,
+    quantized_weight,
+)
 from qatval.quant.rounding import fake_quantize, gradients, round_to_codes
 
 
@@ -71,7 +79,7 @@ class FusedQuantizer:
             self._kept = [[self.codes]]
         with torch.no_grad():
             for layer, quantized in zip(self.latent.layers, self.quantize(), strict=True):
-                if not torch.equal(quantized, layer.quant_weight().value):
+                if not torch.equal(quantized, quantized_weight(layer)):
                     raise ValueError("fused and Brevitas' own quantization differ in a weight")
 
     def quantize(self) -> tuple[Tensor, ...]:
@@ -205,22 +213,20 @@ class _Inputs:
     """The input quantizers of a model's layers, their scales computed together."""
 
     def __init__(self, layers: Sequence[Any]) -> None:
-        found = {i: q for i, q in enumerate(map(input_quantizer, layers)) if q is not None}
-        self._layers = tuple(found)
-        self._scalings: list[Any] = [quantizer.scaling_impl for quantizer in found.values()]
-        self._grids = [grid_of(quantizer) for quantizer in found.values()]
-        device = self._scalings[0].value.device if found else None
-        self._thresholds = torch.tensor([grid.threshold for grid in self._grids], device=device)
+        grids = {number: input_grid(layer) for number, layer in enumerate(layers)}
+        self._grids = {number: grid for number, grid in grids.items() if grid is not None}
+        self._layers = [layers[number] for number in self._grids]
+        thresholds = [grid.threshold for grid in self._grids.values()]
+        self._thresholds = torch.tensor(thresholds, device=layers[0].weight.device)
 
     def quantizers(self) -> dict[int, partial[Tensor]]:
         """Return what quantizes the input of the layer of this number, differentiable."""
         if not self._layers:
             return {}
-        values = torch.stack([scaling.value for scaling in self._scalings])
-        scales = (self._scalings[0].restrict_clamp_scaling(values) / self._thresholds).unbind()
+        scales = input_scales(self._layers, self._thresholds)
         return {
             number: partial(fake_quantize, scale=scale, low=grid.low, high=grid.high)
-            for number, scale, grid in zip(self._layers, scales, self._grids, strict=True)
+            for (number, grid), scale in zip(self._grids.items(), scales, strict=True)
         }
 
 
@@ -246,11 +252,11 @@ def fuse_quantization(model: nn.Module, *, capture: bool = False) -> FusedQuanti
 
     def before(module: nn.Module, _: Any) -> None:
         if module.training:
-            _hand_out(layers, quantizer.quantize(), inputs)
+            compute_with(layers, quantizer.quantize(), inputs.quantizers())
 
     def after(module: nn.Module, *_: Any) -> None:
         if module.training:
-            _take_back(layers)
+            compute_again(layers)
 
     model.register_forward_pre_hook(before)
     model.register_forward_hook(after, always_call=True)
@@ -265,29 +271,9 @@ def quantized_once(model: nn.Module) -> Iterator[None]:
     """
     layers = [layer for _, layer in quantized_layers(model)]
     with torch.no_grad():
-        weights = [layer.quant_weight().value for layer in layers]
-        _hand_out(layers, weights, _Inputs(layers))
+        weights = list(map(quantized_weight, layers))
+        compute_with(layers, weights, _Inputs(layers).quantizers() if layers else {})
     try:
         yield
     finally:
-        _take_back(layers)
-
-
-def _hand_out(layers: Sequence[Any], weights: Sequence[Tensor], inputs: _Inputs) -> None:
-    """Make each layer a plain convolution of its quantized input with the weight it is given."""
-    quantizers = inputs.quantizers()
-    for number, (layer, weight) in enumerate(zip(layers, weights, strict=True)):
-        convolve = partial(layer.inner_forward_impl, quant_weight=weight, quant_bias=layer.bias)
-        quantize = quantizers.get(number)
-        layer.forward = convolve if quantize is None else partial(_quantized, quantize, convolve)
-
-
-def _quantized(
-    quantize: Callable[[Tensor], Tensor], convolve: Callable[[Tensor], Tensor], x: Tensor
-) -> Tensor:
-    return convolve(quantize(x))
-
-
-def _take_back(layers: Sequence[Any]) -> None:
-    for layer in layers:
-        layer.__dict__.pop("forward", None)
+        compute_again(layers)

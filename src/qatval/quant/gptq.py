@@ -17,7 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qatval.quant.layers import codes_and_scale, grid_of, quantized_layers
+from qatval.quant.quantized_conv import (
+    codes_and_scale,
+    quantized_input,
+    quantized_layers,
+    weight_grid,
+)
 from qatval.quant.rounding import round_to_codes
 
 with warnings.catch_warnings():
@@ -28,7 +33,7 @@ with warnings.catch_warnings():
 
 
 class PerColumn:
-    """Two parts of Brevitas' roundings done otherwise, that took most of their time.
+    """Faster versions of two methods of Brevitas' column-wise rounding algorithms.
 
     The patches of an input are taken by torch; Brevitas takes them by a convolution with one-hot
     kernels, group by group, of which a depthwise layer has up to 256. And a column is rounded by
@@ -44,7 +49,7 @@ class PerColumn:
         _, scale = codes_and_scale(self.layer)
         rows = self.layer.weight.shape[0]
         self._scales = scale.reshape(-1).expand(rows).reshape(self.groups, -1, 1)
-        self._grid = grid_of(self.layer.weight_quant.tensor_quant)
+        self._grid = weight_grid(self.layer)
 
     def get_quant_weights(
         self,
@@ -67,8 +72,7 @@ class PerColumn:
     def process_input(self, inputs: tuple[Tensor, ...]) -> Tensor:
         """Return what each weight column is multiplied by, ``(groups, columns, positions)``."""
         layer = self.layer
-        x = layer.input_quant(inputs[0])
-        x = getattr(x, "value", x)
+        x = quantized_input(layer, inputs[0])
         patches = F.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
         images, columns, positions = patches.shape
         grouped = patches.view(images, self.groups, columns // self.groups, positions)

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qatval.quant.layers import (
+from qatval.quant.quantized_conv import (
     codes_and_scale,
-    grid_of,
-    input_quantizer,
+    input_grid,
     input_scale,
     quantized_layers,
 )
@@ -102,10 +101,9 @@ def to_integer(model: nn.Module) -> nn.Module:
 
 
 def _range(layer: Any) -> Tensor | None:
-    quantizer = input_quantizer(layer)
-    if quantizer is None:
+    grid = input_grid(layer)
+    if grid is None:
         return None
-    grid = grid_of(quantizer)
     return torch.tensor([grid.low, grid.high], dtype=torch.int8, device=layer.weight.device)
 
 

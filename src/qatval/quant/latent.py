@@ -1,4 +1,4 @@
-"""Latent weights: what training moves, and the grids that its forward rounds it to."""
+"""The latent weights of a fake-quantized model, their scales, grids and integer codes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qatval.quant.layers import grid_of, quantized_layers
+from qatval.quant.quantized_conv import quantized_layers, weight_grid, weight_scale_value
 from qatval.quant.rounding import round_to_codes
 
 
@@ -54,10 +54,7 @@ class LatentWeights:
             raise ValueError("the model has no quantized layer")
         self.names = tuple(found)
         self.layers: Sequence[Any] = tuple(found.values())
-        quantizers = [layer.weight_quant.tensor_quant for layer in self.layers]
-        self._scalings = [quantizer.scaling_impl for quantizer in quantizers]
-        self._learned = [hasattr(scaling, "value") for scaling in self._scalings]
-        self.grids = tuple(grid_of(quantizer) for quantizer in quantizers)
+        self.grids = tuple(map(weight_grid, self.layers))
         self.sizes = [weight.numel() for weight in self.weights()]
         self.counts = [value.numel() for value in self.values()]
         # Tensors: on a GPU, division by a Python number is a multiplication by its reciprocal.
@@ -73,16 +70,8 @@ class LatentWeights:
         return [layer.weight for layer in self.layers]
 
     def values(self) -> list[Tensor]:
-        """Return what the scales come from, ``()`` or ``(out, 1, 1, 1)`` each, differentiable.
-
-        The learned parameters, or ``max|w|`` where scales are statistics of the weights.
-        """
-        return [
-            scaling.value if learned else scaling.parameter_list_stats(layer.weight)
-            for layer, scaling, learned in zip(
-                self.layers, self._scalings, self._learned, strict=True
-            )
-        ]
+        """Return what the scales come from, see `weight_scale_value`."""
+        return list(map(weight_scale_value, self.layers))
 
     @torch.no_grad()
     def flat_scales(self, values: Tensor) -> Tensor:

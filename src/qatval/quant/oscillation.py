@@ -1,4 +1,4 @@
-"""Oscillation of quantized weights: how often their codes turn back.
+"""Oscillation of quantized weights: how often their integer codes reverse.
 
 A latent weight that the loss wants between two codes is pushed to and fro over the rounding
 threshold between them, and its code with it (Nagel et al., *Overcoming Oscillations in
@@ -8,84 +8,15 @@ Quantization-Aware Training*, ICML 2022). Definitions here are theirs.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from qatval.core.measurements import EpochOscillation, LayerOscillation, Oscillation
 from qatval.quant.latent import LatentWeights
 
 NEAR = 0.05
 """Distance from a rounding threshold, in steps, within which a weight counts as near it."""
-
-
-@dataclass(frozen=True)
-class EpochOscillation:
-    """All weights in one epoch. Means are over weights.
-
-    Attributes:
-        epoch: Counted from 1.
-        oscillating: Share whose oscillation frequency exceeds the threshold at the epoch's end.
-        change_rate: Share whose code changes in a step, the mean of the epoch's steps.
-        reversal_rate: Share whose code turns back in a step, the mean of the epoch's steps.
-        near_threshold: Share within 0.05 steps of a rounding threshold at the epoch's end; 0.1 of
-            weights that lie anywhere alike.
-        threshold_distance: Mean distance from the nearest rounding threshold at the epoch's end,
-            in steps, at most 0.5 each; 0.25 of weights that lie anywhere alike.
-        scale_drift: Mean of ``|log2(scale / scale at the start)|``.
-    """
-
-    epoch: int
-    oscillating: float
-    change_rate: float
-    reversal_rate: float
-    near_threshold: float
-    threshold_distance: float
-    scale_drift: float
-
-
-@dataclass(frozen=True)
-class LayerOscillation:
-    """One layer at the end of the training. Shares and means are over its weights.
-
-    Attributes:
-        name: Full name.
-        weights: How many it has.
-        oscillating: Share whose oscillation frequency exceeds the threshold.
-        flips: Changes of code per weight over the training.
-        reversals: Changes of code back per weight over the training.
-        near_threshold, threshold_distance, scale_drift: As in `EpochOscillation`.
-    """
-
-    name: str
-    weights: int
-    oscillating: float
-    flips: float
-    reversals: float
-    near_threshold: float
-    threshold_distance: float
-    scale_drift: float
-
-
-@dataclass(frozen=True)
-class Oscillation:
-    """How the weights of a training oscillated.
-
-    Attributes:
-        momentum: Of the oscillation frequency.
-        threshold: Frequency above which a weight is called oscillating.
-        steps: Optimizer steps observed.
-        oscillating: Share of oscillating weights at the end.
-        epochs: All weights, epoch by epoch.
-        layers: Every layer, at the end.
-    """
-
-    momentum: float
-    threshold: float
-    steps: int
-    oscillating: float
-    epochs: tuple[EpochOscillation, ...]
-    layers: tuple[LayerOscillation, ...]
 
 
 class OscillationTracker:

@@ -1,4 +1,4 @@
-"""What happens between an FP32 checkpoint and the first training step.
+"""Scales and BatchNorm statistics of the first training step.
 
 Rounding a weight to 4 bits moves the mean and the variance of every channel behind it, and the
 BatchNorm there goes on with the statistics of the weight as it was. On a YOLOv10n trained on COCO
@@ -20,7 +20,7 @@ from qatval.core.quantization import Start, StartScale
 from qatval.quant.anchoring import Batches, shift_statistics
 from qatval.quant.batchnorm import reestimate
 from qatval.quant.latent import LatentWeights
-from qatval.quant.layers import Grid
+from qatval.quant.quantized_conv import Grid
 from qatval.quant.rounding import round_to_codes
 
 # Shares of max|w| among which the scale of least squared error is searched.

@@ -6,10 +6,11 @@ Every chart carries its numbers as a table too, for readers who do not see the d
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
-from qatval.report.drawing import WIDTH, Chart, Curve, Mark, Segment, Tick
+from qatval.report.drawing import WIDTH, Chart, Curve, Mark, Segment, Style, Tick
 
 _LETTER = 6.6  # average width of a digit at the drawings' font size
 _BOLD = 8.4  # and of a letter of a name
@@ -21,7 +22,7 @@ class Series:
     """Values over epochs; a None is a gap."""
 
     label: str
-    style: int
+    style: Style
     points: Sequence[tuple[float, float | None]]
 
 
@@ -39,13 +40,14 @@ class Row:
     """One line of a dot chart.
 
     Attributes:
-        dots: Value, title, whether it is crossed out, and a key: dots of equal key are joined.
+        dots: Value, title, whether it is crossed out, and a key: dots of equal key in
+            neighbouring rows are joined, those without a key are not.
         mean: Drawn as a bar across the line.
         interval: Drawn as a bar along the line.
     """
 
     label: str
-    style: int
+    style: Style
     dots: Sequence[tuple[float, str, bool, object]]
     mean: float | None
     interval: tuple[float, float] | None = None
@@ -56,68 +58,59 @@ def line_chart(
     description: str,
     series: Sequence[Series],
     *,
-    x_label: str = "epoch",
-    x_names: dict[float, str] | None = None,
+    x_names: Mapping[float, str] | None = None,
     levels: Sequence[Level] = (),
     zero: bool = False,
     show: Callable[[float], str],
-) -> Chart:
-    """Draw values over epochs.
+) -> Chart | None:
+    """Draw values over epochs, None where nothing was measured.
 
     Args:
         title, description: Of the chart, for every reader.
-        series: At least one measured point in all of them together.
-        x_label: What the horizontal axis counts.
-        x_names: Names of single positions on it, instead of numbers.
+        series: Those without a measured point are left out.
+        x_names: What single positions are called instead of the number of an epoch.
         levels: Horizontal lines.
         zero: Whether the vertical axis starts at 0.
         show: How a value is written.
     """
+    series = [s for s in series if any(y is not None for _, y in s.points)]
+    if not series:
+        return None
+    bottom, named = 196.0, x_names or {}
     measured = [(x, y) for s in series for x, y in s.points if y is not None]
     values = [y for _, y in measured] + [level.value for level in levels]
-    low, high = _span([*values, *([0.0] if zero else [])])
+    left, y_at, y_ticks = _y_axis([*values, 0.0] if zero else values, bottom)
     xs = sorted({x for s in series for x, _ in s.points})
-    labels = [Tick(value, f"{value:g}") for value in _nice(low, high)]
-    left = 12 + _LETTER * max(len(tick.label) for tick in labels)
-    right, top, bottom, height = WIDTH - 12.0, 14.0, 196.0, 232.0
-    x_at = _scale(xs[0] - 0.3, xs[-1] + 0.3, left, right)
-    y_at = _scale(low, high, bottom, top)
+    x_at = _scale(xs[0] - 0.3, xs[-1] + 0.3, left, Chart.right)
     curves, marks = [], []
     for s in series:
-        pieces, pen = [], "M"
+        path, pen = "", "M"
         for x, y in s.points:
-            if y is None:
-                pen = "M"
-                continue
-            pieces.append(f"{pen}{x_at(x):.1f} {y_at(y):.1f}")
-            pen = "L"
-            where = (x_names or {}).get(x, f"{x_label} {x:g}")
-            marks.append(Mark(x_at(x), y_at(y), s.style, f"{s.label}, {where}: {show(y)}"))
-        curves.append(Curve(s.label, s.style, "".join(pieces)))
-    named = x_names or {}
-    whole = [x for x in xs if x not in named]
-    step = max(1, math.ceil(len(whole) / 10))
-    x_ticks = [Tick(x_at(x), f"{x:g}") for x in whole[::step]]
-    x_ticks += [Tick(x_at(x), name) for x, name in named.items()]
+            if y is not None:
+                path += f"{pen}{x_at(x):.1f} {y_at(y):.1f}"
+                where = named.get(x, f"epoch {x:g}")
+                marks.append(Mark(x_at(x), y_at(y), s.style, f"{s.label}, {where}: {show(y)}"))
+            pen = "M" if y is None else "L"
+        curves.append(Curve(s.label, s.style, path))
+    numbered = [x for x in xs if x not in named]
+    step = math.ceil(len(numbered) / 10) or 1
+    x_ticks = [*((x, f"{x:g}") for x in numbered[::step]), *named.items()]
     by_x = [dict(s.points) for s in series]
     return Chart(
-        title=title,
-        description=description,
-        height=height,
-        left=left,
-        right=right,
-        top=top,
-        bottom=bottom,
-        x_ticks=x_ticks,
-        y_ticks=[Tick(y_at(tick.at), tick.label) for tick in labels],
-        x_label=x_label,
-        header=[x_label, *(s.label for s in series)],
+        title,
+        description,
+        left,
+        bottom,
+        x_ticks=[Tick(x_at(x), name) for x, name in x_ticks],
+        y_ticks=y_ticks,
+        x_label="epoch",
+        header=["epoch", *(s.label for s in series)],
         rows=[
             [named.get(x, f"{x:g}"), *("–" if (y := ys.get(x)) is None else show(y) for ys in by_x)]
             for x in xs
         ],
         curves=curves,
-        segments=list(_levels(levels, y_at, left, right, measured)),
+        segments=list(_levels(levels, y_at, left, measured)),
         marks=marks,
     )
 
@@ -129,58 +122,53 @@ def dot_chart(
     *,
     x_label: str,
     levels: Sequence[Level] = (),
-    join: bool = False,
     header: Sequence[str],
     table: Sequence[Sequence[str]],
-) -> Chart:
-    """Draw a line of dots per row, e.g. a method's value with each seed.
+) -> Chart | None:
+    """Draw a line of dots per row, e.g. a method's value with each seed; None without rows.
 
     Args:
         title, description: Of the chart, for every reader.
         rows: Top to bottom.
         x_label: What the horizontal axis measures.
         levels: Vertical lines with a meaning.
-        join: Whether dots of equal key in neighbouring rows are joined.
         header, table: The numbers.
     """
-    pitch, top = 44.0, 14.0 + 16.0 * len(levels)
+    if not rows:
+        return None
+    pitch, top = 38.0, Chart.top + 16.0 * len(levels)
     bottom = top + pitch * len(rows)
     names = [_lines(row.label) for row in rows]
-    longest = max(len(line) for lines in names for line in lines)
-    left, right = 12 + _BOLD * longest, WIDTH - 14.0
+    left, right = 12 + _BOLD * max(len(line) for lines in names for line in lines), WIDTH - 14.0
     values = [level.value for level in levels]
     for row in rows:
-        values += [dot[0] for dot in row.dots]
-        values += [] if row.interval is None else list(row.interval)
+        values += [value for value, *_ in row.dots] + [*(row.interval or ())]
     low, high = _span(values)
     x_at = _scale(low, high, left, right)
     y_of = [top + pitch * (index + 0.5) for index in range(len(rows))]
-    segments = list(_posts(levels, x_at, top, bottom, (left + right) / 2))
-    if join:
-        segments += _joins(rows, y_of, x_at)
-    marks: list[Mark] = []
+    segments = [*_posts(levels, x_at, top, bottom, (left + right) / 2), *_joins(rows, y_of, x_at)]
+    marks = []
     for row, y in zip(rows, y_of, strict=True):
         if row.interval is not None:
             start, end = map(x_at, row.interval)
-            segments.append(Segment(start, y, end, y, f"interval s{row.style}"))
+            segments.append(Segment(start, y, end, y, f"interval {row.style.hue}"))
         if row.mean is not None:
             x = x_at(row.mean)
-            segments.append(Segment(x, y - 13, x, y + 13, f"mean s{row.style}"))
+            segments.append(Segment(x, y - 13, x, y + 13, f"mean {row.style.hue}"))
         for value, name, crossed, _ in row.dots:
             marks.append(Mark(x_at(value), y, None if crossed else row.style, name))
     return Chart(
-        title=title,
-        description=description,
-        height=bottom + 36,
-        left=left,
-        right=right,
-        top=top,
-        bottom=bottom,
+        title,
+        description,
+        left,
+        bottom,
         x_ticks=[Tick(x_at(value), f"{value:g}") for value in _nice(low, high, 4)],
         y_ticks=[Tick(y, *lines) for lines, y in zip(names, y_of, strict=True)],
         x_label=x_label,
         header=header,
         rows=table,
+        top=top,
+        right=right,
         rules=False,
         segments=segments,
         marks=marks,
@@ -192,12 +180,12 @@ def range_chart(
     description: str,
     ranges: Sequence[tuple[str, float, float]],
     *,
-    unchanged: float,
+    unchanged: float = 0.0,
     header: Sequence[str],
     show: Callable[[float], str],
     table: Sequence[Sequence[str]] | None = None,
-) -> Chart:
-    """Draw a vertical bar per layer, in the order of the network, about what changes nothing.
+) -> Chart | None:
+    """Draw a vertical bar per layer, in the order of the network; None without layers.
 
     Args:
         title, description: Of the chart, for every reader.
@@ -207,61 +195,58 @@ def range_chart(
         show: How an end is written.
         table: The numbers, by default the ends of the bars.
     """
-    low, high = _span([unchanged, *(v for _, a, b in ranges for v in (a, b))])
-    labels = [Tick(value, f"{value:g}") for value in _nice(low, high)]
-    left = 12 + _LETTER * max(len(tick.label) for tick in labels)
-    right, top, bottom = WIDTH - 12.0, 14.0, 156.0
+    if not ranges:
+        return None
+    bottom, right = 156.0, Chart.right
+    ends = [end for _, *both in ranges for end in both]
+    left, y_at, y_ticks = _y_axis([unchanged, *ends], bottom)
     x_at = _scale(-1.0, float(len(ranges)), left, right)
-    y_at = _scale(low, high, bottom, top)
     return Chart(
-        title=title,
-        description=description,
-        height=bottom + 36,
-        left=left,
-        right=right,
-        top=top,
-        bottom=bottom,
+        title,
+        description,
+        left,
+        bottom,
         x_ticks=[],
-        y_ticks=[Tick(y_at(tick.at), tick.label) for tick in labels],
+        y_ticks=y_ticks,
         x_label=f"{len(ranges)} layers, input to output",
         header=header,
         rows=table or [[name, show(a), show(b)] for name, a, b in ranges],
         segments=[
-            *_levels([Level("", unchanged, "zero")], y_at, left, right),
+            Segment(left, y_at(unchanged), right, y_at(unchanged), "zero"),
             *(
                 # a bar of no length would be invisible
-                Segment(x_at(i), y_at(a) + 0.75, x_at(i), y_at(b) - 0.75, "range")
+                Segment(x_at(i), round(y_at(a) + 0.8, 1), x_at(i), round(y_at(b) - 0.8, 1), "range")
                 for i, (_, a, b) in enumerate(ranges)
             ),
         ],
     )
 
 
+def _y_axis(
+    values: Sequence[float], bottom: float
+) -> tuple[float, Callable[[float], float], list[Tick]]:
+    """Return where the drawing begins beside the axis' labels, its scale and its ticks."""
+    low, high = _span(values)
+    y_at = _scale(low, high, bottom, Chart.top)
+    ticks = [Tick(y_at(value), f"{value:g}") for value in _nice(low, high)]
+    return 12 + _LETTER * max(len(tick.label) for tick in ticks), y_at, ticks
+
+
 def _levels(
     levels: Iterable[Level],
     y_at: Callable[[float], float],
     left: float,
-    right: float,
-    measured: Sequence[tuple[float, float]] = ((0.0, 0.0),),
+    measured: Sequence[tuple[float, float]],
 ) -> Iterable[Segment]:
     """Draw levels, each labelled where it is farthest from what was measured."""
-    ends = [y for _, y in (min(measured), max(measured))]
+    first, last = min(measured)[1], max(measured)[1]
     for level in levels:
-        distances = [abs(y - level.value) for y in ends]
-        at_left = distances[0] > distances[1]
-        below = ends[0 if at_left else 1] > level.value > 0
-        y = y_at(level.value)
-        yield Segment(
-            left,
-            y,
-            right,
-            y,
-            level.kind,
-            level.label,
-            left + 3 if at_left else right,
-            y + (12 if below else -4),
-            "start" if at_left else "end",
-        )
+        at_left = abs(first - level.value) > abs(last - level.value)
+        below = (first if at_left else last) > level.value > 0
+        y, right = y_at(level.value), Chart.right
+        label_at = (left + 3 if at_left else right), y + (12 if below else -4)
+        anchor = "start" if at_left else "end"
+        yield Segment(left, y, right, y, level.kind, level.label, *label_at, anchor)
 
 
 def _posts(
@@ -275,24 +260,19 @@ def _posts(
     inwards = sorted(levels, key=lambda level: abs(x_at(level.value) - middle))
     for above, level in enumerate(inwards):
         x, label_y = x_at(level.value), top - 8 - 16 * above
-        anchor = "start" if x < middle else "end"
-        yield Segment(x, label_y + 4, x, bottom, level.kind, level.label, x, label_y, anchor)
+        room = _LETTER * len(level.label)
+        anchor, label_x = ("start", min(x, WIDTH - room)) if x < middle else ("end", max(x, room))
+        yield Segment(x, label_y + 4, x, bottom, level.kind, level.label, label_x, label_y, anchor)
 
 
 def _joins(
     rows: Sequence[Row], y_of: Sequence[float], x_at: Callable[[float], float]
-) -> list[Segment]:
-    joined = []
-    for (row, y), (below, y_below) in zip(
-        zip(rows, y_of, strict=True), list(zip(rows, y_of, strict=True))[1:], strict=False
-    ):
-        starts = {dot[3]: dot[0] for dot in row.dots}
-        joined += [
-            Segment(x_at(starts[dot[3]]), y, x_at(dot[0]), y_below, "join")
-            for dot in below.dots
-            if dot[3] in starts
-        ]
-    return joined
+) -> Iterable[Segment]:
+    for (row, y), (below, y_below) in pairwise(zip(rows, y_of, strict=True)):
+        starts = {key: value for value, _, _, key in row.dots if key is not None}
+        for value, _, _, key in below.dots:
+            if key in starts:
+                yield Segment(x_at(starts[key]), y, x_at(value), y_below, "join")
 
 
 def _scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:

@@ -6,10 +6,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from qatval.analysis.comparison import Comparison
+from qatval.analysis.document import Comparison
 from qatval.analysis.runs import LoadedRun
 from qatval.core.errors import UsageError
-from qatval.core.summary import atomic_write, to_json, violations
+from qatval.core.files import atomic_write
+from qatval.core.schema import published
 from qatval.report.comparison_markdown import render_comparison
 
 SUFFIXES = (".json", ".md", ".html")
@@ -24,37 +25,31 @@ class Written:
     html: Path
 
 
-def write_comparison(document: Comparison, runs: Iterable[LoadedRun], path: Path) -> Written:
+def write_comparison(comparison: Comparison, runs: Iterable[LoadedRun], path: Path) -> Written:
     """Write the three files of a comparison beside each other.
 
     Args:
-        document: The comparison.
+        comparison: The comparison.
         runs: What it was made from: the HTML report shows their histories and images.
         path: Any of the three; the others differ from it in the suffix.
 
     Raises:
         UsageError: If the path is none of the three.
-        ValueError: If the document breaks its schema, which is a defect of qatval.
+        ValueError: If it breaks its schema, which is a defect of qatval.
         QatvalError: If the folder cannot be written to.
     """
     from qatval.report.html import render_html
 
     check_path(path)
-    if problems := violations(document, "comparison"):
-        raise ValueError("comparison breaks its schema: " + "; ".join(problems))
     written = Written(*(path.with_suffix(suffix) for suffix in SUFFIXES))
-    atomic_write(written.json, to_json(document))
-    atomic_write(written.markdown, render_comparison(document))
-    atomic_write(written.html, render_html(document, list(runs)))
+    atomic_write(written.json, published(comparison, "comparison"))
+    atomic_write(written.markdown, render_comparison(comparison))
+    atomic_write(written.html, render_html(comparison, list(runs)))
     return written
 
 
 def check_path(path: Path) -> None:
-    """Refuse a path that is no name for a comparison.
-
-    Raises:
-        UsageError: If it does not end in one of `SUFFIXES`.
-    """
+    """Refuse a path that does not end in one of `SUFFIXES`, by a `UsageError`."""
     if path.suffix not in SUFFIXES:
         raise UsageError(
             f"'{path}' is no name for a comparison; expected one that ends in "

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
+from qatval.analysis.document import Group, NetEffect, NetPair, Pair, PairedDifference, RunEntry
 from qatval.core import formatting
 from qatval.report.charts import Level, Row, dot_chart
-from qatval.report.drawing import Chart
-from qatval.report.terminal import orientation
+from qatval.report.drawing import Chart, Style
+from qatval.report.terminal import reference_values
 
-Entry = Mapping[str, Any]
+Contrast = NetEffect | PairedDifference
 
 KINDS = {"fp32_value": "fp32", "ptq_value": "untrained", "start_value": "start"}
 """How a level is drawn, by the metric that it shows."""
 
 
 def value_charts(
-    group: Entry, entries: Sequence[Entry], styles: Mapping[str, int]
+    group: Group, entries: Sequence[RunEntry], styles: Mapping[str, Style]
 ) -> Sequence[Chart]:
     """Return the charts of a group's values and differences, as far as there are any.
 
@@ -26,69 +26,41 @@ def value_charts(
         entries: Its runs, of the same document.
         styles: Of each method.
     """
-    found = (_values(group, entries, styles), _differences(group, styles))
+    found = (_values(group, entries, styles), _differences(group.differences, styles))
     return [chart for chart in found if chart is not None]
 
 
-def _values(group: Entry, entries: Sequence[Entry], styles: Mapping[str, int]) -> Chart | None:
+def _values(group: Group, entries: Sequence[RunEntry], styles: Mapping[str, Style]) -> Chart | None:
     rows, table = [], []
-    for method in group["methods"]:
-        name, final = method["method"], method["final_value"]
-        of_method = [e for e in entries if e["method"] == name and e["final_value"] is not None]
-        if final is None:
+    for method in group.methods:
+        if method.final_value is None:
             continue
-        dots = [
-            (
-                entry["final_value"],
-                f"{name}, seed {entry['seed']}: {formatting.value(entry['final_value'])}"
-                + ("" if entry["outcome"] == "stable" else f", {entry['outcome']}"),
-                entry["outcome"] != "stable",
-                entry["trajectory"] or entry["seed"],
-            )
-            for entry in of_method
-        ]
-        rows.append(Row(name, styles[name], dots, final["mean"]))
-        table += [[name, str(e["seed"]), formatting.value(e["final_value"])] for e in of_method]
-    if not rows:
-        return None
-    levels = [
-        Level(label, measured["mean"], KINDS[key])
-        for key, label, measured in orientation(group)
-        if measured is not None
-    ]
+        name, dots = method.method, []
+        for entry in entries:
+            if entry.method == name and entry.final_value is not None:
+                held, value = entry.outcome == "stable", formatting.value(entry.final_value)
+                title = f"{name}, seed {entry.seed}: {value}{'' if held else f', {entry.outcome}'}"
+                dots.append((entry.final_value, title, not held, entry.trajectory or entry.run_id))
+                table.append([name, str(entry.seed), value])
+        rows.append(Row(name, styles[name], dots, method.final_value.mean))
     return dot_chart(
         "Final mAP 50-95 of every run",
         "A dot per run, a bar at each method's mean; thin lines join runs of one training. "
-        "Crossed-out dots did not hold.",
+        "Controls are hollow. Crossed-out dots did not hold.",
         rows,
         x_label="mAP 50-95",
-        levels=levels,
-        join=True,
+        levels=[
+            Level(label, measured.mean, KINDS[key])
+            for key, label, measured in reference_values(group)
+            if measured is not None
+        ],
         header=["method", "seed", "final mAP 50-95"],
         table=table,
     )
 
 
-def net_chart(group: Entry, styles: Mapping[str, int]) -> Chart | None:
+def net_chart(effects: Sequence[NetEffect], styles: Mapping[str, Style]) -> Chart | None:
     """Return the chart of a group's net effects, None if it has none."""
-    effects = group["net_effects"]
-    table = [
-        [
-            _label(effect),
-            str(pair["seed"]),
-            *map(formatting.signed, _gains(pair)),
-            _with_error(pair),
-        ]
-        for effect in effects
-        for pair in effect["pairs"]
-    ]
-    table += [
-        [_label(e), "all, 95 %", *map(formatting.signed, (e["gain"], e["control_gain"])), _mean(e)]
-        for e in effects
-        if e["interval"] is not None
-    ]
-    if not effects:
-        return None
     return dot_chart(
         "Net effects",
         "What a method gains less what its control gains: the same averaging or correction in "
@@ -98,20 +70,16 @@ def net_chart(group: Entry, styles: Mapping[str, int]) -> Chart | None:
         x_label="net gain in mAP 50-95",
         levels=[Level("control gains as much", 0.0, "zero")],
         header=["gain", "seed", "gain", "control's gain", "net ± standard error over images"],
-        table=table,
+        table=[
+            *(numbers for effect in effects for numbers in _of_seeds(effect)),
+            *(numbers for effect in effects for numbers in _over_seeds(effect)),
+        ],
     )
 
 
-def _differences(group: Entry, styles: Mapping[str, int]) -> Chart | None:
-    differences = group["differences"]
-    table = []
-    for difference in differences:
-        label = _label(difference)
-        table += [[label, str(pair["seed"]), _with_error(pair)] for pair in difference["pairs"]]
-        if difference["interval"] is not None:
-            table.append([label, "all, 95 %", _mean(difference)])
-    if not differences:
-        return None
+def _differences(
+    differences: Sequence[PairedDifference], styles: Mapping[str, Style]
+) -> Chart | None:
     return dot_chart(
         "Paired differences",
         "A dot per seed, a bar across at the mean, a bar along for the 95 % interval over seeds "
@@ -120,42 +88,44 @@ def _differences(group: Entry, styles: Mapping[str, int]) -> Chart | None:
         x_label="difference in mAP 50-95",
         levels=[Level("no difference", 0.0, "zero")],
         header=["difference", "seed", "mAP 50-95 ± standard error over images"],
-        table=table,
+        table=[line for d in differences for line in (*_of_seeds(d), *_over_seeds(d))],
     )
 
 
-def _row(contrast: Entry, styles: Mapping[str, int]) -> Row:
-    label, bounds = _label(contrast), contrast["interval"]
-    control = contrast.get("control")
-    name = label if control is None else f"{contrast['method']} net of {control}"
+def _row(contrast: Contrast, styles: Mapping[str, Style]) -> Row:
+    label = _label(contrast)
     dots = [
-        (
-            pair["difference"],
-            f"{label}, seed {pair['seed']}: {formatting.signed(pair['difference'])}",
-            False,
-            None,
-        )
-        for pair in contrast["pairs"]
+        (it.difference, f"{label}, seed {it.seed}: {formatting.signed(it.difference)}", False, None)
+        for it in contrast.pairs
     ]
-    interval = None if bounds is None else (bounds[0], bounds[1])
-    return Row(name, styles[contrast["method"]], dots, contrast["mean"], interval)
+    name = net_name(contrast) if isinstance(contrast, NetEffect) else label
+    return Row(name, styles[contrast.method], dots, contrast.mean, contrast.interval)
 
 
-def _label(contrast: Entry) -> str:
-    control = contrast.get("control")
-    net = "" if control is None else f", net of {control}"
-    return f"{contrast['method']} − {contrast['reference']}{net}"
+def net_name(effect: NetEffect) -> str:
+    """Return what a net effect is called for short, e.g. ``"ema net of fp32+ema"``."""
+    return f"{effect.method} net of {effect.control}"
 
 
-def _gains(pair: Entry) -> Iterable[float]:
-    return pair["gain"], pair["control_gain"]
+def _label(contrast: Contrast) -> str:
+    net = f", net of {contrast.control}" if isinstance(contrast, NetEffect) else ""
+    return f"{contrast.method} − {contrast.reference}{net}"
 
 
-def _with_error(pair: Entry) -> str:
-    error = pair["image_error"]
-    over_images = "" if error is None else f" ± {formatting.value(error)}"
-    return formatting.signed(pair["difference"]) + over_images
+def _of_seeds(contrast: Contrast) -> Iterable[list[str]]:
+    for pair in contrast.pairs:
+        error = "" if pair.image_error is None else f" ± {formatting.value(pair.image_error)}"
+        difference = formatting.signed(pair.difference) + error
+        yield [_label(contrast), str(pair.seed), *_gains(pair), difference]
 
 
-def _mean(contrast: Entry) -> str:
-    return f"{formatting.signed(contrast['mean'])} {formatting.interval(contrast['interval'])}"
+def _over_seeds(contrast: Contrast) -> Iterable[list[str]]:
+    if contrast.interval is not None:
+        mean = f"{formatting.signed(contrast.mean)} {formatting.interval(contrast.interval)}"
+        yield [_label(contrast), "all, 95 %", *_gains(contrast), mean]
+
+
+def _gains(measured: Contrast | Pair | NetPair) -> list[str]:
+    if isinstance(measured, PairedDifference | Pair):
+        return []
+    return [formatting.signed(measured.gain), formatting.signed(measured.control_gain)]

@@ -7,47 +7,32 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import jinja2
 import markupsafe
 
-from qatval.analysis.comparison import Comparison
+from qatval.analysis.document import Comparison, Group
 from qatval.analysis.effects import method_order
 from qatval.analysis.runs import LoadedRun
 from qatval.core import formatting
+from qatval.core.measurements import Coverage
 from qatval.core.quantization import in_words
 from qatval.core.stability import LEAST_SHARE_OF_FP32
-from qatval.report.drawing import Chart
+from qatval.report.answer import answer
+from qatval.report.drawing import Style, styles
 from qatval.report.group_charts import net_chart, value_charts
-from qatval.report.images import Strip, strip
-from qatval.report.run_charts import RunView, run_view
-from qatval.report.terminal import orientation, outcome, share_of_fp32
+from qatval.report.images import SCORE, ExampleImages, example_images
+from qatval.report.run_charts import run_charts, run_facts
+from qatval.report.terminal import outcome, reference_values, share_of_fp32
 
 # A page of a thousand runs helps nobody; those that did not hold come first.
 DETAILED_RUNS = 36
-_STYLES = 5
+OPEN_IMAGES = 3
+OPEN_METHODS = 5
+"""With more methods than these, the images as the controls see them are folded."""
+
 _SEED_COLUMNS = 6
-
-Entry = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class GroupView:
-    """Comparable runs: their methods side by side."""
-
-    entry: Entry
-    seeds: Sequence[int]
-    facts: Sequence[str]
-    rows: Sequence[tuple[Entry, int, Sequence[Sequence[Entry]]]]
-    orientation: Sequence[tuple[str, str, Entry | None]]
-    net: Chart | None
-    charts: Sequence[Chart]
-    strip: Strip | str
-    coverage: Entry | None
-    widths: str
-    runs: Sequence[RunView]
+_URGENCY = ("collapsed", "degenerate", "disputed", "incomplete", "stable")
 
 
 def render_html(document: Comparison, runs: Sequence[LoadedRun]) -> str:
@@ -58,11 +43,16 @@ def render_html(document: Comparison, runs: Sequence[LoadedRun]) -> str:
         runs: What it was made from.
     """
     loaded = {run.run_id: run for run in reversed(runs)}
-    styles = _styles(document)
-    detailed = _detailed(document)
-    groups = [_group(group, document, loaded, styles, detailed) for group in document["groups"]]
+    roles = {run.method: run.role for run in document.runs}
+    own_styles = styles({method: roles[method] for method in method_order(roles)})
+    ranked = sorted(document.runs, key=lambda run: _URGENCY.index(run.outcome))
+    detailed = {run.run_id for run in ranked[:DETAILED_RUNS]}
+    groups = [_group(group, document, loaded, own_styles, detailed) for group in document.groups]
+    totals = _totals(document)
+    shown = [g["images"] for g in groups if isinstance(g["images"], ExampleImages)]
+    loader = jinja2.PackageLoader("qatval", "report")
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("qatval", "report"),
+        loader=loader,
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -70,36 +60,30 @@ def render_html(document: Comparison, runs: Sequence[LoadedRun]) -> str:
     )
     environment.filters |= {
         "value": formatting.value,
-        "signed": formatting.signed,
-        "interval": formatting.interval,
         "percent": formatting.percent,
+        "counted": formatting.count,
+        "sentence": lambda text: text[:1].upper() + text[1:],
     }
-    source, _, _ = jinja2.PackageLoader("qatval", "report").get_source(environment, "report.css")
     return environment.get_template("comparison.html.jinja").render(
         document=document,
         groups=groups,
-        headline=_headline(document),
-        totals=_totals(document),
-        left_out=len(document["runs"]) - len(detailed),
+        styles=own_styles,
+        pictures={example.key: example for images in shown for example in images.examples},
+        headline=_headline(document, totals),
+        totals=totals,
+        left_out=len(document.runs) - len(detailed),
         outcome=outcome,
         share_of_fp32=share_of_fp32,
-        css=markupsafe.Markup(source),
+        widths=_widths,
+        least_share=LEAST_SHARE_OF_FP32,
+        least_score=SCORE,
+        open_images=OPEN_IMAGES,
+        css=markupsafe.Markup(loader.get_source(environment, "report.css")[0]),
     )
 
 
-def _styles(document: Comparison) -> dict[str, int]:
-    order = method_order(run["method"] for run in document["runs"])
-    return {method: index % _STYLES for index, method in enumerate(order)}
-
-
-def _detailed(document: Comparison) -> set[str]:
-    urgency = ["collapsed", "degenerate", "disputed", "incomplete", "stable"]
-    ranked = sorted(document["runs"], key=lambda run: urgency.index(run["outcome"]))
-    return {run["run_id"] for run in ranked[:DETAILED_RUNS]}
-
-
 def _totals(document: Comparison) -> dict[str, int]:
-    outcomes = [run["outcome"] for run in document["runs"]]
+    outcomes = [run.outcome for run in document.runs]
     return {
         "runs": len(outcomes),
         "held": outcomes.count("stable"),
@@ -107,18 +91,18 @@ def _totals(document: Comparison) -> dict[str, int]:
         "worth nothing": outcomes.count("degenerate"),
         "disputed": outcomes.count("disputed"),
         "incomplete": outcomes.count("incomplete"),
-        "unreadable": len(document["unreadable"]),
+        "unreadable": len(document.unreadable),
     }
 
 
-def _headline(document: Comparison) -> str:
-    totals = _totals(document)
+def _headline(document: Comparison, totals: Mapping[str, int]) -> str:
     completed = totals["runs"] - totals["incomplete"]
     if completed == 0:
         return "No run was completed"
     failed = completed - totals["held"]
     if failed == 0:
-        poor = sum((run["share_of_fp32"] or 1.0) < LEAST_SHARE_OF_FP32 for run in document["runs"])
+        shares = [run.share_of_fp32 for run in document.runs]
+        poor = sum(share is not None and share < LEAST_SHARE_OF_FP32 for share in shares)
         below = f", {poor if completed > 1 else 'but'} below half of FP32" if poor else ""
         held = "The run held" if completed == 1 else f"All {completed} completed runs held"
         return held + below
@@ -127,68 +111,62 @@ def _headline(document: Comparison) -> str:
 
 
 def _group(
-    group: Entry,
+    group: Group,
     document: Comparison,
     loaded: Mapping[str, LoadedRun],
-    styles: Mapping[str, int],
+    styles: Mapping[str, Style],
     detailed: set[str],
-) -> GroupView:
-    entries = [run for run in document["runs"] if group["name"] in run["groups"]]
-    members = [loaded[entry["run_id"]] for entry in entries]
-    seeds = sorted({entry["seed"] for entry in entries})
+) -> dict[str, object]:
+    """Return what the template shows of comparable runs: their methods side by side."""
+    entries = [run for run in document.runs if group.name in run.groups]
+    members = [loaded[entry.run_id] for entry in entries]
+    seeds = sorted({entry.seed for entry in entries})
     columns = seeds if len(seeds) <= _SEED_COLUMNS else []
-    by_cell: dict[tuple[str, int], list[Entry]] = {}
-    for entry in entries:
-        by_cell.setdefault((entry["method"], entry["seed"]), []).append(entry)
-    coverages = [m.section("quantization").get("coverage") for m in members if m.completed]
-    coverage = next((coverage for coverage in coverages if coverage), None)
-    return GroupView(
-        entry=group,
-        seeds=columns,
-        facts=_group_facts(group),
-        rows=[
-            (
-                method,
-                styles[method["method"]],
-                [by_cell.get((method["method"], seed), []) for seed in columns],
-            )
-            for method in group["methods"]
+    latest = {(entry.method, entry.seed): entry for entry in entries}
+    coverages = [m.summary.quantization.coverage for m in members if m.completed]
+    controls = {entry.method for entry in group.methods if entry.role == "control"}
+    many = len(group.methods) > max(OPEN_METHODS, len(controls))
+    return {
+        "entry": group,
+        "answer": answer(group),
+        "seeds": columns,
+        "facts": _group_facts(group),
+        "rows": [
+            (method, [latest.get((method.method, seed)) for seed in columns])
+            for method in group.methods
         ],
-        orientation=orientation(group),
-        net=net_chart(group, styles),
-        charts=value_charts(group, entries, styles),
-        strip=strip(members),
-        coverage=coverage,
-        widths="" if coverage is None else _widths(coverage),
-        runs=[
-            run_view(entry, loaded[entry["run_id"]], styles[entry["method"]])
-            for entry in entries
+        "reference_values": reference_values(group),
+        "net": net_chart(group.net_effects, styles),
+        "charts": value_charts(group, entries, styles),
+        "images": example_images(members),
+        "folded": controls if many else set(),
+        "coverage": next((coverage for coverage in coverages if coverage), None),
+        "runs": [
+            (entry, run_facts(run), run_charts(run, styles[entry.method]))
+            for entry, run in zip(entries, members, strict=True)
             # a float control that is in several groups is shown in the first
-            if entry["run_id"] in detailed and entry["group"] == group["name"]
+            if entry.run_id in detailed and entry.group == group.name
         ],
-    )
+    }
 
 
-def _group_facts(group: Entry) -> list[str]:
-    wanted = group["conditions"]
-    images = wanted["dataset"]
+def _group_facts(group: Group) -> list[str]:
+    wanted = group.conditions
+    training, images = wanted["training"], wanted["dataset"]
+    known = (("training image", images["train_images"]), ("validation image", images["val_images"]))
     return [
         f"{wanted['model']['imgsz']} px",
-        *(
-            formatting.count(images[f"{split}_images"], f"{what} image")
-            for split, what in (("train", "training"), ("val", "validation"))
-            if images[f"{split}_images"] is not None
-        ),
-        formatting.count(wanted["training"]["epochs"], "epoch"),
-        f"batch {wanted['training']['batch']}",
-        *(["anchored statistics"] if wanted["training"].get("batchnorm") == "anchored" else []),
+        *(formatting.count(number, noun) for noun, number in known if number is not None),
+        formatting.count(training["epochs"], "epoch"),
+        f"batch {training['batch']}",
+        *(["anchored statistics"] if training["batchnorm"] == "anchored" else []),
         in_words(wanted["quantization"]),
-        group["precision"],
+        group.precision,
     ]
 
 
-def _widths(coverage: Entry) -> str:
+def _widths(coverage: Coverage) -> str:
     """Say how many layers have how many bits, e.g. ``"94 convolutions at 4 bit, 13 at 8 bit"``."""
-    widths = Counter(layer["bits"] for layer in coverage["layers"] if layer["bits"])
+    widths = Counter(layer.bits for layer in coverage.layers if layer.bits)
     said = [f"{count} at {bits} bit" for bits, count in widths.most_common()]
     return ", ".join(said).replace(" at ", " convolutions at ", 1)

@@ -1,8 +1,10 @@
-"""Validation images with the ground truth and what each method found in them."""
+"""Validation images with the ground truth and what each method found in them and missed."""
 
 from __future__ import annotations
 
 import base64
+import dataclasses
+import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -21,9 +23,12 @@ if TYPE_CHECKING:
 EXAMPLES = 6
 SCORE = 0.25
 IOU = 0.5
-_LONG_SIDE = 320  # px; what a strip shows is smaller still
+_LONG_SIDE = 640  # px, enough for a panel on a screen of two pixels a px
+_QUALITY = 80
+_LETTERS = 24  # as high as a number that the image is wide
 
 Corners = tuple[float, float, float, float]
+Kind = Literal["truth", "found", "false", "missed"]
 
 
 @dataclass(frozen=True)
@@ -34,32 +39,46 @@ class Box:
     y: float
     width: float
     height: float
-    kind: Literal["truth", "found", "false"]
+    kind: Kind
     title: str
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One view of an image."""
+    """One view of an image; its boxes are numbered in their order, from 1.
+
+    Attributes:
+        numbers_at: Where the number of each box begins, on its base line.
+    """
 
     title: str
-    boxes: Sequence[Box]
     caption: str
+    boxes: Sequence[Box]
+    numbers_at: Sequence[tuple[float, float]]
 
 
 @dataclass(frozen=True)
 class Example:
-    """An image with its views; width and height are the original's in px."""
+    """An image with its views.
+
+    Attributes:
+        key: The same for equal pictures, by which a page can hold them once.
+        jpeg: The picture as a data URI.
+        width, height: The original's in px.
+        letter: Height of the numbers in the same unit.
+    """
 
     image_id: int
+    key: str
     jpeg: str
     width: int
     height: int
+    letter: float
     panels: Sequence[Panel]
 
 
 @dataclass(frozen=True)
-class Strip:
+class ExampleImages:
     """Some validation images, seen by the methods of one seed."""
 
     seed: int
@@ -73,51 +92,48 @@ class _Detection(msgspec.Struct, gc=False):
     score: float
 
 
-def strip(runs: Sequence[LoadedRun]) -> Strip | str:
+def example_images(runs: Sequence[LoadedRun]) -> ExampleImages | str:
     """Choose images and read what the runs of one seed found in them.
 
     The images are spread evenly over those with at least one object, in order of their ids: nobody
     picked them.
 
     Returns:
-        The strip, or one line that says why there is none.
+        The images, or one line that says why there is none.
     """
-    chosen = _one_seed(runs)
-    if not chosen:
+    by_seed: dict[int, dict[str, tuple[LoadedRun, Path]]] = defaultdict(dict)
+    for run in runs:
+        predictions = _located(run, run.summary.artifacts.predictions)
+        if run.completed and predictions is not None:
+            by_seed[run.seed].setdefault(run.method, (run, predictions))
+    if not by_seed:
         return "No run recorded its detections, or they are no longer where they were."
+    seed = max(by_seed, key=lambda seed: (len(by_seed[seed]), -seed))
     try:
-        return Strip(chosen[0].seed, _examples(chosen))
+        return ExampleImages(seed, _examples([*by_seed[seed].values()]))
     except (QatvalError, OSError, msgspec.MsgspecError) as error:
         return f"The validation images cannot be shown: {error}"
 
 
-def _one_seed(runs: Sequence[LoadedRun]) -> list[LoadedRun]:
-    by_seed: dict[int, dict[str, LoadedRun]] = defaultdict(dict)
-    for run in runs:
-        if run.completed and _artifact(run, "predictions") is not None:
-            by_seed[run.seed].setdefault(run.method, run)
-    best = max(by_seed, key=lambda seed: (len(by_seed[seed]), -seed), default=None)
-    return [] if best is None else list(by_seed[best].values())
-
-
-def _artifact(run: LoadedRun, name: str) -> Path | None:
+def _located(run: LoadedRun, recorded: str | None) -> Path | None:
     """Find an artifact now: run roots may have been moved since their paths were recorded."""
-    recorded = run.section("artifacts").get(name)
-    if not isinstance(recorded, str):
+    if recorded is None:
         return None
     places = [run.root / recorded]
-    written_in = Path(run.summary["artifacts"]["run_root"])
+    written_in = run.summary.artifacts.run_root
     if Path(recorded).is_relative_to(written_in):
         places.append(run.root / Path(recorded).relative_to(written_in))
     return next((place for place in places if place.exists()), None)
 
 
-def _examples(runs: Sequence[LoadedRun]) -> list[Example]:
+def _examples(chosen: Sequence[tuple[LoadedRun, Path]]) -> list[Example]:
     import numpy as np
 
     from qatval.data.coco import read_annotations
 
-    annotations, folder = _artifact(runs[0], "val_annotations"), _artifact(runs[0], "val_image_dir")
+    first, _ = chosen[0]
+    annotations = _located(first, first.summary.artifacts.val_annotations)
+    folder = _located(first, first.summary.artifacts.val_image_dir)
     if annotations is None or folder is None:
         raise QatvalError("the dataset is no longer where the runs found it")
     index, _ = read_annotations(annotations)
@@ -127,17 +143,15 @@ def _examples(runs: Sequence[LoadedRun]) -> list[Example]:
     places = np.linspace(0, len(with_objects) - 1, min(EXAMPLES, len(with_objects)))
     rows = [int(row) for row in with_objects[places.round().astype(int)]]
     shown = {int(index.image_ids[row]) for row in rows}
-    detections = [(run.method, _detections(run, shown)) for run in runs]
+    detections = [(run.method, _detections(path, shown)) for run, path in chosen]
     return [_example(index, row, folder, detections) for row in rows]
 
 
-def _detections(run: LoadedRun, shown: set[int]) -> dict[int, list[_Detection]]:
-    path = _artifact(run, "predictions")
-    found: dict[int, list[_Detection]] = defaultdict(list)
-    if path is not None:
-        for detection in msgspec.json.decode(path.read_bytes(), type=list[_Detection]):
-            if detection.image_id in shown and detection.score >= SCORE:
-                found[detection.image_id].append(detection)
+def _detections(predictions: Path, shown: set[int]) -> dict[int, list[_Detection]]:
+    found: dict[int, list[_Detection]] = {image_id: [] for image_id in shown}
+    for detection in msgspec.json.decode(predictions.read_bytes(), type=list[_Detection]):
+        if detection.image_id in shown and detection.score >= SCORE:
+            found[detection.image_id].append(detection)
     return found
 
 
@@ -155,30 +169,43 @@ def _example(
         Box(x, y, w, h, "truth", index.category_names[class_])
         for (x, y, w, h), class_ in zip(index.boxes[own].tolist(), index.classes[own], strict=True)
     ]
-    panels = [Panel("ground truth", truth, formatting.count(len(truth), "object"))]
+    letter = round(width / _LETTERS, 1)
+    panels = [_panel("ground truth", formatting.count(len(truth), "object"), truth, letter)]
     for method, by_image in detections:
-        panels.append(_panel(method, by_image.get(image_id, []), truth, names))
+        found, caption = _matched(by_image[image_id], truth, names)
+        panels.append(_panel(method, caption, found, letter))
     jpeg = _jpeg(folder / index.file_names[row])
-    return Example(image_id, jpeg, width, height, panels)
+    key = f"image-{hashlib.sha256(jpeg.encode()).hexdigest()[:12]}"
+    return Example(image_id, key, jpeg, width, height, letter, panels)
 
 
-def _panel(
-    method: str, detections: Sequence[_Detection], truth: Sequence[Box], names: dict[int, str]
-) -> Panel:
-    open_ = list(truth)
-    boxes = []
+def _panel(title: str, caption: str, boxes: Sequence[Box], letter: float) -> Panel:
+    placed: list[tuple[float, float]] = []
+    for box in boxes:
+        x, y = max(box.x, 0.0) + letter / 5, max(box.y, 0.0) + letter
+        while any(abs(x - other) < letter and abs(y - below) < letter for other, below in placed):
+            x += letter / 2
+        placed.append((x, y))
+    return Panel(title, caption, boxes, [(round(x, 1), round(y, 1)) for x, y in placed])
+
+
+def _matched(
+    detections: Sequence[_Detection], truth: Sequence[Box], names: dict[int, str]
+) -> tuple[list[Box], str]:
+    """Tell right from wrong: the boxes, those of missed objects last, and how many there are."""
+    missed, boxes = list(truth), []
     for detection in sorted(detections, key=lambda d: -d.score):
         name = names.get(detection.category_id, str(detection.category_id))
-        candidates = [box for box in open_ if box.title == name]
+        candidates = [box for box in missed if box.title == name]
         best = max(candidates, key=lambda box: _iou(box, detection.bbox), default=None)
-        found = best is not None and _iou(best, detection.bbox) >= IOU
-        if found and best is not None:
-            open_.remove(best)
-        kind: Literal["found", "false"] = "found" if found else "false"
+        kind: Kind = "false"
+        if best is not None and _iou(best, detection.bbox) >= IOU:
+            missed.remove(best)
+            kind = "found"
         boxes.append(Box(*detection.bbox, kind, f"{name} {detection.score:.2f}"))
-    found_count = sum(box.kind == "found" for box in boxes)
-    caption = f"{found_count} found, {len(boxes) - found_count} false, {len(open_)} missed"
-    return Panel(method, boxes, caption)
+    hits = len(truth) - len(missed)
+    caption = f"{hits} found, {len(boxes) - hits} false, {len(missed)} missed"
+    return boxes + [dataclasses.replace(box, kind="missed") for box in missed], caption
 
 
 def _iou(box: Box, other: Corners) -> float:
@@ -202,5 +229,5 @@ def _jpeg(path: Path) -> str:
     scale = _LONG_SIDE / max(image.shape[:2])
     if scale < 1:
         image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-    _, encoded = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 88])
+    _, encoded = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
     return "data:image/jpeg;base64," + base64.b64encode(encoded.tobytes()).decode("ascii")

@@ -2,104 +2,91 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from qatval.analysis.runs import LoadedRun
 from qatval.core import formatting
+from qatval.core.measurements import BatchNormDrift, EpochRecord, LayerOscillation, Oscillation
+from qatval.core.stability import COLLAPSE_THRESHOLD_RATIO
+from qatval.core.summary import QcChange
 from qatval.report.charts import Level, Series, line_chart, range_chart
-from qatval.report.drawing import Chart
+from qatval.report.drawing import SERIES, Chart, Style
 from qatval.report.group_charts import KINDS
 
-Entry = Mapping[str, Any]
+_LAYER_COLUMNS: dict[str, Callable[[LayerOscillation], str]] = {
+    "layer": lambda layer: layer.name,
+    "weights": lambda layer: f"{layer.weights:,}",
+    "oscillating": lambda layer: formatting.percent(layer.oscillating),
+    "code changes a weight": lambda layer: f"{layer.flips:.3g}",
+    "reversals a weight": lambda layer: f"{layer.reversals:.3g}",
+    "near a threshold": lambda layer: formatting.percent(layer.near_threshold),
+    "steps from a threshold": lambda layer: f"{layer.threshold_distance:.3g}",
+    "|log2| of the scale's change": lambda layer: f"{layer.scale_drift:.3g}",
+}
 
 
-@dataclass(frozen=True)
-class RunView:
-    """A run in detail."""
-
-    entry: Entry
-    style: int
-    facts: Sequence[tuple[str, str]]
-    charts: Sequence[Chart]
-
-
-def run_view(entry: Entry, run: LoadedRun, style: int) -> RunView:
-    """Return a run as the report shows it.
-
-    Args:
-        entry: The run in the comparison document.
-        run: Its summary.
-        style: Of its method.
-    """
-    charts = (
-        _accuracy(run, style),
-        _losses(run),
-        *_corrections(run),
-        *_oscillation(run),
-        _batchnorm(run),
-    )
-    return RunView(entry, style, _run_facts(run), [chart for chart in charts if chart is not None])
-
-
-def _run_facts(run: LoadedRun) -> list[tuple[str, str]]:
-    method, training = run.section("method"), run.section("training")
-    environment, ema = run.section("environment"), method["ema"]
+def run_facts(run: LoadedRun) -> list[tuple[str, str]]:
+    """Return what is to be known of a run, each fact with its name."""
+    summary, metrics = run.summary, run.summary.metrics
+    oscillation, batchnorm = summary.oscillation, summary.batchnorm
+    ema = summary.method.ema if summary.method.ema.enabled else None
+    environment, timings = summary.environment or {}, summary.timings or {}
+    start = metrics.value("start_value") if run.trained else None
     facts = [
-        ("best", formatting.value(run.best)),
-        ("final", formatting.value(run.final)),
-        ("FP32 checkpoint", formatting.value(run.metric("fp32_value"))),
+        ("best", formatting.value(metrics.best_value)),
+        ("final", formatting.value(metrics.final_value)),
+        ("FP32 checkpoint", formatting.value(metrics.fp32_value)),
     ]
     if run.quantized:
-        facts.append((f"untrained {run.mode}", formatting.value(run.metric("ptq_value"))))
-    if (start := run.metric("start_value")) is not None and run.trained:
-        facts.append(("start of training", formatting.value(start)))
-    if run.kept is not None:
-        facts.append(("final of FP32", formatting.percent(run.kept)))
-    for what, metric in (("QC", "before_qc_value"), ("re-estimation", "before_bn_value")):
-        if (before := run.metric(metric)) is not None:
-            facts.append((f"before {what}", formatting.value(before)))
-    if ema["enabled"]:
-        if (effective := ema.get("effective_decay")) is not None:
-            facts.append(("effective decay", f"{effective:.4f}"))
-        if (differing := ema.get("codes_differing_from_raw")) is not None:
-            facts.append(("codes unlike raw", formatting.percent(differing)))
-    if (share := run.section("oscillation").get("oscillating")) is not None:
-        facts.append(("oscillating weights", formatting.percent(share)))
-    if (drift := run.section("batchnorm").get("kl_mean")) is not None:
-        facts.append(("BatchNorm drift", f"{drift:.3g} nats"))
-    facts.append(("device", str(training["device"])))
-    facts += [(name, str(environment[name])) for name in ("torch",) if environment.get(name)]
-    if isinstance(total := run.section("timings").get("total"), int | float):
-        facts.append(("time", formatting.duration(total)))
-    return facts
-
-
-def _history(run: LoadedRun) -> Sequence[Entry]:
-    history = run.summary.get("history") or []
-    return [entry for entry in history if isinstance(entry, Mapping)]
-
-
-def _accuracy(run: LoadedRun, style: int) -> Chart | None:
-    points: list[tuple[float, float | None]] = [
-        (float(entry["epoch"]), entry["value"]) for entry in _history(run)
+        facts.append((f"untrained {run.mode}", formatting.value(metrics.value("ptq_value"))))
+    optional: list[tuple[str, Any, Callable[..., str]]] = [
+        ("start of training", start, formatting.value),
+        ("final of FP32", run.kept, formatting.percent),
+        ("before QC", metrics.before_qc_value, formatting.value),
+        ("before re-estimation", metrics.before_bn_value, formatting.value),
+        ("effective decay", ema and ema.effective_decay, "{:.4f}".format),
+        ("codes unlike raw", ema and ema.codes_differing_from_raw, formatting.percent),
+        ("oscillating weights", oscillation and oscillation.oscillating, formatting.percent),
+        ("BatchNorm drift", batchnorm and batchnorm.kl_mean, "{:.3g} nats".format),
+        ("device", summary.training.device, str),
+        ("torch", str(environment["torch"]) if "torch" in environment else None, str),
+        ("time", timings.get("total"), formatting.duration),
     ]
+    return facts + [(name, write(fact)) for name, fact, write in optional if fact is not None]
+
+
+def run_charts(run: LoadedRun, style: Style) -> list[Chart]:
+    """Return the charts of a run, drawn in the style of its method, as far as there are any."""
+    summary = run.summary
+    history = summary.history or ()
+    charts = [
+        _accuracy(run, history, style),
+        _losses(history),
+        *_corrections(summary.method.qc.changes or {}),
+        *(_oscillation(summary.oscillation) if summary.oscillation else ()),
+        _batchnorm(summary.batchnorm) if summary.batchnorm else None,
+    ]
+    return [chart for chart in charts if chart is not None]
+
+
+def _accuracy(run: LoadedRun, history: Sequence[EpochRecord], style: Style) -> Chart | None:
+    method, metrics = run.summary.method, run.summary.metrics
+    points: list[tuple[float, float | None]] = [(epoch.epoch, epoch.value) for epoch in history]
     names: dict[float, str] = {}
-    if points and (start := run.metric("start_value")) is not None:
+    if points and (start := metrics.value("start_value")) is not None:
         points.insert(0, (0.0, start))
         names[0.0] = "start"
-    method = run.section("method")
-    enabled = (name for name in ("qc", "bn") if (method.get(name) or {}).get("enabled"))
-    if (step := next(enabled, None)) is not None and run.final is not None and points:
+    step = "QC" if method.qc.enabled else "BN" if method.bn and method.bn.enabled else None
+    if step is not None and run.final is not None and points:
         after = points[-1][0] + 1
         points.append((after, run.final))
-        names[after] = step.upper()
-    if run.best is None or not any(y is not None for _, y in points):
+        names[after] = step
+    if metrics.best_value is None:
         return None
-    levels = [Level("collapse", 0.5 * run.best, "collapse")]
+    levels = [Level("collapse", COLLAPSE_THRESHOLD_RATIO * metrics.best_value, "collapse")]
     for label, metric in (("FP32", "fp32_value"), (f"untrained {run.mode}", "ptq_value")):
-        if (value := run.metric(metric)) is not None:
+        if (value := metrics.value(metric)) is not None:
             levels.append(Level(label, value, KINDS[metric]))
     return line_chart(
         "mAP 50-95 per epoch",
@@ -112,40 +99,38 @@ def _accuracy(run: LoadedRun, style: int) -> Chart | None:
     )
 
 
-def _losses(run: LoadedRun) -> Chart | None:
-    series = [
-        Series("training", 3, _summed(run, "train/")),
-        Series("validation", 4, _summed(run, "val/")),
-    ]
-    series = [s for s in series if any(y is not None for _, y in s.points)]
-    if not series:
-        return None
+def _losses(history: Sequence[EpochRecord]) -> Chart | None:
+    sums = [(epoch.epoch, _summed(epoch, "train/"), _summed(epoch, "val/")) for epoch in history]
     return line_chart(
         "Loss per epoch",
         "Sum of the detection losses, on training and on validation images.",
-        series,
-        show=lambda value: f"{value:.2f}",
+        _two(("training", "validation"), sums),
+        show="{:.2f}".format,
     )
 
 
-def _summed(run: LoadedRun, prefix: str) -> list[tuple[float, float | None]]:
-    points: list[tuple[float, float | None]] = []
-    for entry in _history(run):
-        metrics = entry.get("metrics") or {}
-        parts = [v for k, v in metrics.items() if k.startswith(prefix) and v is not None]
-        points.append((float(entry["epoch"]), sum(parts) if parts else None))
-    return points
+def _two(
+    names: tuple[str, str], points: Sequence[tuple[float, float | None, float | None]]
+) -> list[Series]:
+    """Return two lines that belong to no method."""
+    return [
+        Series(name, style, [(point[0], point[place]) for point in points])
+        for place, (name, style) in enumerate(zip(names, SERIES, strict=True), start=1)
+    ]
 
 
-def _corrections(run: LoadedRun) -> list[Chart]:
-    changes = run.section("method")["qc"].get("changes")
-    if not changes:
-        return []
+def _summed(epoch: EpochRecord, prefix: str) -> float | None:
+    metrics = (epoch.metrics or {}).items()
+    parts = [value for name, value in metrics if name.startswith(prefix) and value is not None]
+    return sum(parts) if parts else None
+
+
+def _corrections(changes: dict[str, QcChange]) -> list[Chart | None]:
     return [
         range_chart(
             "What QC changed: gamma",
             "Range of gamma over the channels of each layer; 1 leaves a channel as it was.",
-            [(name, change["gamma_min"], change["gamma_max"]) for name, change in changes.items()],
+            [(name, change.gamma_min, change.gamma_max) for name, change in changes.items()],
             unchanged=1.0,
             header=["layer", "smallest gamma", "largest gamma"],
             show="{:.4f}".format,
@@ -153,92 +138,52 @@ def _corrections(run: LoadedRun) -> list[Chart]:
         range_chart(
             "What QC changed: beta",
             "Largest size of beta over the channels of each layer; 0 leaves them as they were.",
-            [(name, 0.0, change["beta_max_abs"]) for name, change in changes.items()],
-            unchanged=0.0,
+            [(name, 0.0, change.beta_max_abs) for name, change in changes.items()],
             header=["layer", "smallest", "largest size of beta"],
             show="{:.4f}".format,
         ),
     ]
 
 
-def _oscillation(run: LoadedRun) -> list[Chart]:
-    found = run.section("oscillation")
-    epochs, layers = found.get("epochs"), found.get("layers")
-    charts = []
-    if epochs:
-        charts += [
-            line_chart(
-                "Oscillation: weights",
-                "Share of the weights that oscillate, and of those within 0.05 steps of a rounding "
-                "threshold: 10 %, the dotted line, if they were spread evenly. These are the raw "
-                "weights, which all methods of a training share.",
-                [
-                    _share("oscillating", 3, epochs, "oscillating"),
-                    _share("near a threshold", 4, epochs, "near_threshold"),
-                ],
-                levels=[Level("", 0.1, "even")],
-                show=formatting.percent,
-                zero=True,
-            ),
-            line_chart(
-                "Oscillation: steps",
-                "Share of the weights that change their integer code in a step, and that change it "
-                "against their last direction.",
-                [
-                    _share("change their code", 3, epochs, "change_rate"),
-                    _share("turn back", 4, epochs, "reversal_rate"),
-                ],
-                show=formatting.percent,
-                zero=True,
-            ),
-        ]
-    if layers:
-        charts.append(
-            range_chart(
-                "Oscillation: layers",
-                "Share of each layer's weights that oscillate at the end.",
-                [(layer["name"], 0.0, layer["oscillating"]) for layer in layers],
-                unchanged=0.0,
-                header=["layer", "weights", "oscillating", *_LAYER_COLUMNS.values()],
-                show=formatting.percent,
-                table=[_layer_row(layer) for layer in layers],
-            )
-        )
-    return charts
-
-
-_LAYER_COLUMNS = {
-    "flips": "code changes a weight",
-    "reversals": "reversals a weight",
-    "near_threshold": "near a threshold",
-    "threshold_distance": "steps from a threshold",
-    "scale_drift": "|log2| of the scale's change",
-}
-
-
-def _share(label: str, style: int, epochs: Sequence[Entry], name: str) -> Series:
-    return Series(label, style, [(float(entry["epoch"]), entry[name]) for entry in epochs])
-
-
-def _layer_row(layer: Entry) -> list[str]:
-    shares = ("oscillating", "near_threshold")
-    shown = [
-        formatting.percent(layer[name]) if name in shares else f"{layer[name]:.3g}"
-        for name in ("oscillating", *_LAYER_COLUMNS)
+def _oscillation(found: Oscillation) -> list[Chart | None]:
+    shares = [(e.epoch, e.oscillating, e.near_threshold) for e in found.epochs]
+    steps = [(e.epoch, e.change_rate, e.reversal_rate) for e in found.epochs]
+    return [
+        line_chart(
+            "Oscillation: weights",
+            "Share of the weights that oscillate, and of those within 0.05 steps of a rounding "
+            "threshold: 10 %, the dotted line, if they were spread evenly. These are the raw "
+            "weights, which all methods of a training share.",
+            _two(("oscillating", "near a threshold"), shares),
+            levels=[Level("", 0.1, "even")],
+            show=formatting.percent,
+            zero=True,
+        ),
+        line_chart(
+            "Oscillation: steps",
+            "Share of the weights that change their integer code in a step, and that change it "
+            "against their last direction.",
+            _two(("change their code", "turn back"), steps),
+            show=formatting.percent,
+            zero=True,
+        ),
+        range_chart(
+            "Oscillation: layers",
+            "Share of each layer's weights that oscillate at the end.",
+            [(layer.name, 0.0, layer.oscillating) for layer in found.layers],
+            header=[*_LAYER_COLUMNS],
+            show=formatting.percent,
+            table=[[write(layer) for write in _LAYER_COLUMNS.values()] for layer in found.layers],
+        ),
     ]
-    return [layer["name"], f"{layer['weights']:,}", *shown]
 
 
-def _batchnorm(run: LoadedRun) -> Chart | None:
-    layers = run.section("batchnorm").get("layers")
-    if not layers:
-        return None
+def _batchnorm(drift: BatchNormDrift) -> Chart | None:
     return range_chart(
         "BatchNorm drift",
         "KL divergence of each layer's running statistics from re-estimated ones, from its mean "
         "over the channels to its largest; 0 is no drift.",
-        [(layer["name"], layer["kl_mean"], layer["kl_max"]) for layer in layers],
-        unchanged=0.0,
+        [(layer.name, layer.kl_mean, layer.kl_max) for layer in drift.layers],
         header=["layer", "mean over channels", "largest"],
         show="{:.3g}".format,
     )

@@ -1,47 +1,69 @@
-"""A run's ``summary.md``: whether it held, then how far it got, then how it was made."""
+"""A run's ``summary.md``: whether it held, then how far it got, then how it was made.
+
+Blocks of Markdown are texts that a blank line stands between.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Container, Iterable, Iterator, Sequence
+from statistics import stdev
+
+import msgspec
 
 from qatval.core import formatting
+from qatval.core.measurements import Oscillation
 from qatval.core.quantization import in_words, quantization_label
-from qatval.core.summary import Summary
+from qatval.core.summary import RunSummary
+from qatval.quant.methods import describe
 
 _METRIC = "mAP 50-95"
+_LIBRARIES = ("python", "torch", "ultralytics", "brevitas")
 
 
-def render_run(summary: Summary) -> str:
+def render_run(summary: RunSummary) -> str:
     """Return a run's summary as Markdown, the stability outcome first."""
-    sections = (
-        _verdict(summary),
-        _metrics(summary),
-        _method(summary),
-        _history(summary),
-        _oscillation(summary),
-        _batchnorm(summary),
-        _setup(summary),
-        _coverage(summary),
+    headline, *verdict = _verdict(summary)
+    return document(
+        f"# {headline}: {summary.run_id}",
+        *verdict,
+        *section("Accuracy", _accuracy(summary)),
+        *section("Method", _method(summary)),
+        *section("Epochs", _history(summary)),
+        *section("Oscillation of the raw weights", _oscillation(summary)),
+        *section("BatchNorm drift", _batchnorm(summary)),
+        *section("How it was made", _setup(summary)),
+        *section("Quantized layers", _coverage(summary)),
     )
-    return "\n".join(line for section in sections for line in section).rstrip() + "\n"
 
 
-def table(
-    header: Sequence[str], rows: Iterable[Sequence[str]], *, right: Container[str]
-) -> Iterator[str]:
-    """Write a Markdown table.
+def document(*blocks: str) -> str:
+    """Return blocks as a page of Markdown."""
+    return "\n\n".join(filter(None, blocks)).rstrip() + "\n"
+
+
+def section(title: str, blocks: Iterable[str]) -> Sequence[str]:
+    """Return blocks below a heading, nothing if there is nothing in them."""
+    filled = [block for block in blocks if block]
+    return [f"## {title}", *filled] if filled else []
+
+
+def bullets(items: Iterable[str]) -> str:
+    """Return a list."""
+    return "\n".join(f"- {item}" for item in items)
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]], *, right: Container[str]) -> str:
+    """Return a table.
 
     Args:
         header: Names of the columns.
         rows: A cell per column each.
         right: Names of the columns that hold numbers.
     """
-    yield f"| {' | '.join(header)} |"
-    yield "|" + "|".join("---:" if name in right else "---" for name in header) + "|"
-    for row in rows:
-        yield f"| {' | '.join(escape(cell) for cell in row)} |"
+    rule = "|".join("---:" if name in right else "---" for name in header)
+    cells = [" | ".join(escape(cell) for cell in row) for row in rows]
+    return "\n".join([f"| {' | '.join(header)} |", f"|{rule}|", *(f"| {row} |" for row in cells)])
 
 
 def escape(text: str) -> str:
@@ -49,88 +71,77 @@ def escape(text: str) -> str:
     return " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
 
 
-def _verdict(summary: Summary) -> Iterator[str]:
-    yield f"# {_headline(summary)}: {summary['run_id']}"
-    yield ""
-    metrics, ratio = summary["metrics"], summary["stability"]["final_over_best_ratio"]
-    final, best = formatting.value(metrics["final_value"]), formatting.value(metrics["best_value"])
-    limit = summary["stability"]["collapse_threshold_ratio"]
-    if summary["status"] == "incomplete":
-        error = summary["error"]
-        stage = f" in stage `{error['stage']}`" if error.get("stage") else ""
+def _verdict(summary: RunSummary) -> Iterator[str]:
+    """Write what became of the run in a word, then in blocks."""
+    metrics, ratio = summary.metrics, summary.stability.final_over_best_ratio
+    final, best = formatting.value(metrics.final_value), formatting.value(metrics.best_value)
+    limit = summary.stability.collapse_threshold_ratio
+    if summary.status == "incomplete":
+        assert summary.error is not None
+        stage = f" in stage `{summary.error.stage}`" if summary.error.stage else ""
+        yield "Incomplete"
         yield f"**The run did not finish**: it stopped{stage}. It says nothing about its method."
-        yield ""
-        yield f"> {escape(error['message'])}"
-    elif summary["stability"]["collapsed"]:
+        yield f"> {escape(summary.error.message)}"
+    elif summary.stability.collapsed:
+        yield "Collapsed"
         yield (
             f"**The training collapsed**: final mAP 50-95 is {final}, less than {limit:g} of its "
             f"best, {best}."
         )
-    elif summary["status"] == "completed-failed":
-        yield from _failed(summary, best)
-    elif _untrained(summary):
+    elif summary.status == "completed-failed":
+        yield "Failed"
+        yield "\n".join(_failed(summary, best))
+    elif summary.method.training == "none":
+        yield "Stable"
         yield (
             f"**Nothing was trained**: mAP 50-95 of the quantized checkpoint is {final}"
             f"{_of_fp32(summary)}."
         )
     else:
         share = "" if ratio is None else f" ({formatting.percent(ratio)})"
+        yield "Stable"
         yield (
             f"**The training held**: final mAP 50-95 is {final} of a best {best}{share}"
             f"{_of_fp32(summary)}; below {limit:g} of its best it would count as collapsed."
         )
-    yield ""
 
 
-def _failed(summary: Summary, best: str) -> Iterator[str]:
-    for check in summary.get("failed_checks") or []:
-        detail = escape(check["detail"])
-        yield f"**The value is disputed** by the check `{check['name']}`: {detail}."
-    if summary["stability"].get("degenerate", not summary.get("failed_checks")):
+def _failed(summary: RunSummary, best: str) -> Iterator[str]:
+    for check in summary.failed_checks or ():
+        detail = escape(check.detail)
+        yield f"**The value is disputed** by the check `{check.name}`: {detail}."
+    degenerate = summary.stability.degenerate
+    if not summary.failed_checks if degenerate is None else degenerate:
         yield (
             f"**The run is worth nothing**: its best mAP 50-95 is {best}{_of_fp32(summary)}; it "
             "takes 1 % of FP32, or more than 0 where that is not known."
         )
 
 
-def _of_fp32(summary: Summary) -> str:
+def _of_fp32(summary: RunSummary) -> str:
     """Say what share of the FP32 checkpoint's value the final one is, where it is known."""
-    final, fp32 = summary["metrics"]["final_value"], summary["metrics"].get("fp32_value")
+    final, fp32 = summary.metrics.final_value, summary.metrics.fp32_value
     if final is None or not fp32:
         return ""
     poor = ", less than half" if final < 0.5 * fp32 else ""
     return f", {formatting.percent(final / fp32)} of FP32's {formatting.value(fp32)}{poor}"
 
 
-def _untrained(summary: Summary) -> bool:
-    return bool(summary["method"].get("training") == "none")
-
-
-def _headline(summary: Summary) -> str:
-    if summary["status"] == "incomplete":
-        return "Incomplete"
-    if summary["stability"]["collapsed"]:
-        return "Collapsed"
-    return "Failed" if summary["status"] == "completed-failed" else "Stable"
-
-
-def _metrics(summary: Summary) -> Iterator[str]:
-    metrics = summary["metrics"]
-    coco = metrics.get("coco") or {}
+def _accuracy(summary: RunSummary) -> Iterator[str]:
+    metrics, fp32 = summary.metrics, summary.metrics.fp32_value
+    trained = summary.method.training != "none"
+    epoch = metrics.best_epoch
+    best = f" ({epoch or 'the start'})" if isinstance(epoch, int) else ""
     rows = [
-        ("FP32 checkpoint, same images", metrics.get("fp32_value")),
-        (f"untrained {summary['quantization']['mode']}", metrics.get("ptq_value")),
-        ("start of the training", None if _untrained(summary) else metrics.get("start_value")),
-        (
-            "best epoch" + _epoch(metrics.get("best_epoch")),
-            None if _untrained(summary) else metrics["best_value"],
-        ),
-        ("before QC", metrics.get("before_qc_value")),
-        ("before re-estimation", metrics.get("before_bn_value")),
-        ("**final**", metrics["final_value"]),
-        ("final, pycocotools' protocol", coco.get("map")),
+        ("FP32 checkpoint, same images", fp32),
+        (f"untrained {summary.quantization.mode}", metrics.value("ptq_value")),
+        ("start of the training", metrics.value("start_value") if trained else None),
+        (f"best epoch{best}", metrics.best_value if trained else None),
+        ("before QC", metrics.before_qc_value),
+        ("before re-estimation", metrics.before_bn_value),
+        ("**final**", metrics.final_value),
+        ("final, pycocotools' protocol", metrics.coco.map if metrics.coco else None),
     ]
-    fp32 = metrics.get("fp32_value")
     measured = [
         (name, formatting.value(value), formatting.percent(value / fp32 if fp32 else None))
         for name, value in rows
@@ -138,228 +149,108 @@ def _metrics(summary: Summary) -> Iterator[str]:
     ]
     if not measured:
         return
-    yield "## Accuracy"
-    yield ""
-    yield from table(("model", _METRIC, "of FP32"), measured, right=(_METRIC, "of FP32"))
-    yield ""
-    if bootstrap := metrics.get("bootstrap"):
+    yield table(("model", _METRIC, "of FP32"), measured, right=(_METRIC, "of FP32"))
+    if bootstrap := metrics.bootstrap:
+        error = stdev(bootstrap.values) if len(bootstrap.values) > 1 else 0.0
         yield (
-            f"Another draw of {bootstrap['images']} validation images would move the final value "
-            f"by about ±{formatting.value(_deviation(bootstrap['values']))} (one standard error)."
+            f"Another draw of {bootstrap.images} validation images would move the final value "
+            f"by about ±{formatting.value(error)} (one standard error)."
         )
-        yield ""
 
 
-def _method(summary: Summary) -> Iterator[str]:
-    ema, qc = summary["method"]["ema"], summary["method"]["qc"]
-    yield "## Method"
-    yield ""
-    training = summary["method"].get("training")
+def _method(summary: RunSummary) -> Iterator[str]:
+    method = summary.method
     scored = {"none": ": the quantized checkpoint, not trained", "float": ": trained in float"}
-    yield f"- **{summary['method']['variant']}**{scored.get(training, '')}"
-    for stabilizer in summary["method"].get("stabilizers") or []:
-        yield f"- {_stabilizer(stabilizer)}"
-    if ema["enabled"]:
-        asked = f"decay {_setting(ema['decay'])}, tau {_setting(ema['tau'])}"
-        effective = ema.get("effective_decay")
-        reached = "" if effective is None else f", effective decay at the end {effective:.4g}"
-        yield f"- EMA: {asked}{reached}"
-        if (differing := ema.get("codes_differing_from_raw")) is not None:
-            yield f"- {_codes(differing)}"
-    elif training != "none":
-        yield "- EMA off: the raw weights were validated, saved and reported"
-    bn = summary["method"].get("bn") or {}
-    if bn.get("enabled"):
-        images = f" on {bn['images']} training images" if bn.get("images") else ""
-        shifted = bn.get("how") == "shifted"
-        how = "moved by what quantization changes" if shifted else "re-estimated"
-        yield f"- BatchNorm statistics {how}{images}, nothing learned"
-    if rounding := summary["method"].get("rounding"):
-        yield f"- weights rounded by GPTQ on {rounding['images']} training images"
-    if qc["enabled"]:
-        images = f" on {qc['images']} training images" if qc.get("images") else ""
-        yield f"- QC: {_setting(qc['epochs'])} epoch(s) of Adam at {_setting(qc['lr'])}{images}"
-        if changes := qc.get("changes"):
-            yield f"- QC changed gamma by up to {_largest(changes, 'gamma_mean_abs_change')} " + (
-                "(mean of a layer), beta by up to " + _largest(changes, "beta_max_abs")
-            )
-    yield ""
+    name = f"**{method.variant}**{scored.get(method.training or '', '')}"
+    yield bullets([name, *map(escape, describe(method))])
 
 
-def _stabilizer(stabilizer: Mapping[str, Any]) -> str:
-    def listed(values: Mapping[str, Any]) -> str:
-        return ", ".join(
-            f"{name} {value:g}" if isinstance(value, int | float) else f"{name} {value}"
-            for name, value in values.items()
-        )
-
-    name = stabilizer["implementation"].rpartition(":")[2]
-    settings, report = listed(stabilizer["settings"]), listed(stabilizer["report"])
-    return escape(
-        f"{name}: {settings or 'no settings'}" + (f"; at the end {report}" if report else "")
-    )
-
-
-def _setting(value: float | None) -> str:
-    return "not known" if value is None else f"{value:g}"
-
-
-def _codes(differing: float) -> str:
-    if differing == 0:
-        return "not one weight code differs from the raw model's: this EMA was the raw weights"
-    return f"{formatting.percent(differing)} of the weight codes differ from the raw model's"
-
-
-def _history(summary: Summary) -> Iterator[str]:
-    history = summary.get("history") or []
-    if not history:
+def _history(summary: RunSummary) -> Iterator[str]:
+    if not summary.history:
         return
-    yield "## Epochs"
-    yield ""
-    rows = [(str(entry["epoch"]), formatting.value(entry["value"])) for entry in history]
-    if (start := summary["metrics"].get("start_value")) is not None:
+    rows = [(str(entry.epoch), formatting.value(entry.value)) for entry in summary.history]
+    if (start := summary.metrics.value("start_value")) is not None:
         rows.insert(0, ("start", formatting.value(start)))
-    bn = summary["method"].get("bn") or {}
-    after = "QC" if summary["method"]["qc"]["enabled"] else "re-estimation"
-    if (after == "QC" or bn.get("enabled")) and summary["status"] != "incomplete":
-        rows.append((f"after {after}", formatting.value(summary["metrics"]["final_value"])))
-    yield from table(("epoch", _METRIC), rows, right=("epoch", _METRIC))
-    yield ""
+    bn, qc = summary.method.bn, summary.method.qc
+    if (qc.enabled or (bn and bn.enabled)) and summary.status != "incomplete":
+        after = "QC" if qc.enabled else "re-estimation"
+        rows.append((f"after {after}", formatting.value(summary.metrics.final_value)))
+    yield table(("epoch", _METRIC), rows, right=("epoch", _METRIC))
 
 
-def _oscillation(summary: Summary) -> Iterator[str]:
-    found = summary.get("oscillation")
-    if not found or not found["epochs"]:
+def _oscillation(summary: RunSummary) -> Iterator[str]:
+    found = summary.oscillation
+    if not found or not found.epochs:
         return
-    last, layers = found["epochs"][-1], found["layers"]
-    most = max(layers, key=lambda layer: layer["oscillating"], default=None)
-    where = (
-        ""
-        if most is None
-        else (f", most in `{most['name']}` ({formatting.percent(most['oscillating'])})")
-    )
-    yield "## Oscillation of the raw weights"
-    yield ""
+    last = found.epochs[-1]
+    most = max(found.layers, key=lambda layer: layer.oscillating, default=None)
+    where = f", most in `{most.name}` ({formatting.percent(most.oscillating)})" if most else ""
     yield (
-        f"- {formatting.percent(found['oscillating'])} of the weights oscillate at the end "
-        f"(frequency above {found['threshold']:g}, momentum {found['momentum']:g}"
+        f"- {formatting.percent(found.oscillating)} of the weights oscillate at the end "
+        f"(frequency above {found.threshold:g}, momentum {found.momentum:g}"
         f"{_memory(found)}){where}; in a "
-        f"step of the last epoch {formatting.percent(last['change_rate'])} change their code, "
-        f"{formatting.percent(last['reversal_rate'])} against their last direction"
+        f"step of the last epoch {formatting.percent(last.change_rate)} change their code, "
+        f"{formatting.percent(last.reversal_rate)} against their last direction\n"
+        f"- they lie {last.threshold_distance:.3f} steps from a rounding threshold (0.250 if "
+        f"spread evenly), {formatting.percent(last.near_threshold)} within 0.05 (10.0 %); "
+        f"scales moved by a factor of {2**last.scale_drift:.3f}"
     )
-    yield (
-        f"- they lie {last['threshold_distance']:.3f} steps from a rounding threshold (0.250 if "
-        f"spread evenly), {formatting.percent(last['near_threshold'])} within 0.05 (10.0 %); "
-        f"scales moved by a factor of {2 ** last['scale_drift']:.3f}"
-    )
-    yield ""
 
 
-def _memory(found: Mapping[str, Any]) -> str:
+def _memory(found: Oscillation) -> str:
     """Say how long one reversal counts: in a short run oscillating means "reversed lately"."""
-    threshold, momentum = found["threshold"], found["momentum"]
-    if not 0 < threshold < momentum < 1:
+    if not 0 < found.threshold < found.momentum < 1:
         return ""
-    steps = math.log(threshold / momentum) / math.log(1 - momentum)
-    return f": one reversal counts for {steps:.0f} steps, the training had {found['steps']}"
+    steps = math.log(found.threshold / found.momentum) / math.log(1 - found.momentum)
+    return f": one reversal counts for {steps:.0f} steps, the training had {found.steps}"
 
 
-def _batchnorm(summary: Summary) -> Iterator[str]:
-    found = summary.get("batchnorm")
+def _batchnorm(summary: RunSummary) -> Iterator[str]:
+    found = summary.batchnorm
     if not found:
         return
-    worst = sorted(found["layers"], key=lambda layer: -layer["kl_mean"])[:3]
-    yield "## BatchNorm drift"
-    yield ""
+    worst = sorted(found.layers, key=lambda layer: -layer.kl_mean)[:3]
     yield (
         "- running statistics against those of "
-        f"{formatting.count(found['images'], 'training image')}: KL divergence "
-        f"{found['kl_mean']:.3g} nats on average, at most {found['kl_max']:.3g} in a channel of "
-        f"`{found['worst_layer']}`"
+        f"{formatting.count(found.images, 'training image')}: KL divergence "
+        f"{found.kl_mean:.3g} nats on average, at most {found.kl_max:.3g} in a channel of "
+        f"`{found.worst_layer}`\n- most drift: "
+    ) + ", ".join(f"`{layer.name}` {layer.kl_mean:.3g}" for layer in worst)
+
+
+def _setup(summary: RunSummary) -> Iterator[str]:
+    model, dataset, training, git = summary.model, summary.dataset, summary.training, summary.git
+    quantization = msgspec.to_builtins(summary.quantization)
+    environment = summary.environment or {}
+    images = ", ".join(
+        f"{'all' if number is None else number} {what} images"
+        for what, number in (("training", dataset.train_images), ("validation", dataset.val_images))
     )
-    yield "- most drift: " + ", ".join(f"`{w['name']}` {w['kl_mean']:.3g}" for w in worst)
-    yield ""
+    place = "resident" if training.device == "cpu" else "reserved on the GPU"
+    peak = training.peak_memory_mb
+    changed = " with uncommitted changes" if git.dirty else ""
+    spent = (summary.timings or {}).items()
+    rows = {
+        "variant": f"{model.variant}, {model.imgsz} px, from `{model.checkpoint}`",
+        "dataset": f"{dataset.name or dataset.dataset_yaml}: {images}",
+        "quantization": f"{quantization_label(quantization)}: {in_words(quantization)}",
+        "training": f"{f'profile {training.profile}, ' if training.profile else ''}"
+        f"{formatting.count(training.epochs, 'epoch')}, batch {training.batch}, "
+        f"seed {training.seed}, device {training.device}"
+        f"{', anchored statistics' if training.batchnorm == 'anchored' else ''}",
+        "memory": f"{peak} MiB at most, {place}" if isinstance(peak, int) else "",
+        "commit": f"{git.commit[:12]}{changed}" if git.commit else "unknown",
+        "versions": ", ".join(f"{n} {environment[n]}" for n in _LIBRARIES if environment.get(n)),
+        "time": ", ".join(f"{stage} {formatting.duration(seconds)}" for stage, seconds in spent),
+    }
+    yield bullets(f"{label}: {' '.join(text.split())}" for label, text in rows.items() if text)
 
 
-def _setup(summary: Summary) -> Iterator[str]:
-    model, dataset, training = summary["model"], summary["dataset"], summary["training"]
-    name = dataset.get("name")
-    profile = training.get("profile")
-    environment = summary.get("environment", {})
-    git = summary["git"]
-    changed = " with uncommitted changes" if git["dirty"] else ""
-    rows = [
-        ("variant", f"{model['variant']}, {model['imgsz']} px, from `{model['checkpoint']}`"),
-        ("dataset", f"{name or dataset['dataset_yaml']}: {_images(dataset)}"),
-        (
-            "quantization",
-            f"{quantization_label(summary['quantization'])}: {in_words(summary['quantization'])}",
-        ),
-        (
-            "training",
-            f"{f'profile {profile}, ' if profile else ''}"
-            f"{formatting.count(training['epochs'], 'epoch')}, batch {training['batch']}, "
-            f"seed {training['seed']}, device {training['device']}"
-            f"{', anchored statistics' if training.get('batchnorm') == 'anchored' else ''}",
-        ),
-        ("commit", f"{git['commit'][:12]}{changed}" if git["commit"] else "unknown"),
-    ]
-    if (peak := training.get("peak_memory_mb")) is not None:
-        rows.insert(-1, ("memory", f"{peak} MiB at most, {_place(training['device'])}"))
-    versions = [f"{n} {environment[n]}" for n in _LIBRARIES if environment.get(n)]
-    if versions:
-        rows.append(("versions", ", ".join(versions)))
-    if timings := summary.get("timings"):
-        spent = ", ".join(f"{stage} {formatting.duration(s)}" for stage, s in timings.items())
-        rows.append(("time", spent))
-    yield "## How it was made"
-    yield ""
-    for label, text in rows:
-        yield f"- {label}: {' '.join(text.split())}"
-    yield ""
-
-
-def _place(device: str) -> str:
-    return "resident" if device == "cpu" else "reserved on the GPU"
-
-
-_LIBRARIES = ("python", "torch", "ultralytics", "brevitas")
-
-
-def _images(dataset: Mapping[str, Any]) -> str:
-    train, val = dataset["train_images"], dataset["val_images"]
-    return (
-        f"{'all' if train is None else train} training images, "
-        f"{'all' if val is None else val} validation images"
-    )
-
-
-def _coverage(summary: Summary) -> Iterator[str]:
-    coverage = summary["quantization"].get("coverage")
+def _coverage(summary: RunSummary) -> Iterator[str]:
+    coverage = summary.quantization.coverage
     if coverage is None:
         return
-    yield "## Quantized layers"
-    yield ""
-    levels = coverage.get("max_levels_per_scale")
-    at_most = "" if levels is None else f", at most {levels} levels per scale"
-    yield f"{coverage['quantized']} quantized{at_most}; {coverage['exempt']} in float:"
-    yield ""
-    for layer in coverage["layers"]:
-        if layer["bits"] is None:
-            yield f"- `{layer['name']}`: {layer['reason']}"
-    yield ""
-
-
-def _epoch(epoch: int | None) -> str:
-    if epoch is None:
-        return ""
-    return f" ({epoch})" if epoch else " (the start)"
-
-
-def _largest(changes: Mapping[str, Mapping[str, float]], what: str) -> str:
-    return f"{max((abs(change[what]) for change in changes.values()), default=0.0):.3g}"
-
-
-def _deviation(values: Sequence[float]) -> float:
-    mean = math.fsum(values) / len(values)
-    return math.sqrt(math.fsum((v - mean) ** 2 for v in values) / max(len(values) - 1, 1))
+    levels = coverage.max_levels_per_scale
+    at_most = f", at most {levels} levels per scale" if isinstance(levels, int) else ""
+    yield f"{coverage.quantized} quantized{at_most}; {coverage.exempt} in float:"
+    yield bullets(f"`{it.name}`: {it.reason}" for it in coverage.layers if it.bits is None)

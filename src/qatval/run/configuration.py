@@ -10,9 +10,11 @@ from typing import Any
 
 from qatval.core import presets
 from qatval.core.errors import UsageError
-from qatval.core.presets import BatchNorm, Profile, Variant
+from qatval.core.presets import Profile, Variant
 from qatval.core.quantization import Quantization
-from qatval.quant.methods import Correction, Method, Recipe, method, method_names
+from qatval.quant.methods import Method, method, method_names
+from qatval.quant.methods.part import Training
+from qatval.quant.methods.rounding import Rounding
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,7 @@ class RunConfig:
     """What is run together: methods on one subset, with one precision and one seed.
 
     Attributes:
-        methods: Each gets a run root; those with equal recipes share a training.
+        methods: Each gets a run root; those with equal trainings share one.
         run_root: The run's folder; with several methods, the folder of their run roots.
         coco_root: Dataset in COCO 2017's layout.
         checkpoint: Pretrained FP32 checkpoint (``.pt`` or ``.safetensors``).
@@ -61,7 +63,10 @@ class RunConfig:
         names = [m.name for m in self.methods]
         if len(set(names)) != len(names):
             raise UsageError(f"a method is given twice: {', '.join(names)}")
-        if self.quantization.scaling == "statistics" and any(m.rounding for m in self.methods):
+        parts = [part for m in self.methods for part in m.parts]
+        if self.quantization.scaling == "statistics" and any(
+            isinstance(p, Rounding) for p in parts
+        ):
             raise UsageError(
                 "GPTQ needs scales that stay while weights are rounded: use --scaling learned, or "
                 "name the methods without gptq instead of --with-controls"
@@ -82,22 +87,22 @@ class RunConfig:
         """Return the run root of one of the methods."""
         return self.run_root if len(self.methods) == 1 else self.run_root / name
 
-    def trainings(self) -> list[tuple[Recipe | None, tuple[Method, ...]]]:
+    def trainings(self) -> list[tuple[Training | None, tuple[Method, ...]]]:
         """Return the trainings that the methods take, each with the methods that share it."""
-        found: list[tuple[Recipe | None, list[Method]]] = []
+        found: list[tuple[Training | None, list[Method]]] = []
         for one in self.methods:
-            sharing = next((methods for recipe, methods in found if recipe == one.recipe), None)
+            sharing = next(
+                (methods for training, methods in found if training == one.training), None
+            )
             if sharing is None:
-                found.append((one.recipe, [one]))
+                found.append((one.training, [one]))
             else:
                 sharing.append(one)
-        return [(recipe, tuple(methods)) for recipe, methods in found]
+        return [(training, tuple(methods)) for training, methods in found]
 
-    def correction_of(self, chosen: Method) -> Correction | None:
-        """Return the method's QC settings as this profile runs them."""
-        if chosen.correction is None or self.profile.correction_lr is None:
-            return chosen.correction
-        return replace(chosen.correction, lr=self.profile.correction_lr)
+    def settled(self, chosen: Method) -> Method:
+        """Return one of the methods with the settings that the profile has for its parts."""
+        return chosen.under(self.profile)
 
 
 def configure(
@@ -109,10 +114,6 @@ def configure(
     coco_root: Path,
     seed: int = 0,
     checkpoint: Path | None = None,
-    epochs: int | None = None,
-    batch: int | None = None,
-    imgsz: int | None = None,
-    batchnorm: BatchNorm | None = None,
     quantization: str = "w4a16",
     precision: Mapping[str, Any] | None = None,
     **options: Any,
@@ -124,11 +125,12 @@ def configure(
         run_root: The run's folder.
         coco_root: The dataset; the embedded one is recognised by its manifest.
         seed: Seed of the run.
-        checkpoint, epochs, batch, imgsz, batchnorm: Replace what the presets say, None to keep it.
+        checkpoint: Replaces the variant's own.
         quantization: Name of a preset.
         precision: Fields of `Quantization` that replace what the preset says; of ``start`` a
             mapping of those of `Start`.
-        options: Further fields of `RunConfig`.
+        options: Fields of `Profile` that replace what the preset says (None keeps it), and further
+            fields of `RunConfig`.
 
     Raises:
         UsageError: If there is no preset of a name, or a value is out of range.
@@ -138,18 +140,18 @@ def configure(
 
     dataset = presets_of(coco_root)
     chosen = presets.variant(variant)
-    preset = presets.profile(dataset, profile)
+    of_profile = {field.name for field in dataclasses.fields(Profile)} & options.keys()
+    schedule = {name: options.pop(name) for name in of_profile}
     return RunConfig(
         variant=chosen,
         methods=tuple(method(name) for name in methods),
-        profile=dataclasses.replace(
-            preset,
-            epochs=epochs or preset.epochs,
-            batch=batch or preset.batch,
-            imgsz=imgsz or preset.imgsz,
-            batchnorm=batchnorm or preset.batchnorm,
+        profile=replace(
+            presets.profile(dataset, profile),
+            **{name: value for name, value in schedule.items() if value is not None},
         ),
-        quantization=_quantization(quantization, precision or {}),
+        quantization=_quantization(
+            presets.quantization(quantization, chosen.detector), precision or {}
+        ),
         seed=seed,
         run_root=run_root,
         coco_root=coco_root,
@@ -158,7 +160,6 @@ def configure(
     )
 
 
-def _quantization(name: str, replaced: Mapping[str, Any]) -> Quantization:
-    preset = presets.quantization(name)
-    start = dataclasses.replace(preset.start, **replaced.get("start", {}))
-    return dataclasses.replace(preset, **{**replaced, "start": start})
+def _quantization(preset: Quantization, replaced: Mapping[str, Any]) -> Quantization:
+    start = replace(preset.start, **replaced.get("start", {}))
+    return replace(preset, **{**replaced, "start": start})

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import logging
 import math
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -20,58 +16,65 @@ from qatval.core.quantization import Start
 from qatval.data.folder import write_dataset_folder
 from qatval.data.subset import build_subset
 from qatval.quant.layers import calibrate_activations, insert_quantizers
-from qatval.quant.methods import Averaging, Method, Recipe, calibration_images
+from qatval.quant.methods import Method, calibration_images
 from qatval.quant.methods import method as named_method
+from qatval.quant.methods.averaging import Averaging
+from qatval.quant.methods.part import Training
 from qatval.quant.start import start
 from qatval.run.configuration import RunConfig
-from qatval.run.delivery import artifact_folder, score
-from qatval.run.root import RunRoot, publish
-from qatval.run.trained import Prepared, Trained, Untrained
-from qatval.train import LOGGER
+from qatval.run.delivery import deliver
+from qatval.run.folder import RunFolder, publish
+from qatval.run.models import QuantizedCheckpoint, Setup, TrainedModels
 from qatval.train.calibration import CalibrationImages
 from qatval.train.evaluation import evaluator
 from qatval.train.models import CheckpointInfo, load_pretrained, save_checkpoint
+from qatval.train.patches import logging_to
 from qatval.train.trainer import QatTrainer, train
-from qatval.train.trajectory import TrainingPlan, read_trajectory
+from qatval.train.trajectory import (
+    OWN_FILES,
+    SHARED_FILES,
+    TrainingPlan,
+    read_trajectory,
+)
 
-Roots = Mapping[str, RunRoot]
+Folders = Mapping[str, RunFolder]
 
 _WAITING = "other methods"  # the stage of a run whose turn it is not
 
 
-def execute(config: RunConfig, roots: Roots, work: Path, progress: Progress) -> None:
-    """Run the trainings that the methods take, score each method and finish its run root.
+def execute(config: RunConfig, folders: Folders, work: Path, progress: Progress) -> None:
+    """Run the trainings that the methods take, deliver each method and finish its folder.
 
     Args:
         config: What to run.
-        roots: Claimed run root of each method, by name.
-        work: Folder for what belongs to no single root; the caller removes it.
+        folders: Claimed run folder of each method, by name.
+        work: Folder for what belongs to no single run; the caller removes it.
         progress: Where to show how far it is.
 
     Raises:
         QatvalError: For whatever the user can change.
     """
-    with _logging_to(root.path / "ultralytics.log" for root in roots.values()):
-        prepared = _prepare(config, roots, work, progress)
-        _enter(roots, progress, _WAITING)
-        for recipe, methods in config.trainings():
-            sharing = {method.name: roots[method.name] for method in methods}
-            trained = Trained(prepared)
-            if recipe is not None:
-                trained = _train(config, recipe, methods, sharing, prepared, work, progress)
+    with logging_to(folder.log for folder in folders.values()):
+        setup = _set_up(config, folders, work, progress)
+        _enter(folders, progress, _WAITING)
+        for training, methods in config.trainings():
+            sharing = {method.name: folders[method.name] for method in methods}
+            trained = TrainedModels(setup)
+            if training is not None:
+                trained = _train(config, training, methods, sharing, setup, work, progress)
             for method in methods:
-                score(config, method, roots[method.name], trained, progress)
+                deliver(config, method, folders[method.name], trained, progress)
 
 
-def _enter(roots: Roots, progress: Progress, stage: str, steps: int | None = None) -> None:
-    for root in roots.values():
-        root.enter(stage)
+def _enter(folders: Folders, progress: Progress, stage: str, steps: int | None = None) -> None:
+    for folder in folders.values():
+        folder.enter(stage)
     progress.stage(stage, steps)
 
 
-def _prepare(config: RunConfig, roots: Roots, work: Path, progress: Progress) -> Prepared:
+def _set_up(config: RunConfig, folders: Folders, work: Path, progress: Progress) -> Setup:
     """Get ready what all trainings have in common: data, devices, the models before training."""
-    _enter(roots, progress, "subset")
+    _enter(folders, progress, "subset")
     profile, variant, spec = config.profile, config.variant, config.quantization
     device_name = config.device or ("0" if torch.cuda.is_available() else "cpu")
     device = _device(device_name)
@@ -85,30 +88,23 @@ def _prepare(config: RunConfig, roots: Roots, work: Path, progress: Progress) ->
         image_list=config.image_list,
         cache_dir=config.cache_dir,
     )
-    for root in roots.values():
-        write_dataset_folder(subset, root.path / "dataset")
-    arguments = {
-        **profile.overrides,
-        "epochs": profile.epochs,
-        "batch": profile.batch,
-        "imgsz": profile.imgsz,
-        "seed": config.seed,
-        "device": device_name,
-        "workers": config.workers,
-        "amp": config.amp,
-    }
+    for folder in folders.values():
+        write_dataset_folder(subset, folder.dataset)
+    arguments = profile.arguments(
+        seed=config.seed, device=device_name, workers=config.workers, amp=config.amp
+    )
     scorer = evaluator(subset, arguments, device, work)
     images = CalibrationImages(
         subset, calibration_images(), arguments, seed=config.seed, device=device
     )
 
-    _enter(roots, progress, "FP32 checkpoint")
+    _enter(folders, progress, "FP32 checkpoint")
     model = load_pretrained(config.checkpoint, variant.architecture, subset.class_names)
     fp32_value = scorer.evaluate(model.to(device)).value
     progress.milestone(f"FP32 checkpoint: mAP50-95 {fp32_value:.4f}")
     naive, started = None, None
     if any(method.quantized for method in config.methods):
-        _enter(roots, progress, "untrained model")
+        _enter(folders, progress, "untrained model")
         info = CheckpointInfo("latent", variant.architecture, subset.class_names, spec)
         quantized = copy.deepcopy(model)
         layers = insert_quantizers(quantized, spec)
@@ -116,19 +112,19 @@ def _prepare(config: RunConfig, roots: Roots, work: Path, progress: Progress) ->
             calibrate_activations(quantized, images.pixels())
         value = scorer.evaluate(quantized).value
         progress.milestone(f"untrained {spec.mode} model: mAP50-95 {value:.4f}")
-        naive = started = Untrained(work / "untrained.safetensors", value, layers)
+        naive = started = QuantizedCheckpoint(work / "untrained.safetensors", value, layers)
         save_checkpoint(naive.path, quantized, info)
         if spec.start != Start():
-            _enter(roots, progress, "start of training")
+            _enter(folders, progress, "start of training")
             quantized = start(quantized, model, spec.start, images.pixels)
             value = scorer.evaluate(quantized).value
             progress.milestone(f"start of the training: mAP50-95 {value:.4f}")
-            started = Untrained(work / "start.safetensors", value, layers)
+            started = QuantizedCheckpoint(work / "start.safetensors", value, layers)
             save_checkpoint(started.path, quantized, info)
-    return Prepared(
+    return Setup(
         reference=model,
         subset=subset,
-        scorer=scorer,
+        evaluator=scorer,
         images=images,
         device=device,
         arguments=arguments,
@@ -136,49 +132,49 @@ def _prepare(config: RunConfig, roots: Roots, work: Path, progress: Progress) ->
         threads=threads,
         fp32_value=fp32_value,
         naive=naive,
-        started=started,
+        start=started,
     )
 
 
 def _train(
     config: RunConfig,
-    recipe: Recipe,
+    training: Training,
     methods: Sequence[Method],
-    roots: Roots,
-    prepared: Prepared,
+    folders: Folders,
+    setup: Setup,
     work: Path,
     progress: Progress,
-) -> Trained:
-    profile, subset = config.profile, prepared.subset
+) -> TrainedModels:
+    profile, subset = config.profile, setup.subset
     steps = profile.epochs * math.ceil(len(subset.train) / profile.batch)
-    _enter(roots, progress, "training", steps)
+    _enter(folders, progress, "training", steps)
     checkpoint = config.checkpoint
-    if recipe.quantized:
-        assert prepared.started is not None
-        checkpoint = prepared.started.path
+    if training.quantized:
+        assert setup.start is not None
+        checkpoint = setup.start.path
     plan = TrainingPlan(
         subset=str(subset.directory),
         architecture=config.variant.architecture,
         checkpoint=str(checkpoint.resolve()),
-        quantization=config.quantization if recipe.quantized else None,
-        averaging=prepared.averaging,
-        arms=tuple(dict.fromkeys(method.arm for method in methods)),
-        threads=prepared.threads,
+        quantization=config.quantization if training.quantized else None,
+        averaging=setup.averaging,
+        scored=tuple(dict.fromkeys(method.weights for method in methods)),
+        threads=setup.threads,
         fused=config.fused,
-        stabilizers=recipe.stabilizers,
-        track=config.track and recipe.quantized,
-        teacher=recipe.teacher,
+        stabilizers=training.stabilizers,
+        track=config.track and training.quantized,
+        teacher=training.teacher,
         batchnorm=profile.batchnorm,
         reference=str(config.checkpoint.resolve()),
     )
     identity = uuid.uuid4().hex
     directory = work / identity
     try:
-        trajectory = train(directory, plan, prepared.arguments, _callbacks(progress))
+        trajectory = train(directory, plan, setup.arguments, _callbacks(progress))
     finally:
-        _publish(config, methods, directory, roots)
-    _enter(roots, progress, _WAITING)
-    return Trained(prepared, trajectory, identity)
+        _publish(methods, directory, folders)
+    _enter(folders, progress, _WAITING)
+    return TrainedModels(setup, trajectory, identity)
 
 
 def _averaging(methods: Sequence[Method]) -> Averaging:
@@ -221,38 +217,22 @@ def _callbacks(progress: Progress) -> dict[str, Callable[[QatTrainer], None]]:
             steps,
             epoch=trainer.epoch + 1,
             loss=float(trainer.loss.detach()),
-            **{f"mAP {arm}": value for arm, value in trainer.values().items()},
+            **{f"mAP {weights}": value for weights, value in trainer.values().items()},
         )
 
     def on_epoch(trainer: QatTrainer) -> None:
-        values = ", ".join(f"{arm} {value:.4f}" for arm, value in trainer.values().items())
+        values = ", ".join(f"{weights} {value:.4f}" for weights, value in trainer.values().items())
         progress.milestone(f"epoch {trainer.epoch + 1}/{trainer.epochs}: mAP50-95 {values}")
 
     return {"on_train_batch_end": on_batch, "on_fit_epoch_end": on_epoch}
 
 
-def _publish(config: RunConfig, methods: Sequence[Method], directory: Path, roots: Roots) -> None:
-    """Give each root its arm's files, also those of a training that did not get to its end."""
+def _publish(methods: Sequence[Method], directory: Path, folders: Folders) -> None:
+    """Give each folder the files of its weights, also of a training that did not get to its end."""
     left = directory / "training"
     for method in methods:
-        root = roots[method.name]
-        folder = artifact_folder(config, method, root)
-        publish(left, folder, ["args.yaml", "oscillation.csv", "oscillation_layers.csv"])
-        publish(left / method.arm, folder, ["results.csv", "tensorboard", "weights"])
+        folder = folders[method.name]
+        publish(left, folder.training, SHARED_FILES)
+        publish(left / method.weights, folder.training, OWN_FILES)
         if (directory / "trajectory.json").exists():
-            history = read_trajectory(directory).history[method.arm]
-            root.summary["history"] = [asdict(record) for record in history]
-
-
-@contextlib.contextmanager
-def _logging_to(files: Iterable[Path]) -> Iterator[None]:
-    """Send Ultralytics' messages to the run roots' log files."""
-    handlers: list[Any] = [logging.FileHandler(file, encoding="utf-8") for file in files]
-    for handler in handlers:
-        LOGGER.addHandler(handler)
-    try:
-        yield
-    finally:
-        for handler in handlers:
-            LOGGER.removeHandler(handler)
-            handler.close()
+            folder.record(history=tuple(read_trajectory(directory).history[method.weights]))

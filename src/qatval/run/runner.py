@@ -1,4 +1,4 @@
-"""The life of a run: settle what to run, claim its roots, do the work, leave a summary.
+"""The life of a run: settle what to run, claim its folders, do the work, leave a summary.
 
 The work itself is in `qatval.run.pipeline`, which takes seconds to import; a run root says
 ``incomplete`` before that.
@@ -16,13 +16,13 @@ from pathlib import Path
 
 from qatval.core.errors import QatvalError
 from qatval.core.progress import Progress
-from qatval.core.summary import Summary
-from qatval.run.announcement import announced
+from qatval.core.summary import RunSummary
 from qatval.run.configuration import RunConfig
-from qatval.run.root import RunRoot
+from qatval.run.folder import RunFolder
+from qatval.run.record import announced, run_name
 
 
-def run(config: RunConfig, progress: Progress) -> list[Summary]:
+def run(config: RunConfig, progress: Progress) -> list[RunSummary]:
     """Run every training that the methods take and score each method.
 
     Args:
@@ -37,35 +37,36 @@ def run(config: RunConfig, progress: Progress) -> list[Summary]:
             hold an ``incomplete`` summary that says the same.
         BaseException: Anything else that ended the run, recorded in the same way.
     """
-    roots: dict[str, RunRoot] = {}
+    folders: dict[str, RunFolder] = {}
     work: Path | None = None
     try:
         for chosen in config.methods:
-            roots[chosen.name] = RunRoot(
+            folders[chosen.name] = RunFolder(
                 config.root_of(chosen.name),
+                run_name(config, chosen),
                 announced(config, chosen),
                 overwrite=config.overwrite,
             )
         _pass_gate(config)
         work = Path(tempfile.mkdtemp(prefix=".training-", dir=config.run_root))
-        _engine()(config, roots, work, progress)
+        _pipeline()(config, folders, work, progress)
     except BaseException as error:
         explained = _explained(error, config)
-        for root in roots.values():
-            if root.summary["status"] == "incomplete":
-                root.fail(explained)
+        for folder in folders.values():
+            if folder.summary.status == "incomplete":
+                folder.fail(explained)
         if explained is not error:
             raise explained from error
         raise
     finally:
         if work is not None:
             shutil.rmtree(work, ignore_errors=True)
-    return [roots[chosen.name].summary for chosen in config.methods]
+    return [folders[chosen.name].summary for chosen in config.methods]
 
 
 @functools.cache
-def _engine() -> Callable[[RunConfig, Mapping[str, RunRoot], Path, Progress], None]:
-    """Import the engine and leave what its libraries are made of out of garbage collections.
+def _pipeline() -> Callable[[RunConfig, Mapping[str, RunFolder], Path, Progress], None]:
+    """Import the pipeline and leave what its libraries are made of out of garbage collections.
 
     All of it lives as long as the process. Walking it whenever enough new objects are around took
     0.4 s of the six before a run's first step.
@@ -86,8 +87,8 @@ def _explained(error: BaseException, config: RunConfig) -> BaseException:
 
 
 def _pass_gate(config: RunConfig) -> None:
-    """Refuse a gated variant while the gate is closed."""
-    if not config.variant.gated:
+    """Refuse a variant behind the gate while that is closed."""
+    if not config.variant.requires:
         return
     name = config.variant.name
     if config.gate_root is None:
@@ -98,7 +99,6 @@ def _pass_gate(config: RunConfig) -> None:
     from qatval.analysis.runs import collect
 
     runs, _ = collect([config.gate_root])
-    decision = decide(runs)
-    if not decision.open:
-        reasons = "; ".join(str(unmet) for unmet in decision.unmet)
-        raise QatvalError(f"the stage gate for {name} is closed: {reasons}")
+    decision = decide(runs, config.variant.requires)
+    if not decision.yolo10m_allowed:
+        raise QatvalError(f"the stage gate for {name} is closed: {'; '.join(decision.reasons)}")

@@ -18,11 +18,6 @@ def gpu_slot(locks: Path, *, gpus: int, runs_per_gpu: int) -> Iterator[str]:
 
     Processes that name the same folder share the places; who finds none free waits. Places are
     handed out GPU by GPU, so that runs spread over all GPUs before two share one.
-
-    Args:
-        locks: Folder of the lock files.
-        gpus: Number of visible GPUs.
-        runs_per_gpu: Runs at a time on one GPU.
     """
     locks.mkdir(parents=True, exist_ok=True)
     places = [(gpu, place) for place in range(runs_per_gpu) for gpu in range(gpus)]

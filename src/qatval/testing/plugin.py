@@ -15,7 +15,7 @@ import contextlib
 import datetime
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -46,33 +46,24 @@ from qatval.testing.session import NOT_JUDGED, UNAVAILABLE, run_properties, show
 
 @dataclass(frozen=True)
 class Settings:
-    """What the command line says about the validation, the same in every worker.
+    """What holds for the validation in every worker: the options of the same names, and more.
 
     Attributes:
-        profile: Profile of the scenarios.
-        seeds: Seeds of the scenarios.
-        coco_root: Where real COCO is.
         real_data: Photographs and a checkpoint for the CPU.
-        device: Device of the COCO scenarios.
-        runs_per_gpu: Runs at a time on one GPU.
         session_dir: Holds the session's runs, their locks and the comparison.
-        gate_root: Runs that open the gate of yolo10m, or None.
-        strict_resources: Whether a scenario that cannot run fails instead of being skipped.
-        with_controls: Whether the methods' controls are scenarios too.
-        update_thresholds: Whether references are rewritten from this session's runs.
     """
 
     profile: str
     seeds: tuple[int, ...]
     coco_root: Path
-    real_data: RealData
     device: str | None
     runs_per_gpu: int
-    session_dir: Path
     gate_root: Path | None
     strict_resources: bool
     with_controls: bool
     update_thresholds: bool
+    real_data: RealData
+    session_dir: Path
 
 
 _SETTINGS = pytest.StashKey[Settings]()
@@ -114,27 +105,14 @@ def _is_worker(config: pytest.Config) -> bool:
 
 def _settings(config: pytest.Config) -> Settings:
     if _SETTINGS not in config.stash:
-        option = config.option
+        names = [field.name for field in fields(Settings)]
+        asked = {name: value for name, value in vars(config.option).items() if name in names}
+        beside = config.rootpath.parent / "shared" / "real"  # of a checkout
+        real_data = RealData(Path(os.environ.get(REAL_DATA_VARIABLE) or beside))
         config.stash[_SETTINGS] = Settings(
-            profile=option.profile,
-            seeds=option.seeds,
-            coco_root=option.coco_root,
-            real_data=RealData(_real_data(config)),
-            device=option.device,
-            runs_per_gpu=option.runs_per_gpu,
-            session_dir=_session_dir(config),
-            gate_root=option.gate_root,
-            strict_resources=option.strict_resources,
-            with_controls=option.with_controls,
-            update_thresholds=option.update_thresholds,
+            **asked, real_data=real_data, session_dir=_session_dir(config)
         )
     return config.stash[_SETTINGS]
-
-
-def _real_data(config: pytest.Config) -> Path:
-    """Return the folder that the environment names, else the one that lies beside a checkout."""
-    named = os.environ.get(REAL_DATA_VARIABLE)
-    return Path(named) if named else config.rootpath.parent / "shared" / "real"
 
 
 def _session_dir(config: pytest.Config) -> Path:
@@ -169,19 +147,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def _parameters(wanted: Iterable[Scenario], marker: str) -> list[Any]:
-    return [
-        pytest.param(
-            scenario,
-            id=str(scenario),
-            marks=[
-                getattr(pytest.mark, marker),
-                getattr(pytest.mark, scenario.profile),
-                # With --dist loadgroup one worker gets all scenarios of a training.
-                pytest.mark.xdist_group(scenario.training),
-            ],
-        )
-        for scenario in wanted
-    ]
+    def marks(scenario: Scenario) -> list[pytest.MarkDecorator]:
+        # With --dist loadgroup one worker gets all scenarios of a training.
+        group = pytest.mark.xdist_group(scenario.training)
+        return [getattr(pytest.mark, marker), getattr(pytest.mark, scenario.profile), group]
+
+    return [pytest.param(one, id=str(one), marks=marks(one)) for one in wanted]
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -230,8 +201,7 @@ def validation_run(
         if scenario.dataset == EMBEDDED:
             where = {"coco_root": request.getfixturevalue("embedded_dataset")}
         else:
-            _require(request.node, settings, scenario)
-            where = _where(scenario, settings)
+            where = _require(request.node, settings, scenario)
         folder = settings.session_dir / scenario.training
         folder.mkdir(parents=True, exist_ok=True)
         root = folder / scenario.method
@@ -243,10 +213,9 @@ def validation_run(
                     pytest.fail(f"{scenario}: {error}", pytrace=False)
         (run,), _ = collect([root])
         request.node.user_properties.extend(run_properties(run))
-        if run.summary["status"] == "incomplete":
-            pytest.fail(
-                f"{scenario} is incomplete: {run.summary['error']['message']}", pytrace=False
-            )
+        if not run.completed:
+            assert run.summary.error is not None
+            pytest.fail(f"{scenario} is incomplete: {run.summary.error.message}", pytrace=False)
         return run
 
     return give
@@ -264,41 +233,32 @@ def threshold_failures(
 
     def check(run: LoadedRun) -> list[str]:
         checks = thresholds.check(run.summary, thresholds.load())
-        for one in checks:
-            if one.result == "not judged":
-                request.node.user_properties.append((NOT_JUDGED, one.detail))
-        updating = qatval_settings.update_thresholds
-        return [
-            str(one) for one in checks if one.failed and not (updating and one.name == "reference")
-        ]
+        not_judged = [(NOT_JUDGED, one.detail) for one in checks if one.result == "not judged"]
+        request.node.user_properties.extend(not_judged)
+        updated = thresholds.REFERENCE if qatval_settings.update_thresholds else None
+        return [str(one) for one in checks if one.failed and one.name != updated]
 
     return check
 
 
-def _require(item: pytest.Item, settings: Settings, scenario: Scenario) -> None:
+def _require(item: pytest.Item, settings: Settings, scenario: Scenario) -> dict[str, Any]:
+    """Return a scenario's data and what else `configure` is told of it, unless some are missing."""
+    coco_root, real_data = settings.coco_root, settings.real_data
+    where: dict[str, Any] = {"coco_root": coco_root}
     if scenario.dataset == PHOTOGRAPHS:
-        missing = settings.real_data.missing(scenario.variant)
+        missing = real_data.missing(scenario.variant)
+        checkpoint = real_data.checkpoint(scenario.variant)
+        where = {"coco_root": real_data.coco_root, "checkpoint": checkpoint}
+        where["imgsz"] = PHOTOGRAPHS_IMGSZ
     else:
-        missing = missing_resources(
-            scenario, settings.coco_root, settings.device, settings.gate_root
-        )
+        missing = missing_resources(scenario, coco_root, settings.device, settings.gate_root)
     if missing:
         reason = "; ".join(missing)
         item.user_properties.append((UNAVAILABLE, reason))
         if settings.strict_resources:
             pytest.fail(f"{scenario} cannot run: {reason}", pytrace=False)
         pytest.skip(reason)
-
-
-def _where(scenario: Scenario, settings: Settings) -> dict[str, Any]:
-    """Return what tells a scenario's data and size; all else is the same for every scenario."""
-    if scenario.dataset != PHOTOGRAPHS:
-        return {"coco_root": settings.coco_root}
-    return {
-        "coco_root": settings.real_data.coco_root,
-        "checkpoint": settings.real_data.checkpoint(scenario.variant),
-        "imgsz": PHOTOGRAPHS_IMGSZ,
-    }
+    return where
 
 
 def _train(
@@ -352,7 +312,5 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     """Show the session's runs, write their comparison, count what could not run."""
     settings = _settings(config)
     show_session(
-        terminalreporter,
-        settings.session_dir,
-        update_thresholds=settings.update_thresholds,
+        terminalreporter, settings.session_dir, update_thresholds=settings.update_thresholds
     )

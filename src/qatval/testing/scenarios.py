@@ -48,24 +48,24 @@ class Scenario:
 
 def embedded_scenarios(seeds: Sequence[int], controls: bool = False) -> list[Scenario]:
     """Return what runs on any machine: the embedded data, always under the smoke profile."""
-    variants = presets.variant_names()
+    variants = presets.validated_variants()
     embedded = [v for v in variants if presets.variant(v).embedded_checkpoint is not None]
     return _scenarios(EMBEDDED, embedded, "smoke", seeds, controls)
 
 
 def coco_scenarios(profile: str, seeds: Sequence[int], controls: bool = False) -> list[Scenario]:
     """Return what runs on real COCO with a GPU."""
-    return _scenarios(COCO, presets.variant_names(), profile, seeds, controls)
+    return _scenarios(COCO, presets.validated_variants(), profile, seeds, controls)
 
 
 def photograph_scenarios(seeds: Sequence[int], controls: bool = False) -> list[Scenario]:
     """Return the same for what a CPU can do: the smallest variant under the smoke profile."""
-    return _scenarios(PHOTOGRAPHS, presets.variant_names()[:1], "smoke", seeds, controls)
+    return _scenarios(PHOTOGRAPHS, presets.validated_variants()[:1], "smoke", seeds, controls)
 
 
 @dataclass(frozen=True)
 class RealData:
-    """A folder with a dataset in COCO's layout and a YOLOv10 checkpoint that was trained on it.
+    """A folder with a dataset in COCO's layout and a checkpoint that was trained on it.
 
     Attributes:
         folder: Holds both. The dataset is the folder itself or one below it, the checkpoint of a
@@ -78,9 +78,8 @@ class RealData:
     @property
     def coco_root(self) -> Path | None:
         """The dataset, None if there is none."""
-        found = sorted(self.folder.glob("annotations/instances_val2017.json"))
-        found += sorted(self.folder.glob("*/annotations/instances_val2017.json"))
-        return found[0].parents[1] if found else None
+        roots = [self.folder, *sorted(self.folder.glob("*/"))]
+        return next((root for root in roots if _holds_coco(root)), None)
 
     def checkpoint(self, variant: str) -> Path | None:
         """Return a variant's checkpoint, None if there is none."""
@@ -119,15 +118,14 @@ def missing_resources(
     Looks at files first: torch is imported only when all else is there.
     """
     missing = []
-    annotations = coco_root / "annotations" / "instances_val2017.json"
-    if not annotations.is_file():
+    if not _holds_coco(coco_root):
         missing.append(f"no COCO 2017 at {coco_root} (give its folder with --coco-root)")
-    checkpoint = presets.variant(scenario.variant).checkpoint
-    if not checkpoint.is_file():
-        missing.append(f"no checkpoint {checkpoint} (qatval checkpoints fetch)")
-    if presets.variant(scenario.variant).gated:
+    variant = presets.variant(scenario.variant)
+    if not variant.checkpoint.is_file():
+        missing.append(f"no checkpoint {variant.checkpoint} (qatval checkpoints fetch)")
+    if variant.requires:
         runs, _ = collect([gate_root]) if gate_root else ([], [])
-        if not decide(runs).open:
+        if not decide(runs, variant.requires).yolo10m_allowed:
             missing.append(
                 f"the stage gate for {scenario.variant} is closed (give the runs that open it "
                 "with --gate-root; 'qatval gate' says what they lack)"
@@ -138,3 +136,9 @@ def missing_resources(
         if not torch.cuda.is_available():
             missing.append("no CUDA device (run on a GPU machine; 'qatval doctor' says more)")
     return missing
+
+
+def _holds_coco(root: Path) -> bool:
+    from qatval.data.coco import CocoFiles
+
+    return CocoFiles.of(root, "val").annotations.is_file()

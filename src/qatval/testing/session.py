@@ -28,20 +28,17 @@ def run_properties(run: LoadedRun) -> list[tuple[str, object]]:
     summary = run.summary
     return [
         (RUN_ROOT, str(run.root)),
-        ("qatval_status", summary["status"]),
-        ("qatval_final_value", summary["metrics"]["final_value"]),
-        ("qatval_best_value", summary["metrics"]["best_value"]),
-        ("qatval_collapsed", summary["stability"]["collapsed"]),
+        ("qatval_status", summary.status),
+        ("qatval_final_value", summary.metrics.final_value),
+        ("qatval_best_value", summary.metrics.best_value),
+        ("qatval_collapsed", summary.stability.collapsed),
     ]
 
 
 def show_session(terminalreporter: Any, session_dir: Path, *, update_thresholds: bool) -> None:
-    """Show the session's runs, write their comparison, count what could not run or be judged.
+    """Show a session's runs, count what could not run or be judged, write the comparison beside.
 
-    Args:
-        terminalreporter: Pytest's.
-        session_dir: Where the comparison goes.
-        update_thresholds: Whether to rewrite the reference values from the session's runs.
+    With ``update_thresholds`` the reference values are rewritten from the session's runs.
     """
     properties = [
         (name, str(value))
@@ -74,9 +71,9 @@ def _show_runs(
     from qatval.report.terminal import terminal_table
 
     runs, unreadable = collect(roots)
-    document = compare(runs, unreadable)
-    written = write_comparison(document, runs, session_dir / "comparison.json")
+    comparison = compare(runs, unreadable)
+    written = write_comparison(comparison, runs, session_dir / "comparison.json")
     terminalreporter.write_sep("-", "qatval: runs of this session")
-    terminalreporter.write_line(terminal_table(document))
+    terminalreporter.write_line(terminal_table(comparison))
     terminalreporter.write_line(f"report: {written.html}")
     return runs

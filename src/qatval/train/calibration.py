@@ -14,10 +14,12 @@ from torch.utils.data import Subset as ImageSubset
 from ultralytics.cfg import get_cfg
 from ultralytics.utils import DEFAULT_CFG
 
+from qatval.core.detectors import detector_of
+from qatval.core.summary import QcChange
 from qatval.data.subset import Subset
 from qatval.quant.anchoring import Anchor
 from qatval.quant.correction import attach_corrections, corrections, fold_corrections
-from qatval.quant.methods import Correction, calibration_images
+from qatval.quant.methods import calibration_images
 from qatval.train.dataset import SubsetDataset
 from qatval.train.models import load_pretrained
 from qatval.train.trajectory import TrainingPlan
@@ -112,40 +114,39 @@ def anchor(plan: TrainingPlan, subset: Subset, args: Any, device: torch.device) 
 def learn_correction(
     model: nn.Module,
     images: CalibrationImages,
-    correction: Correction,
     *,
-    names: Collection[str] | None = None,
+    epochs: int,
+    lr: float,
+    names: Collection[str],
     on_step: Callable[[int, float], None],
-) -> tuple[nn.Module, dict[str, dict[str, float]]]:
+) -> tuple[nn.Module, dict[str, QcChange]]:
     """Learn gamma and beta with Adam on the task loss and fold them into the model.
 
-    The one-to-many branch weighs 0.1 and the one-to-one branch 0.9, where the training's own
-    schedule has ended. Arithmetic is float32 on every device.
+    The loss's terms weigh what they do at the end of a training. Arithmetic is float32 on every
+    device.
 
     Args:
         model: Model to correct; it is left as it is.
         images: What to learn on.
-        correction: Epochs and learning rate.
-        names: Which convolutions to correct; None for all that are quantized.
+        epochs: Passes over the images.
+        lr: Learning rate.
+        names: Full names of the convolutions to correct.
         on_step: Called with the step, counted from 1, and its loss.
 
     Returns:
-        The corrected model, and what changed per layer: ``gamma_min``, ``gamma_max``,
-        ``gamma_mean_abs_change`` and ``beta_max_abs``.
+        The corrected model, and what changed per layer.
     """
     corrected: Any = attach_corrections(model, names).to(images.device).train()
     for module in corrected.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eval()  # its statistics stay fixed, also where its layer is not quantized
     corrected.args = images.args
-    criterion = corrected.init_criterion()
-    criterion.o2m = criterion.final_o2m
-    criterion.o2o = criterion.total - criterion.final_o2m
-    corrected.criterion = criterion
+    corrected.criterion = corrected.init_criterion()
+    detector_of(corrected.yaml["yaml_file"]).settle(corrected.criterion)
     parameters = [p for _, c in corrections(corrected) for p in (c.gamma, c.beta)]
-    optimizer = torch.optim.Adam(parameters, lr=correction.lr)
+    optimizer = torch.optim.Adam(parameters, lr=lr)
     step = 0
-    for _ in range(correction.epochs):
+    for _ in range(epochs):
         for batch in images:
             loss = corrected.loss(batch, corrected(batch["img"]))[0].sum()
             optimizer.zero_grad()
@@ -154,12 +155,12 @@ def learn_correction(
             step += 1
             on_step(step, float(loss.detach()))
     changes = {
-        name: {
-            "gamma_min": float(gamma.min()),
-            "gamma_max": float(gamma.max()),
-            "gamma_mean_abs_change": float((gamma - 1.0).abs().mean()),
-            "beta_max_abs": float(beta.abs().max()),
-        }
+        name: QcChange(
+            gamma_min=float(gamma.min()),
+            gamma_max=float(gamma.max()),
+            gamma_mean_abs_change=float((gamma - 1.0).abs().mean()),
+            beta_max_abs=float(beta.abs().max()),
+        )
         for name, c in corrections(corrected)
         for gamma, beta in [(c.gamma.detach(), c.beta.detach())]
     }

@@ -7,13 +7,15 @@ what the quantized model had before it was rounded.
 Chosen here (the papers that this project follows do not distill): the class scores' binary cross
 entropy to the teacher's probabilities, less that of the teacher with itself, summed over anchors
 and classes; and the Kullback-Leibler divergence of the distributions of the four box sides, summed
-over anchors, each weighted by the teacher's largest class probability there. Both heads count
-alike. Like the detection loss the sum is one over the images of a batch.
+over anchors, each weighted by the teacher's largest class probability there. Where a head answers
+sides and not their distributions, either is taken for the middle of a Laplace distribution one
+stride wide, as wide as a bin. All heads count alike. Like the detection loss the sum is one over
+the images of a batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from qatval.core.detectors import detector_of
 from qatval.train.models import load_pretrained
 from qatval.train.trajectory import TrainingPlan
 
@@ -69,23 +72,22 @@ class DistilledCriterion:
         with torch.no_grad():
             wanted = self.teacher(batch["img"])[1]
         images = len(batch["img"])
-        found = torch.stack([distance(predictions[head], wanted[head]) for head in _HEADS]).sum()
+        heads = detector_of(self.model.yaml["yaml_file"]).heads
+        pairs = zip(heads(predictions), heads(wanted), strict=True)
+        found = torch.stack([distance(student, teacher) for student, teacher in pairs]).sum()
         return torch.cat([self.task * loss, (self.weight * images * found)[None]]), items
 
     def update(self) -> None:
-        """Go on to the next epoch's weights of the two heads, as Ultralytics' trainer asks for."""
-        self.base.update()
+        """Go on to the next epoch's weights of the heads, as Ultralytics' trainer asks for."""
+        if hasattr(self.base, "update"):
+            self.base.update()
 
 
-_HEADS = ("one2many", "one2one")
-
-
-def distance(student: dict[str, Tensor], teacher: dict[str, Tensor]) -> Tensor:
+def distance(student: Mapping[str, Tensor], teacher: Mapping[str, Tensor]) -> Tensor:
     """Return how far a head's answers are from the teacher's, per image; 0 where they are equal.
 
     Args:
-        student, teacher: ``scores``, logits ``(images, classes, anchors)``, and ``boxes``, logits
-            of the distributions of four sides ``(images, 4 * bins, anchors)``.
+        student, teacher: Outputs of a head, as `Detector.heads` describes them.
     """
     logits, sides = teacher["scores"].float(), teacher["boxes"].float()
     images, _, anchors = sides.shape
@@ -93,11 +95,13 @@ def distance(student: dict[str, Tensor], teacher: dict[str, Tensor]) -> Tensor:
     scores = F.binary_cross_entropy_with_logits(student["scores"].float(), wanted, reduction="sum")
     scores = scores - F.binary_cross_entropy_with_logits(logits, wanted, reduction="sum")
     bins = (images, 4, sides.shape[1] // 4, anchors)
-    divergence = F.kl_div(
-        student["boxes"].float().view(bins).log_softmax(2),
-        sides.view(bins).log_softmax(2),
-        log_target=True,
-        reduction="none",
-    )
+    found, expected = student["boxes"].float().view(bins), sides.view(bins)
+    if bins[2] == 1:
+        gap = (found - expected).abs()
+        divergence = gap + torch.expm1(-gap)
+    else:
+        divergence = F.kl_div(
+            found.log_softmax(2), expected.log_softmax(2), log_target=True, reduction="none"
+        )
     boxes = divergence.sum(2).mean(1).mul(wanted.amax(1)).sum()
     return (scores + boxes) / images

@@ -19,9 +19,12 @@ from ultralytics.cfg import get_cfg
 from ultralytics.data import build_dataloader
 from ultralytics.models.yolo.detect import DetectionValidator
 from ultralytics.utils import DEFAULT_CFG, ops
+from ultralytics.utils.nms import non_max_suppression
 
+from qatval.core.detectors import Detector, detector_of
 from qatval.core.stability import PRIMARY_METRIC
-from qatval.data.coco_protocol import MAX_DETECTIONS, Detection, interpolated_map
+from qatval.data.coco import Detection
+from qatval.data.coco_protocol import MAX_DETECTIONS, interpolated_map
 from qatval.data.subset import Split, Subset
 from qatval.quant.fused import quantized_once
 from qatval.train.dataset import SubsetDataset
@@ -53,14 +56,16 @@ class Evaluation:
         return self.metrics[PRIMARY_METRIC]
 
 
-def evaluation_settings(imgsz: int) -> dict[str, Any]:
+def evaluation_settings(imgsz: int, detector: Detector) -> dict[str, Any]:
     """Return what makes two evaluations comparable, for the record."""
+    nms = {} if detector.nms_iou is None else {"nms_iou": detector.nms_iou}
     return {
         "imgsz": imgsz,
         "rect": False,
         "conf": CONFIDENCE,
         "max_det": MAX_DETECTIONS,
-        "head": "one2one",
+        "head": detector.head,
+        **nms,
         "precision": "float32",
     }
 
@@ -191,9 +196,26 @@ class _Score:
         if self._with_losses:
             for name, loss in self._model.loss(batch, predictions)[1].items():
                 self._losses[name] = self._losses.get(name, 0.0) + loss.detach()
-        found: list[dict[str, torch.Tensor]] = self.validator.postprocess(predictions)
+        found = self._detections(predictions)
         self.validator.update_metrics(found, batch)
         return found
+
+    def _detections(self, predictions: Any) -> list[dict[str, torch.Tensor]]:
+        iou = detector_of(self._model.yaml["yaml_file"]).nms_iou
+        if iou is None:
+            found: list[dict[str, torch.Tensor]] = self.validator.postprocess(predictions)
+            return found
+        import torchvision  # noqa: F401  Ultralytics takes its NMS from the moment it is loaded
+
+        kept = non_max_suppression(
+            predictions,
+            CONFIDENCE,
+            iou,
+            multi_label=True,
+            max_det=MAX_DETECTIONS,
+            max_time_img=math.inf,  # by default images go without an answer on a busy machine
+        )
+        return [{"bboxes": x[:, :4], "conf": x[:, 4], "cls": x[:, 5]} for x in kept]
 
     def finish(self, batches: int, interpolate: bool) -> Evaluation:
         self.validator.gather_stats()
@@ -231,7 +253,7 @@ def evaluator(
         device: Where models run.
         save_dir: An existing folder; nothing is written to it.
     """
-    args = get_cfg(DEFAULT_CFG, {**arguments, "task": "detect", "mode": "train", "nms": False})
+    args = get_cfg(DEFAULT_CFG, {**arguments, "task": "detect", "mode": "train"})
     batch = 2 * args.batch
     dataset = SubsetDataset(
         subset.val, subset.class_names, imgsz=args.imgsz, batch=batch, augment=False, args=args

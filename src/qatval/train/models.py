@@ -1,4 +1,4 @@
-"""YOLOv10 models: building them, and reading and writing their checkpoints safely.
+"""Detection models: building them, and reading and writing their checkpoints safely.
 
 Two kinds of file exist. A ``.pt`` file is a pickle, which means untrusted input: it is loaded
 under an allowlist of model classes and nothing in it runs. What qatval writes itself is
@@ -8,12 +8,12 @@ which would move weights that sit on a rounding threshold to the next code.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,9 +24,10 @@ import torch
 from torch import Tensor, nn
 from ultralytics.nn.tasks import DetectionModel, torch_safe_load
 
+from qatval.core.detectors import detector_of
 from qatval.core.errors import QatvalError
+from qatval.core.files import atomic_write
 from qatval.core.quantization import Quantization
-from qatval.core.summary import atomic_write
 from qatval.quant.integer import blank_integer_layer
 from qatval.quant.layers import insert_quantizers
 
@@ -35,9 +36,6 @@ from qatval.quant.layers import insert_quantizers
 MEMORY_FORMAT = torch.contiguous_format if sys.platform == "win32" else torch.channels_last
 
 Kind = Literal["float", "latent", "integer"]
-
-# The classification outputs of the one-to-many head: one row per class.
-_CLASS_ROWS = re.compile(r"model\.\d+\.cv3\.0\.2\.weight")
 
 
 @dataclass(frozen=True)
@@ -59,13 +57,16 @@ class CheckpointInfo:
 
 
 def build_model(architecture: str, class_names: Sequence[str]) -> DetectionModel:
-    """Return a freshly initialised YOLOv10 that answers through its one-to-one head.
+    """Return a freshly initialised model that answers as its family is scored.
 
     Its weights lie in memory as the images of `SubsetDataset` do, channels last.
+
+    Raises:
+        UsageError: If no family knows the architecture.
     """
     model = DetectionModel(architecture, nc=len(class_names), verbose=False)
     model.names = dict(enumerate(class_names))
-    model.end2end = True
+    detector_of(architecture).prepare(model)
     for parameter in model.parameters():
         # Of a 1x1 or a depthwise convolution the weight is in order as it is. Module.to would give
         # it other strides, which Brevitas' quantizers do not keep: the next layer's kernel, and
@@ -193,7 +194,8 @@ def load_pretrained(path: Path, architecture: str, class_names: Sequence[str]) -
         tensors = _read_ultralytics(path)
     else:
         raise QatvalError(f"{path}: expected a .pt or .safetensors checkpoint")
-    classes = [tensor.shape[0] for name, tensor in tensors.items() if _CLASS_ROWS.fullmatch(name)]
+    rows = detector_of(architecture).class_rows
+    classes = [tensor.shape[0] for name, tensor in tensors.items() if fnmatchcase(name, rows)]
     if classes and classes[0] != len(class_names):
         raise QatvalError(
             f"{path} detects {classes[0]} classes, the dataset has {len(class_names)}: give a "
@@ -288,9 +290,3 @@ def _refusal(path: Path, error: BaseException) -> str:
         f"{path} is not a loadable checkpoint: empty, truncated or another kind of file; "
         "download it again"
     )
-
-
-def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file as hexadecimal text."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

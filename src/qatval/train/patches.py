@@ -1,11 +1,48 @@
-"""What of Ultralytics' own modules is replaced while one of its functions runs."""
+"""All that qatval changes about Ultralytics outside of its classes.
+
+Importing this module prepares Ultralytics before its first import: it works offline, keeps its
+settings in qatval's own folder instead of the user's, and writes nothing to the terminal (a run
+sends its messages to files).
+"""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import logging
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
 
-from ultralytics.engine import trainer as trainer_module
+import platformdirs
+
+_settings = Path(
+    os.environ.setdefault(
+        "YOLO_CONFIG_DIR", str(platformdirs.user_config_path("qatval", appauthor=False))
+    )
+)
+_settings.mkdir(parents=True, exist_ok=True)
+os.environ["YOLO_OFFLINE"] = "true"
+os.environ["YOLO_VERBOSE"] = "false"  # no progress bars
+
+# Before Ultralytics, which sets OMP_NUM_THREADS to 1: torch would take that for its own.
+import torch  # noqa: E402, F401
+from ultralytics.engine import trainer as trainer_module  # noqa: E402
+from ultralytics.utils import LOGGER, SETTINGS  # noqa: E402
+
+LOGGER.handlers.clear()
+LOGGER.addHandler(logging.NullHandler())
+LOGGER.setLevel(logging.INFO)
+
+# Trackers that users have set up for their own work must not log our runs. Only in memory: an
+# update through the settings object would rewrite the file on every start.
+dict.update(
+    SETTINGS,
+    dict.fromkeys(
+        ("clearml", "comet", "dvc", "hub", "mlflow", "neptune", "raytune", "tensorboard", "wandb"),
+        False,
+    ),
+)
 
 
 @contextlib.contextmanager
@@ -22,3 +59,17 @@ def own_setup() -> Iterator[None]:
         yield
     finally:
         trainer_module.check_amp, trainer_module.ModelEMA = original
+
+
+@contextlib.contextmanager
+def logging_to(files: Iterable[Path]) -> Iterator[None]:
+    """Send Ultralytics' messages to files."""
+    handlers: list[Any] = [logging.FileHandler(file, encoding="utf-8") for file in files]
+    for handler in handlers:
+        LOGGER.addHandler(handler)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            LOGGER.removeHandler(handler)
+            handler.close()

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 
 from qatval.core.environment import machine, versions
+from qatval.core.files import atomic_write, sha256_of, to_json
 from qatval.core.presets import Profile, Variant
 from qatval.core.progress import Progress
 from qatval.core.stability import PRIMARY_METRIC
-from qatval.core.summary import atomic_write, to_json
 from qatval.data.subset import build_subset
 from qatval.quant.methods import method
 from qatval.train.evaluation import evaluator
-from qatval.train.models import CheckpointInfo, load_checkpoint, save_checkpoint, sha256
+from qatval.train.models import CheckpointInfo, load_checkpoint, save_checkpoint
 from qatval.train.trainer import QatTrainer, train
 from qatval.train.trajectory import TrainingPlan
 
@@ -63,19 +63,10 @@ def pretrain(
         checkpoint=None,
         quantization=None,
         averaging=averaging,
-        arms=("ema",),
+        scored=("ema",),
         threads=threads,
     )
-    arguments = {
-        **schedule.overrides,
-        "epochs": schedule.epochs,
-        "batch": schedule.batch,
-        "imgsz": schedule.imgsz,
-        "seed": seed,
-        "device": device,
-        "workers": 0,
-        "amp": False,
-    }
+    arguments = schedule.arguments(seed=seed, device=device, workers=0, amp=False)
 
     def on_epoch(trainer: QatTrainer) -> None:
         value = trainer.values()["ema"]
@@ -85,7 +76,7 @@ def pretrain(
     try:
         trajectory = train(work, plan, arguments, {"on_fit_epoch_end": on_epoch})
         # fp16, as official checkpoints are stored; what is scored is what loads from the file.
-        model = load_checkpoint(trajectory.weights("ema")).half()
+        model = load_checkpoint(trajectory.checkpoint("ema")).half()
         info = CheckpointInfo("float", variant.architecture, subset.class_names)
         save_checkpoint(out, model, info)
         scorer = evaluator(subset, arguments, torch.device("cpu"), work)
@@ -94,7 +85,7 @@ def pretrain(
         shutil.rmtree(work, ignore_errors=True)
     manifest = {
         "file": out.name,
-        "sha256": sha256(out),
+        "sha256": sha256_of(out),
         "variant": variant.name,
         "dataset": dict(subset.identity),
         "made_by": {

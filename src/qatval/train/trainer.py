@@ -1,8 +1,8 @@
 """The training itself: the one module that knows Ultralytics' trainer.
 
-One training yields one *trajectory* of raw weights. Its *arms* are what is scored along it:
+One training yields one *trajectory* of raw weights. Two kinds of weights are scored along it:
 ``raw``, the weights themselves, and ``ema``, their moving average. Averaging takes no part in the
-gradient steps, so both arms belong to the same trajectory and their differences are paired. What
+gradient steps, so both belong to the same trajectory and their differences are paired. What
 does take part, a `Stabilizer`, makes a trajectory of its own.
 
 The trainer is told what to do by a file, ``plan.json`` beside its save directory, and leaves all
@@ -15,30 +15,31 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
+from msgspec.structs import asdict
 from torch import distributed as dist
 from torch import nn
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils import DEFAULT_CFG
 
+from qatval.core.detectors import detector_of
 from qatval.core.environment import peak_resident_mb
 from qatval.core.errors import QatvalError
+from qatval.core.files import atomic_write
+from qatval.core.measurements import EpochRecord, Oscillation
 from qatval.core.stability import PRIMARY_METRIC
-from qatval.core.summary import atomic_write
 from qatval.data.subset import open_subset
 from qatval.quant.anchoring import Anchor
 from qatval.quant.averaging import WeightAverage
 from qatval.quant.batchnorm import tracking
 from qatval.quant.fused import fuse_quantization, quantized_once
 from qatval.quant.latent import LatentWeights
-from qatval.quant.layers import scale_parameters
-from qatval.quant.methods import Arm
-from qatval.quant.methods.stabilizers import make_stabilizer
-from qatval.quant.oscillation import Oscillation, OscillationTracker
+from qatval.quant.methods.part import Weights
+from qatval.quant.oscillation import OscillationTracker
+from qatval.quant.quantized_conv import scale_parameters
 from qatval.quant.stabilizing import Stabilizer
 from qatval.train.calibration import anchor
 from qatval.train.dataset import SubsetDataset
@@ -47,7 +48,6 @@ from qatval.train.evaluation import Evaluation, Evaluator, same_randomness
 from qatval.train.models import CheckpointInfo, save_checkpoint, starting_model
 from qatval.train.patches import own_setup
 from qatval.train.trajectory import (
-    EpochRecord,
     TrainingPlan,
     Trajectory,
     append_csv,
@@ -61,7 +61,6 @@ from qatval.train.trajectory import (
 _FIXED_ARGUMENTS: Mapping[str, Any] = {
     "task": "detect",
     "mode": "train",
-    "nms": False,  # score the one-to-one head
     "rect": False,
     "val": True,
     "plots": False,
@@ -99,6 +98,7 @@ def train(
         overrides={
             **arguments,
             **_FIXED_ARGUMENTS,
+            "nms": None if detector_of(plan.architecture).nms_iou else False,
             "model": plan.architecture,
             "data": "qatval",
             "project": str(directory),
@@ -113,7 +113,7 @@ def train(
 
 
 class QatTrainer(DetectionTrainer):  # type: ignore[misc]
-    """Ultralytics' detection trainer with fake-quantized weights and two scored arms."""
+    """Ultralytics' trainer with fake-quantized weights, scored as they are and averaged."""
 
     def __init__(
         self,
@@ -126,10 +126,10 @@ class QatTrainer(DetectionTrainer):  # type: ignore[misc]
         self._work = Path(overrides["project"])
         self.plan = read_plan(self._work)
         self.subset = open_subset(Path(self.plan.subset))
-        self._history: dict[Arm, list[EpochRecord]] = {arm: [] for arm in self.plan.arms}
-        self._writers: dict[Arm, Any] = {}
-        self._best: dict[Arm, float] = {}
-        self._evaluations: dict[Arm, Evaluation] = {}
+        self._history: dict[Weights, list[EpochRecord]] = {which: [] for which in self.plan.scored}
+        self._writers: dict[Weights, Any] = {}
+        self._best: dict[Weights, float] = {}
+        self._evaluations: dict[Weights, Evaluation] = {}
         self._stabilizers: list[Stabilizer] = []
         self._tracker: OscillationTracker | None = None
         self._oscillation: Oscillation | None = None
@@ -199,7 +199,7 @@ class QatTrainer(DetectionTrainer):  # type: ignore[misc]
     def _watch_weights(self, model: nn.Module) -> None:
         """Set up what needs the quantized layers: fused quantization, stabilizers, tracking."""
         weights = LatentWeights(model)
-        self._stabilizers = [make_stabilizer(s, weights) for s in self.plan.stabilizers]
+        self._stabilizers = [part.make(weights) for part in self.plan.stabilizers]
         self._forward_codes: Callable[[], torch.Tensor] = weights.flat_codes
         if self.plan.fused:
             fused = fuse_quantization(model, capture=self.plan.track)
@@ -266,43 +266,42 @@ class QatTrainer(DetectionTrainer):  # type: ignore[misc]
 
     # -- what is scored and kept ------------------------------------------------------------
 
-    def values(self) -> dict[Arm, float]:
-        """Return the primary metric of each scored arm after the latest epoch."""
-        return {arm: evaluation.value for arm, evaluation in self._evaluations.items()}
+    def values(self) -> dict[Weights, float]:
+        """Return the primary metric of all scored weights after the latest epoch."""
+        return {which: evaluation.value for which, evaluation in self._evaluations.items()}
 
-    def _arm_model(self, arm: Arm) -> nn.Module:
-        return self._live_model() if arm == "raw" else self.ema.ema
+    def _model_of(self, which: Weights) -> nn.Module:
+        return self._live_model() if which == "raw" else self.ema.ema
 
     def validate(self) -> tuple[dict[str, float], float]:
-        """Score every arm; Ultralytics sees the first one's metrics."""
+        """Score the weights, averaged or not; Ultralytics sees the first metrics."""
         if self._anchor is not None:
-            # Both arms, so that a training is the same whichever are scored: where BatchNorm holds
+            # Both, so that a training is the same whichever are scored: where BatchNorm holds
             # its statistics in training they take part in it.
-            arms: tuple[Arm, ...] = ("raw", "ema")
-            for model in map(self._arm_model, arms):
+            for model in map(self._model_of, get_args(Weights)):
                 with same_randomness(), quantized_once(model):
                     self._anchor.settle(model)
         if self.world_size > 1:
             # BatchNorm statistics differ between ranks; all score with those of rank 0.
-            for arm in self.plan.arms:
-                for buffer in self._arm_model(arm).buffers():
+            for which in self.plan.scored:
+                for buffer in self._model_of(which).buffers():
                     dist.broadcast(buffer, src=0)
-        models = [self._arm_model(arm) for arm in self.plan.arms]
+        models = [self._model_of(which) for which in self.plan.scored]
         evaluations = self._evaluator.evaluate_together(models, with_losses=True)
-        self._evaluations = dict(zip(self.plan.arms, evaluations, strict=True))
-        first = self._evaluations[self.plan.arms[0]]
+        self._evaluations = dict(zip(self.plan.scored, evaluations, strict=True))
+        first = self._evaluations[self.plan.scored[0]]
         if not all(bool(torch.isfinite(p).all()) for p in self._live_model().parameters()):
             self.stopped = f"weights are not finite after epoch {self.epoch + 1}"
             self.stop = True
         return dict(first.metrics), first.value
 
     def save_metrics(self, metrics: dict[str, Any]) -> None:
-        """Append one line per arm to its ``results.csv`` and TensorBoard log."""
+        """Append a line to the ``results.csv`` and TensorBoard log of all scored weights."""
         seconds = time.time() - self.train_time_start
         if self._tracker is not None:
             self._log_oscillation(self._tracker)
         learning = {k: float(v) for k, v in metrics.items() if k.startswith(("train/", "lr/"))}
-        for arm, evaluation in self._evaluations.items():
+        for which, evaluation in self._evaluations.items():
             row = {
                 **{k: v for k, v in learning.items() if k.startswith("train/")},
                 **evaluation.metrics,
@@ -311,33 +310,33 @@ class QatTrainer(DetectionTrainer):  # type: ignore[misc]
             }
             epoch = self.epoch + 1
             append_csv(
-                self.save_dir / arm / "results.csv", [{"epoch": epoch, "time": seconds, **row}]
+                self.save_dir / which / "results.csv", [{"epoch": epoch, "time": seconds, **row}]
             )
-            writer = self._writer(arm)
+            writer = self._writer(which)
             for name, value in row.items():
                 writer.add_scalar(name, value, epoch)
             writer.flush()
             finite = {k: v if math.isfinite(v) else None for k, v in row.items()}
             record = EpochRecord(epoch, finite[PRIMARY_METRIC], finite, round(seconds, 3))
-            self._history[arm].append(record)
+            self._history[which].append(record)
 
     def _log_oscillation(self, tracker: OscillationTracker) -> None:
-        """Append the epoch's totals to one table and what every layer has come to to another."""
+        """Append the epoch's totals, and the per-layer values so far, to their CSV files."""
         epoch = self.epoch + 1
         append_csv(self.save_dir / "oscillation.csv", [asdict(tracker.end_epoch(epoch))])
         self._oscillation = tracker.result()
         layers = [{"epoch": epoch, **asdict(layer)} for layer in self._oscillation.layers]
         append_csv(self.save_dir / "oscillation_layers.csv", layers)
 
-    def _writer(self, arm: Arm) -> Any:
-        if arm not in self._writers:
+    def _writer(self, which: Weights) -> Any:
+        if which not in self._writers:
             from torch.utils.tensorboard.writer import SummaryWriter
 
-            self._writers[arm] = SummaryWriter(str(self.save_dir / arm / "tensorboard"))
-        return self._writers[arm]
+            self._writers[which] = SummaryWriter(str(self.save_dir / which / "tensorboard"))
+        return self._writers[which]
 
     def save_model(self) -> bool:
-        """Keep the latest latent weights of both arms, and the best of each scored one."""
+        """Keep the latest latent weights, as they are and averaged, and the best of scored ones."""
         quantization = self.plan.quantization
         info = CheckpointInfo(
             kind="float" if quantization is None else "latent",
@@ -345,15 +344,14 @@ class QatTrainer(DetectionTrainer):  # type: ignore[misc]
             class_names=self.subset.class_names,
             quantization=quantization,
         )
-        arms: tuple[Arm, ...] = ("raw", "ema")
-        for arm in arms:
-            weights = self.save_dir / arm / "weights"
-            last = weights / "last.safetensors"
-            save_checkpoint(last, self._arm_model(arm), info)
-            evaluation = self._evaluations.get(arm)
-            if evaluation is not None and evaluation.value > self._best.get(arm, -1.0):
-                self._best[arm] = evaluation.value
-                atomic_write(weights / "best.safetensors", last.read_bytes())
+        for which in get_args(Weights):
+            folder = self.save_dir / which / "weights"
+            last = folder / "last.safetensors"
+            save_checkpoint(last, self._model_of(which), info)
+            evaluation = self._evaluations.get(which)
+            if evaluation is not None and evaluation.value > self._best.get(which, -1.0):
+                self._best[which] = evaluation.value
+                atomic_write(folder / "best.safetensors", last.read_bytes())
         self._write_trajectory()
         return True
 

@@ -1,4 +1,4 @@
-"""What a training is told and what it leaves: two files in its work directory.
+"""The plan of a training and its result, one JSON file each in its work directory.
 
 Ultralytics starts a multi-GPU training again in worker processes, which know nothing but the
 directory.
@@ -13,11 +13,20 @@ from typing import Any, Literal
 
 import msgspec
 
+from qatval.core.files import atomic_write
+from qatval.core.measurements import EpochRecord, Oscillation
 from qatval.core.presets import BatchNorm
 from qatval.core.quantization import Quantization
-from qatval.core.summary import atomic_write
-from qatval.quant.methods import Arm, Averaging, Stabilizer, Teacher
-from qatval.quant.oscillation import Oscillation
+from qatval.quant.methods.averaging import Averaging
+from qatval.quant.methods.part import Weights
+from qatval.quant.methods.stabilizer import StabilizerPart
+from qatval.quant.methods.teacher import Teacher
+
+SHARED_FILES = ("args.yaml", "oscillation.csv", "oscillation_layers.csv")
+"""What a training leaves for all of its methods."""
+
+OWN_FILES = ("results.csv", "tensorboard", "weights")
+"""What it leaves for those of one kind of weights."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +39,8 @@ class TrainingPlan:
         checkpoint: Checkpoint to start from, FP32 or with its quantizers already inserted, or None
             to start from scratch.
         quantization: Fake quantization of the model, or None to train in float.
-        averaging: How the ``ema`` arm averages.
-        arms: Arms to score after every epoch. Both are always saved.
+        averaging: How the ``ema`` weights are averaged.
+        scored: Which weights to score after every epoch. Both are always saved.
         threads: CPU threads of torch; results depend on it in the fifth decimal.
         fused: Whether all weights are fake-quantized at once instead of layer by layer.
         stabilizers: What takes part in the gradient steps.
@@ -46,10 +55,10 @@ class TrainingPlan:
     checkpoint: str | None
     quantization: Quantization | None
     averaging: Averaging
-    arms: tuple[Arm, ...]
+    scored: tuple[Weights, ...]
     threads: int
     fused: bool = True
-    stabilizers: tuple[Stabilizer, ...] = ()
+    stabilizers: tuple[StabilizerPart, ...] = ()
     track: bool = False
     teacher: Teacher | None = None
     batchnorm: BatchNorm = "running"
@@ -57,30 +66,13 @@ class TrainingPlan:
 
 
 @dataclass(frozen=True)
-class EpochRecord:
-    """One epoch of one arm.
-
-    Attributes:
-        epoch: Counted from 1.
-        value: The primary metric, or None where it is not a number.
-        metrics: Training losses, metrics, validation losses, learning rates.
-        seconds: Since the training began.
-    """
-
-    epoch: int
-    value: float | None
-    metrics: dict[str, float | None]
-    seconds: float
-
-
-@dataclass(frozen=True)
 class Trajectory:
     """What a training left behind.
 
     Attributes:
-        history: Epochs of each scored arm.
+        history: Epochs of all weights that were scored.
         steps: Optimizer steps taken.
-        decay, tau: Of the ``ema`` arm.
+        decay, tau: Of the average.
         effective_decay: Decay of the last step.
         amp: Whether automatic mixed precision was really used.
         peak_memory_mb: The most memory that the training's process has had, in MiB: reserved by
@@ -88,11 +80,10 @@ class Trajectory:
         stopped: Why the training ended before its last epoch, or None.
         stabilizers: What each of the plan's stabilizers says of itself, in their order.
         oscillation: How the weights oscillated, or None where nobody looked.
-        directory: Holds ``args.yaml``, ``oscillation*.csv`` and, per arm, ``<arm>/results.csv``,
-            ``<arm>/tensorboard/`` and ``<arm>/weights/{last,best}.safetensors``.
+        directory: Holds `SHARED_FILES` and, in ``raw/`` and ``ema/``, `OWN_FILES`.
     """
 
-    history: dict[Arm, list[EpochRecord]] = field(default_factory=dict)
+    history: dict[Weights, list[EpochRecord]] = field(default_factory=dict)
     steps: int = 0
     decay: float = 0.0
     tau: float = 0.0
@@ -104,28 +95,28 @@ class Trajectory:
     oscillation: Oscillation | None = None
     directory: str = ""
 
-    def weights(self, arm: Arm, name: Literal["last", "best"] = "last") -> Path:
-        """Return the path of an arm's latent weights."""
-        return Path(self.directory) / arm / "weights" / f"{name}.safetensors"
+    def checkpoint(self, weights: Weights, name: Literal["last", "best"] = "last") -> Path:
+        """Return the path of the latent weights, as they are or averaged."""
+        return Path(self.directory) / weights / "weights" / f"{name}.safetensors"
 
 
 def read_trajectory(directory: Path) -> Trajectory:
-    """Return what a training has left in its work directory so far."""
+    """Read the result of the training in a work directory, as far as it has got."""
     return msgspec.json.decode((directory / "trajectory.json").read_bytes(), type=Trajectory)
 
 
 def read_plan(directory: Path) -> TrainingPlan:
-    """Return what the training in a work directory is told."""
+    """Read the plan of the training in a work directory."""
     return msgspec.json.decode((directory / "plan.json").read_bytes(), type=TrainingPlan)
 
 
 def write_plan(directory: Path, plan: TrainingPlan) -> None:
-    """Tell the training in a work directory what to do."""
+    """Write the plan of a training into its work directory."""
     _write_json(directory / "plan.json", plan)
 
 
 def write_trajectory(directory: Path, trajectory: Trajectory) -> None:
-    """Leave what a training has come to."""
+    """Write the result of a training into its work directory."""
     _write_json(directory / "trajectory.json", trajectory)
 
 

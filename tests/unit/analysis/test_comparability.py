@@ -1,17 +1,25 @@
 """Which runs may be compared with each other."""
 
 import pytest
+from msgspec import UNSET
 
-from qatval.analysis.comparability import comparable_identity, conditions, differences, groups
+from qatval.analysis.comparability import (
+    comparable_identity,
+    conditions,
+    difference_text,
+    differing_conditions,
+    groups,
+)
 from qatval.analysis.runs import LoadedRun
+from qatval.testing import build_summary, loaded, merged, reduced_to_required
 
 
-@pytest.fixture
-def run(tmp_path, make_summary):
-    def make(*args, **kwargs):
-        return LoadedRun(tmp_path, make_summary(*args, **kwargs))
+def run(*args, **kwargs):
+    return loaded(build_summary(*args, **kwargs))
 
-    return make
+
+def conditions_of(*args, **kwargs):
+    return conditions(run(*args, **kwargs).recorded)
 
 
 DIFFERING = [
@@ -40,8 +48,8 @@ DIFFERING = [
 
 
 @pytest.mark.parametrize(("field", "changes"), DIFFERING, ids=str)
-def test_a_condition_that_differs_is_named(make_summary, field, changes):
-    found = differences(conditions(make_summary()), conditions(make_summary(changes=changes)))
+def test_a_condition_that_differs_is_named(field, changes):
+    found = differing_conditions(conditions_of(), conditions_of(changes=changes))
     assert field in [difference.field for difference in found]
 
 
@@ -57,12 +65,12 @@ def test_a_condition_that_differs_is_named(make_summary, field, changes):
     ],
     ids=lambda changes: next(iter(changes)),
 )
-def test_where_and_with_what_it_ran_is_no_condition(make_summary, changes):
-    assert conditions(make_summary()) == conditions(make_summary(changes=changes))
+def test_where_and_with_what_it_ran_is_no_condition(changes):
+    assert conditions_of() == conditions_of(changes=changes)
 
 
-def test_seeds_and_methods_are_repetitions_of_one_experiment(make_summary):
-    assert conditions(make_summary("ema", seed=0)) == conditions(make_summary("baseline", seed=1))
+def test_seeds_and_methods_are_repetitions_of_one_experiment():
+    assert conditions_of("ema", seed=0) == conditions_of("baseline", seed=1)
 
 
 def test_a_list_of_the_users_own_keeps_its_digest():
@@ -70,21 +78,19 @@ def test_a_list_of_the_users_own_keeps_its_digest():
     assert comparable_identity(identity) == identity
 
 
-def test_old_summaries_are_comparable_with_their_like_only(
-    run, make_summary, required_only, tmp_path
-):
-    old = [LoadedRun(tmp_path, required_only(make_summary("ema", seed))) for seed in (0, 1)]
+def test_old_summaries_are_comparable_with_their_like_only():
+    old = [loaded(reduced_to_required(build_summary("ema", seed))) for seed in (0, 1)]
     new = run("ema", seed=2)
     assert [members for _, members in groups([*old, new])] == [old, [new]]
 
 
-def test_the_largest_group_comes_first(run):
+def test_the_largest_group_comes_first():
     small = run(changes={"model": {"imgsz": 160}})
     large = [run(seed=seed) for seed in (0, 1)]
     assert [members for _, members in groups([small, *large])] == [large, [small]]
 
 
-def test_an_incomplete_run_joins_the_runs_it_does_not_contradict(run):
+def test_an_incomplete_run_joins_the_runs_it_does_not_contradict():
     early = {"dataset": {"identity": None, "train_images": None}, "evaluation": None}
     finished = run(seed=0)
     stopped = run(seed=1, error="interrupted", changes=early)
@@ -95,34 +101,41 @@ def test_an_incomplete_run_joins_the_runs_it_does_not_contradict(run):
     ]
 
 
-def test_precisions_differ_in_one_line_however_many_layers_they_reach(make_summary):
-    (found,) = differences(conditions(make_summary()), conditions(make_summary(mode="w3a8")))
-    assert str(found) == (
+def test_precisions_differ_in_one_line_however_many_layers_they_reach():
+    (found,) = differing_conditions(conditions_of(), conditions_of(mode="w3a8"))
+    assert difference_text(found) == (
         "quantization (w4a16 per-channel learned from max shifted / "
         "w3a8 per-channel learned from max shifted)"
     )
 
 
-def test_layers_that_differ_alone_are_one_line_too(make_summary):
+def test_layers_that_differ_alone_are_one_line_too():
     changes = {"quantization": {"coverage": {"layers": []}}}
-    (found,) = differences(conditions(make_summary()), conditions(make_summary(changes=changes)))
-    assert str(found) == (
+    (found,) = differing_conditions(conditions_of(), conditions_of(changes=changes))
+    assert difference_text(found) == (
         "quantization.layers (4 bit per-channel (model.0.conv and 3 more) / not recorded)"
     )
 
 
-def test_a_setting_that_is_off_is_as_good_as_one_that_is_not_recorded(run):
-    older = run(seed=0, changes={"run_id": "older"})
-    del older.summary["quantization"]["boundary_bit_width"]
+def test_a_setting_that_is_off_is_as_good_as_one_that_is_not_recorded():
+    without = {"run_id": "older", "quantization": {"boundary_bit_width": UNSET}}
+    older = run(seed=0, changes=without)
     newer = run(seed=1)
     assert [members for _, members in groups([older, newer])] == [[older, newer]]
+
+
+def test_what_this_version_does_not_know_is_a_condition_too():
+    known = run("ema")
+    recorded = merged(known.recorded, {"quantization": {"rounding": "stochastic"}})
+    unknown = LoadedRun(known.root, known.summary, recorded)
+    assert [members for _, members in groups([known, unknown])] == [[known], [unknown]]
 
 
 def named(found):
     return [[f"{r.mode} {r.method}" for r in members] for _, members in found]
 
 
-def test_a_float_control_joins_every_precision_it_agrees_with_on_all_else(run):
+def test_a_float_control_joins_every_precision_it_agrees_with_on_all_else():
     runs = [
         run("ema"),
         run("ema", mode="w3a16"),
@@ -138,13 +151,13 @@ def test_a_float_control_joins_every_precision_it_agrees_with_on_all_else(run):
     ]
 
 
-def test_float_controls_without_a_partner_are_a_group_of_their_own_and_the_last(run):
+def test_float_controls_without_a_partner_are_a_group_of_their_own_and_the_last():
     larger = {"model": {"imgsz": 160}}
     runs = [run("fp32", seed, changes=larger) for seed in (0, 1)]
     assert named(groups([*runs, run("ema")])) == [["w4a16 ema"], ["fp32 fp32", "fp32 fp32"]]
 
 
-def test_an_incomplete_float_control_joins_what_it_does_not_contradict(run):
+def test_an_incomplete_float_control_joins_what_it_does_not_contradict():
     early = {"dataset": {"identity": None, "train_images": None}, "evaluation": None}
     stopped = run("fp32", seed=1, error="interrupted", changes=early)
     elsewhere = run("fp32", seed=2, error="interrupted", changes={**early, "model": {"imgsz": 160}})
@@ -154,5 +167,5 @@ def test_an_incomplete_float_control_joins_what_it_does_not_contradict(run):
     ]
 
 
-def test_the_untrained_model_is_comparable_with_what_is_trained_from_it(run):
+def test_the_untrained_model_is_comparable_with_what_is_trained_from_it():
     assert len(groups([run("ema"), run("ptq")])) == 1

@@ -3,14 +3,14 @@
 import math
 import random
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from qatval.analysis.intervals import (
-    Contrast,
-    ImageResamples,
-    Term,
+    MeanContrast,
+    image_errors,
     mean_contrast,
     prediction_half_width,
     spread,
@@ -19,17 +19,10 @@ from qatval.analysis.intervals import (
 differences = st.lists(st.floats(-0.5, 0.5), min_size=3, max_size=12)
 
 
-def term(weight, value, resampled=None, images=128):
-    if resampled is None:
-        return Term(weight, value)
-    return Term(weight, value, ImageResamples((0, images, len(resampled)), images, (*resampled,)))
-
-
-def contrasts(values, resampled=None, images=128):
-    return [
-        Contrast(seed, (term(1, value, None if resampled is None else resampled[seed], images),))
-        for seed, value in enumerate(values)
-    ]
+def mean_of(values, resampled=None, images=128):
+    """Return the mean contrast of a value per seed, with a list of resampled ones each."""
+    columns = [values, *zip(*resampled or [], strict=True)]
+    return mean_contrast(np.array(columns).T, images)
 
 
 def test_a_single_value_has_no_deviation():
@@ -43,13 +36,13 @@ def test_the_deviation_is_that_of_a_sample():
 
 @pytest.mark.parametrize("values", [[0.1], [0.1, 0.1001]])
 def test_fewer_than_three_seeds_have_no_interval(values):
-    difference = mean_contrast(contrasts(values))
+    difference = mean_of(values)
     assert difference.interval is None
-    assert not difference.tells
+    assert not difference.excludes_zero
 
 
 def test_without_resamples_the_interval_is_students():
-    difference = mean_contrast(contrasts([0.01, 0.02, 0.03]))
+    difference = mean_of([0.01, 0.02, 0.03])
     # t(0.975, 2) = 4.302653 (any table), s = 0.01
     assert difference.interval[1] - difference.mean == pytest.approx(4.302653 * 0.01 / math.sqrt(3))
     assert not difference.images_resampled
@@ -57,19 +50,19 @@ def test_without_resamples_the_interval_is_students():
 
 @given(differences)
 def test_the_interval_is_symmetric_about_the_mean_and_flips_with_the_sign(values):
-    there = mean_contrast(contrasts(values))
-    back = mean_contrast(contrasts([-value for value in values]))
+    there = mean_of(values)
+    back = mean_of([-value for value in values])
     assert there.interval[0] <= there.mean <= there.interval[1]
     assert back.interval[0] == pytest.approx(-there.interval[1], abs=1e-12)
-    assert back.tells == there.tells
+    assert back.excludes_zero == there.excludes_zero
 
 
 @given(differences, st.integers(0, 2**32))
 def test_images_add_to_the_variance_of_the_seeds(values, seed):
     draw = random.Random(seed)
     noise = [draw.gauss(0, 0.01) for _ in range(40)]
-    without = mean_contrast(contrasts(values))
-    with_images = mean_contrast(contrasts(values, [[v + e for e in noise] for v in values]))
+    without = mean_of(values)
+    with_images = mean_of(values, [[v + e for e in noise] for v in values])
     error = math.sqrt(sum((e - sum(noise) / 40) ** 2 for e in noise) / 39)
     half = with_images.interval[1] - with_images.mean
     assert half >= 1.96 * error
@@ -78,59 +71,28 @@ def test_images_add_to_the_variance_of_the_seeds(values, seed):
 
 
 def test_resamples_on_some_seeds_only_are_not_used():
-    without = [Contrast(seed, (term(1, 0.1 + seed / 10),)) for seed in (1, 2)]
-    mixed = [Contrast(0, (term(1, 0.1, (0.1, 0.2), 8),)), *without]
-    assert not mean_contrast(mixed).images_resampled
+    found = mean_of([0.1, 1.1, 2.1], [[0.1, 0.2], [math.nan] * 2, [2.1, 2.2]])
+    assert not found.images_resampled
+    assert found == mean_of([0.1, 1.1, 2.1])
 
 
-def test_seeds_that_resampled_other_images_are_not_used_together():
-    some = Contrast(0, (term(1, 0.1, (0.1, 0.2), 8),))
-    other = Contrast(1, (term(1, 0.1, (0.1, 0.2), 9),))
-    assert not mean_contrast([some, other, other]).images_resampled
+def test_the_error_over_images_is_the_deviation_of_the_resamples():
+    rows = np.array([[0.1, 0.60, 0.64], [0.1, math.nan, math.nan]])
+    assert image_errors(rows) == [pytest.approx(0.02 * math.sqrt(2)), None]
+    assert image_errors(rows[:, :1]) == [None, None]
 
 
-measured = st.floats(0, 1).map(lambda value: round(value, 6))
-fours = st.tuples(measured, measured, measured, measured)
-SIGNS = (1, -1, -1, 1)
+@given(differences, st.floats(-0.5, 0.5))
+def test_zero_tells_if_and_only_if_it_is_outside(values, mean):
+    found = mean_of([value + mean for value in values])
+    low, high = found.interval
+    assert found.excludes_zero == (low > 0 or high < 0)
+    assert not MeanContrast(2, mean, None, 2, 0, True).excludes_zero
 
 
-def net(four, resampled=None):
-    columns = resampled or (None,) * 4
-    return Contrast(0, tuple(map(term, SIGNS, four, columns)))
-
-
-@given(fours, st.lists(fours, min_size=2, max_size=6))
-def test_a_contrast_is_the_plain_signed_sum_in_value_and_on_every_resample(four, resampled):
-    m, r, c, cr = four
-    contrast = net(four, tuple(zip(*resampled, strict=True)))
-    assert contrast.value == pytest.approx((m - r) - (c - cr), abs=1e-11)
-    plain = [(m - r) - (c - cr) for m, r, c, cr in resampled]
-    assert contrast.resampled.values == pytest.approx(plain, abs=1e-11)
-    mean = sum(plain) / len(plain)
-    error = math.sqrt(sum((value - mean) ** 2 for value in plain) / (len(plain) - 1))
-    assert contrast.image_error == pytest.approx(error, abs=1e-11)
-
-
-@given(st.lists(fours, min_size=3, max_size=6), st.floats(-0.5, 0.5))
-def test_shifting_all_four_by_a_constant_changes_nothing(seeds, shift):
-    here = mean_contrast([net(four) for four in seeds])
-    there = mean_contrast([net(tuple(value + shift for value in four)) for four in seeds])
-    assert there.mean == pytest.approx(here.mean, abs=1e-11)
-    assert there.interval == pytest.approx(here.interval, abs=1e-9)
-    assert (there.positive, there.negative) == (here.positive, here.negative)
-
-
-@given(st.lists(st.tuples(measured, measured, measured), min_size=3, max_size=6))
-def test_equal_gains_are_a_net_effect_of_nothing_that_does_not_tell(seeds):
-    equal = [net((r + gain, r, cr + gain, cr)) for r, cr, gain in seeds]
-    found = mean_contrast(equal)
-    assert found.mean == 0
-    assert (found.positive, found.negative) == (0, 0)
-    assert not found.tells
-
-
-def test_a_term_without_resamples_leaves_the_contrast_without():
-    assert Contrast(0, (term(1, 0.6, (0.6, 0.7)), term(-1, 0.5))).resampled is None
+def test_equal_values_are_told_from_zero_unless_they_are_zero():
+    assert mean_of([0.25] * 3).interval == (0.25, 0.25)
+    assert not mean_of([0.0] * 3).excludes_zero
 
 
 def test_the_interval_covers_as_often_as_it_says():
@@ -142,7 +104,7 @@ def test_the_interval_covers_as_often_as_it_says():
         of_images = draw.gauss(0, images)
         values = [truth + of_images + draw.gauss(0, 0.006) for _ in range(4)]
         shared = [draw.gauss(0, images) for _ in range(60)]
-        difference = mean_contrast(contrasts(values, [[v + e for e in shared] for v in values]))
+        difference = mean_of(values, [[v + e for e in shared] for v in values])
         covered += difference.interval[0] <= truth <= difference.interval[1]
     # binomial standard error 1.1 %
     assert 0.92 <= covered / trials <= 0.99

@@ -3,29 +3,22 @@
 import pytest
 
 from qatval.analysis.posttraining import against_post_training
-from qatval.analysis.runs import LoadedRun
+from qatval.testing import build_summary, loaded
 
 
-@pytest.fixture
-def run(tmp_path, make_summary):
-    def make(method, seed, final, minutes=1.0, **changes):
-        timings = {"training": 60.0 * minutes, "final evaluation": 600.0, "total": 999.0}
-        if "ptq" in method:  # the builder has 43 s of training
-            timings = {
-                "training": 0.0,
-                "rounding": 60.0 * minutes,
-                "second protocol": 600.0,
-                "total": 999.0,
-            }
-        return LoadedRun(
-            tmp_path,
-            make_summary(method, seed, (final, final), changes={"timings": timings} | changes),
-        )
-
-    return make
+def run(method, seed, final, minutes=1.0):
+    timings = {"training": 60.0 * minutes, "final evaluation": 600.0, "total": 999.0}
+    if "ptq" in method:  # the builder has 43 s of training
+        timings = {
+            "training": 0.0,
+            "rounding": 60.0 * minutes,
+            "second protocol": 600.0,
+            "total": 999.0,
+        }
+    return loaded(build_summary(method, seed, (final, final), changes={"timings": timings}))
 
 
-def runs_of(run, seeds, **finals):
+def runs_of(seeds, **finals):
     """Return a run per method and seed, ``ptq_gptq`` standing for ``ptq+gptq``."""
     return [
         run(name.replace("_", "+"), seed, final + 0.001 * seed)
@@ -34,36 +27,36 @@ def runs_of(run, seeds, **finals):
     ]
 
 
-def test_the_best_of_each_side_are_compared(run):
-    runs = runs_of(run, 3, baseline=0.60, ema=0.62, ptq=0.10, ptq_gptq=0.58, ptq_shift=0.55)
+def test_the_best_of_each_side_are_compared():
+    runs = runs_of(3, baseline=0.60, ema=0.62, ptq=0.10, ptq_gptq=0.58, ptq_shift=0.55)
     found = against_post_training(runs, "w4a16")
-    assert (found["method"], found["reference"]) == ("ema", "ptq+gptq")
-    assert (found["methods"], found["references"]) == (2, 3)
-    assert found["mean"] == pytest.approx(0.04)
-    assert found["sentence"].startswith(
+    assert (found.method, found.reference) == ("ema", "ptq+gptq")
+    assert (found.methods, found.references) == (2, 3)
+    assert found.mean == pytest.approx(0.04)
+    assert found.sentence.startswith(
         "Training or not, at w4a16: ema (the best of 2 methods) against ptq+gptq (the best of 3 "
         "post-training arms): +0.040 ["
     )
-    assert found["sentence"].endswith("; it took 1.0 minutes a seed to make, that 1.0")
+    assert found.sentence.endswith("; it took 1.0 minutes a seed to make, that 1.0")
 
 
-def test_a_loss_is_said_as_one(run):
-    found = against_post_training(runs_of(run, 3, ema=0.50, ptq_gptq=0.58), "w4a16")
-    assert "ema (the only method)" in found["sentence"]
-    assert "-0.080" in found["sentence"]
+def test_a_loss_is_said_as_one():
+    found = against_post_training(runs_of(3, ema=0.50, ptq_gptq=0.58), "w4a16")
+    assert "ema (the only method)" in found.sentence
+    assert "-0.080" in found.sentence
 
 
-def test_few_seeds_cannot_tell(run):
-    found = against_post_training(runs_of(run, 1, ema=0.62, ptq_gptq=0.58), "w4a16")
-    assert found["interval"] is None
-    assert "+0.040 on 1 seed, which cannot tell (it takes 3 seeds)" in found["sentence"]
+def test_few_seeds_cannot_tell():
+    found = against_post_training(runs_of(1, ema=0.62, ptq_gptq=0.58), "w4a16")
+    assert found.interval is None
+    assert "+0.040 on 1 seed, which cannot tell (it takes 3 seeds)" in found.sentence
 
 
-def test_scores_are_no_cost_of_the_model(run):
+def test_scores_are_no_cost_of_the_model():
     found = against_post_training(
         [run("ema", 0, 0.6, minutes=5.0), run("ptq+gptq", 0, 0.6, minutes=2.0)], "w4a16"
     )
-    assert (found["minutes"], found["reference_minutes"]) == (5.0, 2.0)
+    assert (found.minutes, found.reference_minutes) == (5.0, 2.0)
 
 
 @pytest.mark.parametrize(
@@ -71,5 +64,5 @@ def test_scores_are_no_cost_of_the_model(run):
     [{"ema": 0.6}, {"ptq": 0.6}, {"fp32": 0.6, "ptq": 0.5}, {"ema_bn": 0.6, "ptq": 0.5}, {}],
     ids=str,
 )
-def test_without_both_sides_there_is_nothing_to_say(run, finals):
-    assert against_post_training(runs_of(run, 2, **finals), "w4a16") is None
+def test_without_both_sides_there_is_nothing_to_say(finals):
+    assert against_post_training(runs_of(2, **finals), "w4a16") is None

@@ -1,10 +1,9 @@
 """Finding, reading and judging finished runs."""
 
-import json
-
 import pytest
 
-from qatval.analysis.runs import LoadedRun, collect
+from qatval.analysis.runs import collect
+from qatval.testing import build_summary, loaded
 
 
 def test_runs_are_found_at_any_depth(tmp_path, write_run):
@@ -33,10 +32,10 @@ def test_what_lies_inside_a_run_root_is_not_another_run(write_run):
     [
         ('{"schema_version": "1.0", "run_', "is not valid JSON"),
         ("accuracy: good", "is not valid JSON"),
-        ("[1, 2]", "holds a list, expected an object"),
+        ("[1, 2]", "is not a run summary: Expected `object`, got `array`"),
         ('{"schema_version": "2.0"}', "has schema version 2.0, this qatval reads 1.x"),
-        ('{"metrics": {"final_value": NaN}}', "holds NaN, which is not JSON"),
-        ("{}", "is not a run summary"),
+        ('{"metrics": {"final_value": NaN}}', "is not valid JSON"),
+        ("{}", "is not a run summary: Object missing required field `schema_version`"),
     ],
 )
 def test_an_unusable_summary_is_listed_with_the_reason(tmp_path, write_run, content, reason):
@@ -66,14 +65,14 @@ def test_paths_without_a_run_are_listed(tmp_path):
         ((0.0, 0.0), "degenerate"),
     ],
 )
-def test_the_outcome_follows_from_the_values(tmp_path, make_summary, values, outcome):
-    run = LoadedRun(tmp_path, make_summary("baseline", values=values))
+def test_the_outcome_follows_from_the_values(values, outcome):
+    run = loaded(build_summary("baseline", values=values))
     assert run.outcome == outcome
     assert run.contradiction is None
 
 
-def test_an_incomplete_run_has_no_verdict(tmp_path, make_summary):
-    run = LoadedRun(tmp_path, make_summary(values=(0.5, 0.1), error="out of memory"))
+def test_an_incomplete_run_has_no_verdict():
+    run = loaded(build_summary(values=(0.5, 0.1), error="out of memory"))
     assert run.outcome == "incomplete"
     assert run.contradiction is None
 
@@ -86,14 +85,13 @@ def test_an_incomplete_run_has_no_verdict(tmp_path, make_summary):
     ],
     ids=["the record says so", "the values say so"],
 )
-def test_a_summary_that_contradicts_itself_is_taken_as_collapsed(tmp_path, make_summary, changes):
-    run = LoadedRun(tmp_path, make_summary(changes=changes))
+def test_a_summary_that_contradicts_itself_is_taken_as_collapsed(changes):
+    run = loaded(build_summary(changes=changes))
     assert run.outcome == "collapsed"
     assert "taken as collapsed" in (run.contradiction or "")
 
 
-def test_metrics_that_are_missing_are_none(tmp_path, make_summary):
-    summary = make_summary(changes={"metrics": {"final_value": None}})
-    run = LoadedRun(tmp_path, json.loads(json.dumps(summary)))
+def test_a_run_without_a_final_value_keeps_no_share():
+    run = loaded(build_summary(changes={"metrics": {"final_value": None}}))
     assert run.final is None
-    assert run.metric("no such metric") is None
+    assert run.kept is None

@@ -9,6 +9,7 @@ import pytest
 from qatval.analysis import thresholds
 from qatval.analysis.intervals import prediction_half_width
 from qatval.core.errors import QatvalError
+from qatval.testing import build_summary
 
 TODAY = date(2026, 3, 1)
 RULES = ["learned", "final-over-best", "half-of-fp32", "untrained-w4", "qc-keeps", "reference"]
@@ -35,15 +36,15 @@ def failed(summary, against):
     return [c.name for c in thresholds.check(summary, against, TODAY) if c.failed]
 
 
-def recorded(file, make_summary, finals, **more):
+def recorded(file, finals, **more):
     thresholds.update(
-        file, [make_summary(seed=s, values=(0.5, 0.6, v), **more) for s, v in enumerate(finals)]
+        file, [build_summary(seed=s, values=(0.5, 0.6, v), **more) for s, v in enumerate(finals)]
     )
     return thresholds.load(file)
 
 
-def test_a_good_run_passes_every_rule(make_summary, shipped):
-    checks = check(make_summary(), shipped)
+def test_a_good_run_passes_every_rule(shipped):
+    checks = check(build_summary(), shipped)
     assert list(checks) == RULES
     assert {c.result for name, c in checks.items() if name != "reference"} == {"passed"}
 
@@ -59,20 +60,20 @@ def test_a_good_run_passes_every_rule(make_summary, shipped):
         ((0.0, 0.0, 0.0), {"metrics": {"start_value": 0.0}}, ["learned", "half-of-fp32"]),
     ],
 )
-def test_a_bad_run_fails_the_rules_it_breaks(make_summary, shipped, values, changes, fails):
-    assert failed(make_summary(values=values, changes=changes), shipped) == fails
+def test_a_bad_run_fails_the_rules_it_breaks(shipped, values, changes, fails):
+    assert failed(build_summary(values=values, changes=changes), shipped) == fails
 
 
 @pytest.mark.parametrize("method", ["fp32", "fp32+ema", "ptq"])
-def test_a_control_is_not_held_to_what_it_does_not_have(make_summary, shipped, method):
-    summary = make_summary(method, values=(0.4, 0.45, 0.5))
+def test_a_control_is_not_held_to_what_it_does_not_have(shipped, method):
+    summary = build_summary(method, values=(0.4, 0.45, 0.5))
     assert "untrained-w4" not in check(summary, shipped)
     assert failed(summary, shipped) == []
 
 
 @pytest.mark.parametrize("method", ["qc", "ema+bn", "dampen+ema+qc"])
-def test_whatever_trains_quantized_is_held_to_the_untrained_model(make_summary, shipped, method):
-    summary = make_summary(method, mode="w3a16", values=(0.4, 0.45, 0.5))
+def test_whatever_trains_quantized_is_held_to_the_untrained_model(shipped, method):
+    summary = build_summary(method, mode="w3a16", values=(0.4, 0.45, 0.5))
     assert failed(summary, shipped) == ["untrained-w4"]
     assert (
         "that of the w3a16 model that the training started from, 0.6030"
@@ -80,8 +81,8 @@ def test_whatever_trains_quantized_is_held_to_the_untrained_model(make_summary, 
     )
 
 
-def test_a_float_control_has_a_reference_of_its_own(file, make_summary):
-    (reference,) = recorded(file, make_summary, (0.63, 0.64, 0.65), method="fp32").references
+def test_a_float_control_has_a_reference_of_its_own(file):
+    (reference,) = recorded(file, (0.63, 0.64, 0.65), method="fp32").references
     assert reference["quantization"] == "fp32"
 
 
@@ -105,26 +106,26 @@ def test_the_shipped_references_hold_under_the_conditions_they_were_measured_und
         ("before_qc_value", ["qc-keeps"]),
     ],
 )
-def test_a_missing_metric_is_a_failure_never_a_pass(make_summary, shipped, metric, fails):
-    summary = make_summary(changes={"metrics": {metric: None}})
+def test_a_missing_metric_is_a_failure_never_a_pass(shipped, metric, fails):
+    summary = build_summary(changes={"metrics": {metric: None}})
     assert failed(summary, shipped) == fails
     assert f"metrics.{metric}" in check(summary, shipped)[fails[0]].detail
 
 
-def test_an_incomplete_run_fails(make_summary, shipped):
-    (only,) = thresholds.check(make_summary(error="out of memory"), shipped, TODAY)
+def test_an_incomplete_run_fails(shipped):
+    (only,) = thresholds.check(build_summary(error="out of memory"), shipped, TODAY)
     assert str(only) == "complete failed: the run is incomplete: out of memory"
 
 
-def test_no_rule_ranks_the_methods(make_summary, shipped):
+def test_no_rule_ranks_the_methods(shipped):
     """QC below ema below baseline is a finding, not a failure."""
     finals = {"baseline": 0.65, "ema": 0.64, "ema+qc": 0.635}
     for method, final in finals.items():
-        assert failed(make_summary(method, values=(0.5, 0.64, final)), shipped) == []
+        assert failed(build_summary(method, values=(0.5, 0.64, final)), shipped) == []
 
 
-def test_without_a_reference_the_rules_alone_judge_and_it_says_so(make_summary, shipped):
-    reference = check(make_summary(), shipped)["reference"]
+def test_without_a_reference_the_rules_alone_judge_and_it_says_so(shipped):
+    reference = check(build_summary(), shipped)["reference"]
     assert reference.result == "not judged"
     assert (
         "shapes yolo10n ema+qc smoke w4a16 per-channel learned from max shifted 128 px 6 epochs "
@@ -133,8 +134,8 @@ def test_without_a_reference_the_rules_alone_judge_and_it_says_so(make_summary, 
     assert "judged by the rules alone" in reference.detail
 
 
-def test_the_tolerance_comes_from_the_measured_spread(file, make_summary):
-    (reference,) = recorded(file, make_summary, (0.63, 0.64, 0.65)).references
+def test_the_tolerance_comes_from_the_measured_spread(file):
+    (reference,) = recorded(file, (0.63, 0.64, 0.65)).references
     assert reference["value"] == pytest.approx(0.64)
     expected = prediction_half_width([0.63, 0.64, 0.65], thresholds.PREDICTION_LEVEL)
     assert reference["tolerance"] == pytest.approx(expected, abs=1e-6)
@@ -143,17 +144,17 @@ def test_the_tolerance_comes_from_the_measured_spread(file, make_summary):
 @pytest.mark.parametrize(
     ("final", "result"), [(0.645, "passed"), (0.60, "failed"), (0.70, "failed")]
 )
-def test_a_reference_is_two_sided(file, make_summary, final, result):
-    against = recorded(file, make_summary, (0.640, 0.641, 0.642, 0.643))
-    found = check(make_summary(seed=7, values=(0.5, 0.6, final)), against)["reference"]
+def test_a_reference_is_two_sided(file, final, result):
+    against = recorded(file, (0.640, 0.641, 0.642, 0.643))
+    found = check(build_summary(seed=7, values=(0.5, 0.6, final)), against)["reference"]
     assert found.result == result
     assert (result == "failed") == ("pytest --update-thresholds" in found.detail)
 
 
-def test_two_measurements_are_no_tolerance(file, make_summary):
-    against = recorded(file, make_summary, (0.63, 0.64))
+def test_two_measurements_are_no_tolerance(file):
+    against = recorded(file, (0.63, 0.64))
     assert against.references[0]["tolerance"] is None
-    found = check(make_summary(), against)["reference"]
+    found = check(build_summary(), against)["reference"]
     assert found.result == "not judged"
     assert "(2 measured, 3 needed for a tolerance)" in found.detail
 
@@ -176,22 +177,22 @@ def test_two_measurements_are_no_tolerance(file, make_summary):
     ],
     ids=str,
 )
-def test_a_reference_holds_for_its_key_only(file, make_summary, changes):
-    against = recorded(file, make_summary, (0.63, 0.64, 0.65))
-    assert check(make_summary(changes=changes), against)["reference"].result == "not judged"
+def test_a_reference_holds_for_its_key_only(file, changes):
+    against = recorded(file, (0.63, 0.64, 0.65))
+    assert check(build_summary(changes=changes), against)["reference"].result == "not judged"
 
 
-def test_a_reference_that_names_no_device_holds_on_each(file, make_summary):
-    against = recorded(file, make_summary, (0.63, 0.64, 0.65))
+def test_a_reference_that_names_no_device_holds_on_each(file):
+    against = recorded(file, (0.63, 0.64, 0.65))
     anywhere = {k: v for k, v in against.references[0].items() if k not in ("device", "versions")}
-    on_gpu = make_summary(values=(0.5, 0.6, 0.64), changes={"training": {"device": "0"}})
+    on_gpu = build_summary(values=(0.5, 0.6, 0.64), changes={"training": {"device": "0"}})
     found = check(on_gpu, replace(against, references=(anywhere,)))["reference"]
     assert found.result == "passed"
 
 
-def test_patch_releases_share_a_reference(file, make_summary):
-    against = recorded(file, make_summary, (0.63, 0.64, 0.65))
-    patched = make_summary(changes={"environment": {"torch": "2.15.3+cu126"}})
+def test_patch_releases_share_a_reference(file):
+    against = recorded(file, (0.63, 0.64, 0.65))
+    patched = build_summary(changes={"environment": {"torch": "2.15.3+cu126"}})
     assert check(patched, against)["reference"].result == "passed"
 
 
@@ -209,63 +210,63 @@ WAIVER = {
 QC_LOSES = (0.5, 0.65, 0.62)
 
 
-def test_a_waiver_lets_the_failure_pass_until_its_last_day(make_summary, shipped):
+def test_a_waiver_lets_the_failure_pass_until_its_last_day(shipped):
     waived = replace(shipped, waivers=(WAIVER,))
-    found = check(make_summary(values=QC_LOSES), waived)["qc-keeps"]
+    found = check(build_summary(values=QC_LOSES), waived)["qc-keeps"]
     assert found.result == "waived"
     assert "QC overshoots" in found.detail
 
 
-def test_an_expired_waiver_fails(make_summary, shipped):
+def test_an_expired_waiver_fails(shipped):
     expired = replace(shipped, waivers=(WAIVER | {"expires": "2026-02-28"},))
-    assert failed(make_summary(values=QC_LOSES), expired) == ["qc-keeps", "waiver of qc-keeps"]
+    assert failed(build_summary(values=QC_LOSES), expired) == ["qc-keeps", "waiver of qc-keeps"]
 
 
-def test_a_waiver_that_is_no_longer_needed_fails(make_summary, shipped):
-    checks = check(make_summary(), replace(shipped, waivers=(WAIVER,)))
+def test_a_waiver_that_is_no_longer_needed_fails(shipped):
+    checks = check(build_summary(), replace(shipped, waivers=(WAIVER,)))
     assert checks["waiver of qc-keeps"].failed
     assert "no longer needed" in checks["waiver of qc-keeps"].detail
 
 
-def test_a_waiver_is_about_one_scenario(make_summary, shipped):
+def test_a_waiver_is_about_one_scenario(shipped):
     waived = replace(shipped, waivers=(WAIVER,))
-    assert failed(make_summary(seed=1, values=QC_LOSES), waived) == ["qc-keeps"]
-    assert failed(make_summary(mode="w3a16", values=QC_LOSES), waived) == ["qc-keeps"]
+    assert failed(build_summary(seed=1, values=QC_LOSES), waived) == ["qc-keeps"]
+    assert failed(build_summary(mode="w3a16", values=QC_LOSES), waived) == ["qc-keeps"]
 
 
-def test_an_update_shows_its_diff_and_keeps_the_rest(file, make_summary):
+def test_an_update_shows_its_diff_and_keeps_the_rest(file):
     before = json.loads(file.read_text())
-    diff = thresholds.update(file, [make_summary()])
+    diff = thresholds.update(file, [build_summary()])
     assert '+      "variant": "yolo10n"' in diff
     assert json.loads(file.read_text())["rules"] == before["rules"]
 
 
-def test_the_same_measurement_again_changes_nothing(file, make_summary):
-    summaries = [make_summary(seed=seed) for seed in (0, 1)]
+def test_the_same_measurement_again_changes_nothing(file):
+    summaries = [build_summary(seed=seed) for seed in (0, 1)]
     assert thresholds.update(file, summaries)
     content = file.read_text()
     assert thresholds.update(file, summaries) == ""
     assert file.read_text() == content
 
 
-def test_measurements_that_agree_join_the_recorded_ones(file, make_summary):
-    recorded(file, make_summary, (0.63, 0.64, 0.65))
-    thresholds.update(file, [make_summary(seed=3, values=(0.5, 0.6, 0.66))])
+def test_measurements_that_agree_join_the_recorded_ones(file):
+    recorded(file, (0.63, 0.64, 0.65))
+    thresholds.update(file, [build_summary(seed=3, values=(0.5, 0.6, 0.66))])
     (reference,) = thresholds.load(file).references
     assert [m["seed"] for m in reference["measured"]] == [0, 1, 2, 3]
 
 
-def test_measurements_that_contradict_the_record_replace_it(file, make_summary):
-    recorded(file, make_summary, (0.640, 0.641, 0.642, 0.643))
-    thresholds.update(file, [make_summary(seed=0, values=(0.5, 0.6, 0.75))])
+def test_measurements_that_contradict_the_record_replace_it(file):
+    recorded(file, (0.640, 0.641, 0.642, 0.643))
+    thresholds.update(file, [build_summary(seed=0, values=(0.5, 0.6, 0.75))])
     (reference,) = thresholds.load(file).references
     assert [m["value"] for m in reference["measured"]] == [0.75]
     assert reference["tolerance"] is None
 
 
 @pytest.mark.parametrize("more", [{"values": (0.5, 0.6, 0.1)}, {"error": "interrupted"}])
-def test_a_run_without_success_is_never_recorded(file, make_summary, more):
-    assert thresholds.update(file, [make_summary(**more)]) == ""
+def test_a_run_without_success_is_never_recorded(file, more):
+    assert thresholds.update(file, [build_summary(**more)]) == ""
 
 
 def test_the_shipped_file_follows_from_what_was_measured():

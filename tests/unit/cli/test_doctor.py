@@ -15,13 +15,13 @@ from qatval.cli.doctor import Finding, examine
 def no_heavy_imports(monkeypatch: pytest.MonkeyPatch) -> None:
     """The unit tests examine what is cheap; torch and the GPU have checks of their own."""
     monkeypatch.setattr(doctor, "_NEEDED_MODULES", {"msgspec": "msgspec", "numpy": "numpy"})
-    monkeypatch.setattr(doctor, "_gpu", lambda: Finding("GPU", "optional", "none"))
+    monkeypatch.setattr(doctor, "_gpu", lambda: Finding("optional", "none"))
     # They lie in the repository's root, wherever the tests are started.
-    monkeypatch.setattr(doctor, "_embedded_checkpoints", lambda: Finding("embedded", "ok", ""))
+    monkeypatch.setattr(doctor, "_embedded_checkpoints", lambda: Finding("ok", ""))
 
 
 def findings(tmp_path: Path) -> dict[str, Finding]:
-    return {finding.subject: finding for finding in examine(tmp_path / "coco", tmp_path / "cache")}
+    return dict(examine(tmp_path / "coco", tmp_path / "cache"))
 
 
 def test_what_is_optional_does_not_stop_a_cpu_run(tmp_path: Path) -> None:
@@ -80,6 +80,6 @@ def test_the_command(
     )
     assert args.handler(args) == 0
     assert capsys.readouterr().out.endswith("A CPU run on the embedded data is possible.\n")
-    monkeypatch.setattr(doctor, "_disk", lambda: Finding("disk", "missing", "full"))
+    monkeypatch.setattr(doctor, "_disk", lambda: Finding("missing", "full"))
     assert args.handler(args) == 1
     assert "NO  disk" in capsys.readouterr().out

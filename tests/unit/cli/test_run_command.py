@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from qatval.cli.main import main
-from qatval.core.summary import Summary, load_summary, write_summary
+from qatval.core.summary import load_summary, write_summary
+from qatval.testing import build_summary
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def run(
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
-        ("--variant", "yolo11n", "unknown variant 'yolo11n': expected one of yolo10n, yolo10s"),
+        ("--variant", "yolo9n", "unknown variant 'yolo9n': expected one of yolo10n, yolo10s"),
         ("--method", "emma", "unknown method 'emma': expected baseline, or parts of ptq, fp32,"),
         ("--method", "qc+ema", "method 'qc+ema' is called 'ema+qc'"),
         ("--method", "ptq+ema", "without a training there is nothing to average"),
@@ -112,8 +112,9 @@ def test_numbers_out_of_range(
 def failed(root: Path, line: str) -> None:
     """The run root says the same as the terminal, and holds no artifacts."""
     summary = load_summary(root)
-    assert summary["status"] == "incomplete"
-    assert summary["error"]["message"] in line
+    assert summary.status == "incomplete"
+    assert summary.error is not None
+    assert summary.error.message in line
     assert not list(root.parent.glob("**/.training-*"))
 
 
@@ -180,10 +181,9 @@ def test_gpu_that_is_not_there(
 def test_finished_run_root(
     shapes: Path,
     tmp_path: Path,
-    make_summary: Callable[[str], Summary],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    write_summary(tmp_path / "run", make_summary("baseline"))
+    write_summary(tmp_path / "run", build_summary("baseline"))
     before = (tmp_path / "run" / "run_summary.json").read_bytes()
     code, line = run(capsys, shapes, tmp_path / "run")
     assert code == 1

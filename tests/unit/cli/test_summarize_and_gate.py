@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from qatval.cli.main import main
-from qatval.core.summary import violations
+from qatval.core.schema import violations
 
 METHODS = ("baseline", "ema", "ema+qc")
 

@@ -201,7 +201,7 @@ def test_the_command(server: Server, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert run("verify", NAME, *place) == 0
     assert run("verify", *place) == 1
     assert capsys.readouterr().out.count("NOT ok") == 2
-    with pytest.raises(UsageError, match="unknown checkpoint 'yolo11n'"):
-        run("fetch", "yolo11n", *place)
+    with pytest.raises(UsageError, match="unknown checkpoint 'yolo9n'"):
+        run("fetch", "yolo9n", *place)
     with pytest.raises(UsageError, match="name the one variant"):
         run("fetch", "--from", f"{server.url}/{NAME}", *place)

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from qatval.core.files import sha256_of
 from qatval.data import naming, shapes
-from qatval.data.cache import file_digest
 from qatval.data.coco import AnnotationIndex
 from qatval.data.naming import name_of
 
@@ -61,7 +61,7 @@ def test_what_is_drawn_with_the_defaults_is_the_embedded_dataset(
     monkeypatch.setattr(shapes, "_paint", lambda *_: np.zeros((1, 1, 3), np.uint8))
     shapes.draw_dataset(tmp_path / "shapes")
     digests = {
-        split: file_digest(tmp_path / "shapes" / "annotations" / f"instances_{split}2017.json")
+        split: sha256_of(tmp_path / "shapes" / "annotations" / f"instances_{split}2017.json")
         for split in ("train", "val")
     }
     assert digests == naming._EMBEDDED_ANNOTATIONS

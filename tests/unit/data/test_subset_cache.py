@@ -33,7 +33,7 @@ def build(cache_dir: Path) -> Build:
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The annotation files that were hashed or decoded, in order."""
     names: list[str] = []
-    for name in ("read_annotations", "file_digest"):
+    for name in ("read_annotations", "sha256_of"):
         original = getattr(cache_module, name)
 
         def recording(path: Path, original: Any = original, name: str = name) -> Any:
@@ -154,7 +154,7 @@ def test_verify_notices_what_size_and_time_hide(
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     assert build(root).identity == before.identity
     assert build(root, verify=True).identity != before.identity
-    assert reads[2:4] == ["file_digest instances_train2017.json", BOTH_DECODED[0]]
+    assert reads[2:4] == ["sha256_of instances_train2017.json", BOTH_DECODED[0]]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from qatval.core.presets import quantization
 from qatval.core.quantization import Quantization
 from qatval.quant.latent import LatentWeights
-from qatval.quant.layers import calibrate_activations, insert_quantizers, scale_parameters
+from qatval.quant.layers import calibrate_activations, insert_quantizers
+from qatval.quant.quantized_conv import scale_parameters
 from qatval.train.models import MEMORY_FORMAT
 
 W4A16 = quantization("w4a16")

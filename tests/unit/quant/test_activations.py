@@ -22,14 +22,8 @@ from torch import Tensor, nn
 from qatval.core.errors import QatvalError
 from qatval.quant.fused import fuse_quantization
 from qatval.quant.integer import to_integer
-from qatval.quant.layers import (
-    calibrate_activations,
-    coverage,
-    input_quantizer,
-    input_scale,
-    insert_quantizers,
-    quantized_layers,
-)
+from qatval.quant.layers import calibrate_activations, coverage, insert_quantizers
+from qatval.quant.quantized_conv import input_grid, input_scale, quantized_layers
 
 
 def test_scales_of_activations_start_as_in_lsq() -> None:
@@ -96,7 +90,7 @@ def test_activations_are_quantized_only_where_they_are_asked_for() -> None:
     insert_quantizers(model, spec)
     assert [layer.bits for layer in coverage(model, spec)] == [8, 4, 4]
     assert {layer.activation_bits for layer in coverage(model, spec)} == {None}
-    assert all(input_quantizer(layer) is None for _, layer in quantized_layers(model))
+    assert all(input_grid(layer) is None for _, layer in quantized_layers(model))
 
 
 def test_mixed_precision_quantizes_inputs_in_float32() -> None:

@@ -13,13 +13,9 @@ from qatval.core.errors import UsageError
 from qatval.quant.averaging import WeightAverage
 from qatval.quant.fused import fuse_quantization
 from qatval.quant.integer import integer_layers, share_differing, to_integer
-from qatval.quant.layers import (
-    input_scale,
-    insert_quantizers,
-    quantized_layers,
-    scale_parameters,
-)
-from qatval.quant.methods import Averaging
+from qatval.quant.layers import insert_quantizers
+from qatval.quant.methods.averaging import Averaging
+from qatval.quant.quantized_conv import input_scale, quantized_layers, scale_parameters
 
 
 def a_model(seed: int = 0) -> nn.Module:
@@ -137,7 +133,7 @@ def test_training_moves_the_scales_of_activations() -> None:
         assert min(a, b) < c < max(a, b)
 
 
-PRESET = Averaging(max_decay=0.9999, max_tau=2000.0, window=0.2, ramp=0.1)
+PRESET = Averaging("ema", max_decay=0.9999, max_tau=2000.0, window=0.2, ramp=0.1)
 
 
 @pytest.mark.parametrize(
@@ -157,4 +153,4 @@ def test_horizon_follows_the_length_of_the_run(steps: int, decay: float, tau: fl
 def test_impossible_averaging_is_refused(change: dict[str, float]) -> None:
     values = {"max_decay": 0.9, "max_tau": 1.0, "window": 0.2, "ramp": 0.1, **change}
     with pytest.raises(UsageError):
-        Averaging(**values)
+        Averaging("ema", **values)

@@ -114,7 +114,7 @@ def test_a_layer_that_no_batch_reaches_keeps_its_statistics() -> None:
     fresh = reestimate(model, some_batches(0, [4]))
     assert torch.equal(fresh.get_buffer("aside.bn.running_mean"), torch.full((3,), 3.0))
     assert int(fresh.get_buffer("aside.bn.num_batches_tracked")) == 5
-    assert [(d.name, d.kl_max == 0.0) for d in drift(model, fresh)] == [
+    assert [(d.name, d.kl_max == 0.0) for d in drift(model, fresh, 4).layers] == [
         ("1", False),
         ("5", False),
         ("aside.bn", True),
@@ -134,7 +134,7 @@ def test_every_batchnorm_of_a_quantized_yolo10n_is_reached(
     images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     fresh = reestimate(model, [images])
     model.eval()
-    layers = drift(model, fresh)
+    layers = drift(model, fresh, 2).layers
     assert len(layers) == 95
     assert all(layer.kl_mean > 0 for layer in layers)
 
@@ -161,9 +161,12 @@ def test_drift_is_the_divergence_of_the_fresh_from_the_running_statistics(
         spread = (torch.tensor(variance, dtype=torch.float64) + 1e-3).sqrt()
         return Normal(torch.tensor(mean, dtype=torch.float64), spread)
 
-    (found,) = drift(with_statistics(m1, v1), with_statistics(m2, v2))
+    drifted = drift(with_statistics(m1, v1), with_statistics(m2, v2), 8)
+    (found,) = drifted.layers
     expected = kl_divergence(normal(m2, v2), normal(m1, v1))
-    assert found.name == "0"
+    assert found.name == drifted.worst_layer == "0"
+    assert (drifted.kl_mean, drifted.kl_max) == (found.kl_mean, found.kl_max)
+    assert drifted.images == 8
     assert found.kl_mean == pytest.approx(float(expected.mean()), rel=1e-6, abs=1e-9)
     assert found.kl_max == pytest.approx(float(expected.max()), rel=1e-6, abs=1e-9)
     assert found.kl_mean >= 0.0
@@ -171,19 +174,18 @@ def test_drift_is_the_divergence_of_the_fresh_from_the_running_statistics(
 
 def test_a_dead_channel_has_not_drifted() -> None:
     dead = with_statistics([0.0, 1.0, -3.0], [0.0, 0.0, 0.0])
-    (found,) = drift(dead, copy.deepcopy(dead))
+    (found,) = drift(dead, copy.deepcopy(dead), 1).layers
     assert (found.kl_mean, found.kl_max) == (0.0, 0.0)
 
 
 def test_drift_of_one_standard_deviation() -> None:
     """A mean that is off by one deviation costs half a nat."""
-    (found,) = drift(
-        with_statistics([1.0, 0.0, 0.0], [0.999] * 3), with_statistics([0.0] * 3, [0.999] * 3)
-    )
+    running, fresh = ([1.0, 0.0, 0.0], [0.999] * 3), ([0.0] * 3, [0.999] * 3)
+    (found,) = drift(with_statistics(*running), with_statistics(*fresh), 1).layers
     assert found.kl_max == pytest.approx(0.5)
     assert found.kl_mean == pytest.approx(0.5 / 3)
 
 
 def test_models_with_other_layers_are_refused() -> None:
     with pytest.raises(ValueError, match="5"):
-        drift(a_model(), nn.Sequential(nn.Identity(), nn.BatchNorm2d(4)))
+        drift(a_model(), nn.Sequential(nn.Identity(), nn.BatchNorm2d(4)), 1)

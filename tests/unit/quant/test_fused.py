@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from qatval.core.quantization import Quantization
 from qatval.quant.fused import FusedQuantizer, fuse_quantization, quantized_once
 from qatval.quant.latent import LatentWeights, flatten
-from qatval.quant.layers import codes_and_scale, quantized_layers, scale_parameters
+from qatval.quant.quantized_conv import codes_and_scale, quantized_layers, scale_parameters
 
 
 def weights_only(shrink: float = 1.0) -> nn.Sequential:

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from qatval.core.presets import quantization
 from qatval.quant.gptq import GPTQ, _Gptq, at_most, round_by_gptq
 from qatval.quant.integer import integer_layers, to_integer
-from qatval.quant.layers import insert_quantizers, quantized_layers
+from qatval.quant.layers import insert_quantizers
+from qatval.quant.quantized_conv import quantized_layers
 
 SPEC = quantization("w4a16")
 

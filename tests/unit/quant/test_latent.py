@@ -10,7 +10,7 @@ from tests.unit.quant.conftest import LAYERS, layouts, quantized_model, specs
 
 from qatval.core.quantization import Quantization
 from qatval.quant.latent import LatentWeights, flatten
-from qatval.quant.layers import codes_and_scale
+from qatval.quant.quantized_conv import codes_and_scale
 
 
 @settings(max_examples=25, deadline=None)

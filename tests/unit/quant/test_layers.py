@@ -15,14 +15,8 @@ from torch import Tensor, nn
 from qatval.core.errors import QatvalError
 from qatval.core.quantization import Quantization, ScaleGranularity
 from qatval.quant.integer import share_differing, to_integer
-from qatval.quant.layers import (
-    batchnorm_after,
-    codes_and_scale,
-    coverage,
-    insert_quantizers,
-    quantized_layers,
-    scale_parameters,
-)
+from qatval.quant.layers import batchnorm_after, coverage, insert_quantizers
+from qatval.quant.quantized_conv import codes_and_scale, quantized_layers, scale_parameters
 
 
 def code_range(bits: int, narrow: bool) -> tuple[int, int]:

@@ -2,58 +2,72 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from qatval.core.errors import UsageError
+from qatval.core.summary import AddedPart
 from qatval.quant import methods
-from qatval.quant.methods import Recipe, method, part_names, parts, with_controls
+from qatval.quant.methods import Method, describe, method, part_names, with_controls
+from qatval.quant.methods.batchnorm import OtherStatistics, Reestimated
+from qatval.quant.methods.correction import Correction
+from qatval.quant.methods.part import Part, Training
+from qatval.quant.methods.rounding import Rounding
 
-RECIPES = ("", "ptq", "fp32", "dampen", "freeze", "dampen+freeze")
+TRAININGS = ("", "ptq", "fp32", "dampen", "freeze", "dampen+freeze")
 AFTER = ("", "bn", "qc")
+
+
+def the(kind: type[Part], found: Method) -> Part | None:
+    """Return a method's part of a kind."""
+    return next((part for part in found.parts if isinstance(part, kind)), None)
 
 
 def joined(*names: str) -> str:
     return "+".join(filter(None, names)) or "baseline"
 
 
-@pytest.mark.parametrize("names", list(product(RECIPES, ("", "ema"), AFTER)), ids="-".join)
+@pytest.mark.parametrize("names", list(product(TRAININGS, ("", "ema"), AFTER)), ids="-".join)
 def test_every_combination_means_what_it_says_or_is_refused(names: tuple[str, str, str]) -> None:
-    recipe, average, after = names
+    training, average, after = names
     name = joined(*names)
-    if recipe == "ptq" and average:
+    if training == "ptq" and average:
         with pytest.raises(UsageError, match=f"method '{name.replace('+', chr(92) + '+')}'"):
             method(name)
         return
     found = method(name)
     assert found.name == name
-    assert found.arm == ("ema" if average else "raw")
-    assert found.statistics == ("reestimated" if after == "bn" else "kept")
-    assert (found.correction is not None) is (after == "qc")
-    assert found.quantized is (recipe != "fp32")
-    if recipe == "ptq":
-        assert found.recipe is None
+    assert found.weights == ("ema" if average else "raw")
+    assert (the(Reestimated, found) is not None) is (after == "bn")
+    assert (the(Correction, found) is not None) is (after == "qc")
+    assert found.quantized is (training != "fp32")
+    assert found.is_control is (training in ("ptq", "fp32") or after == "bn")
+    if training == "ptq":
+        assert found.training is None
     else:
-        assert found.recipe is not None
-        kinds = [s.implementation.rpartition(":")[2] for s in found.recipe.stabilizers]
+        assert found.training is not None
+        kinds = [s.implementation.rpartition(":")[2] for s in found.training.stabilizers]
         wanted = {"dampen": "Dampening", "freeze": "Freezing"}
-        assert kinds == [wanted[part] for part in recipe.split("+") if part in wanted]
+        assert kinds == [wanted[part] for part in training.split("+") if part in wanted]
 
 
 @pytest.mark.parametrize("name", ["ptq+gptq", "ptq+shift", "ptq+gptq+bn", "ptq+gptq+shift"])
 def test_post_training_arms_train_nothing(name: str) -> None:
     found = method(name)
-    assert found.recipe is None
+    assert found.training is None
     assert found.quantized
-    assert (found.rounding is not None) is ("gptq" in name)
-    wanted = {"bn": "reestimated", "shift": "shifted"}.get(name.rpartition("+")[2], "kept")
-    assert found.statistics == wanted
+    assert (the(Rounding, found) is not None) is ("gptq" in name)
+    wanted = {"bn": "reestimated", "shift": "shifted"}.get(name.rpartition("+")[2])
+    statistics = the(OtherStatistics, found)
+    assert (statistics and statistics.kind) == wanted
 
 
 @pytest.mark.parametrize(
@@ -74,15 +88,16 @@ def test_what_cannot_be_combined_is_refused(name: str, says: str) -> None:
 def test_one_method_has_one_name(found: list[str]) -> None:
     ordered = [part for part in part_names() if part in found]
     if found == ordered:
-        assert parts("+".join(found)) == tuple(found)
+        with contextlib.suppress(UsageError):  # some cannot be combined
+            assert [part.name for part in method("+".join(found)).parts] == found
     else:
         with pytest.raises(UsageError, match="is called"):
-            parts("+".join(found))
+            method("+".join(found))
 
 
 def test_the_papers_settings() -> None:
-    qc, ema = method("ema+qc").correction, method("ema").averaging
-    assert qc is not None
+    qc, ema = the(Correction, method("ema+qc")), method("ema").averaging
+    assert isinstance(qc, Correction)
     assert (qc.epochs, qc.lr) == (1, 1e-4)
     assert ema is not None
     assert ema.for_steps(1_000_000) == (0.9999, 2000.0)
@@ -90,10 +105,12 @@ def test_the_papers_settings() -> None:
 
 
 def test_averaging_and_what_comes_after_share_a_training() -> None:
-    recipes = [method(n).recipe for n in ("baseline", "ema", "qc", "ema+qc", "ema+bn", "bn")]
-    assert recipes == [Recipe()] * 6
-    assert method("fp32").recipe == method("fp32+ema").recipe == Recipe(quantized=False)
-    assert method("dampen").recipe == method("dampen+ema+qc").recipe != method("freeze").recipe
+    names = ("baseline", "ema", "qc", "ema+qc", "ema+bn", "bn")
+    assert [method(name).training for name in names] == [Training()] * 6
+    in_float = Training(quantized=False)
+    assert method("fp32").training == method("fp32+ema").training == in_float
+    dampened = method("dampen").training
+    assert dampened == method("dampen+ema+qc").training != method("freeze").training
 
 
 def test_controls_follow_from_what_is_tested() -> None:
@@ -149,19 +166,25 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: outside\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[qatval.methods]\noutside = outside\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    methods._presets.cache_clear()
+    for cached in (methods._presets, methods._parts):
+        cached.cache_clear()
     yield tmp_path
-    methods._presets.cache_clear()
+    for cached in (methods._presets, methods._parts):
+        cached.cache_clear()
     sys.modules.pop("outside", None)
 
 
 def test_an_installed_package_adds_a_part(package: Path) -> None:
-    recipe = method("still+ema").recipe
-    assert recipe is not None
-    assert [(s.implementation, dict(s.settings)) for s in recipe.stabilizers] == [
+    training = method("still+ema").training
+    assert training is not None
+    assert [(s.implementation, dict(s.settings)) for s in training.stabilizers] == [
         ("outside:Still", {"share": 0.5})
     ]
     assert part_names().index("still") < part_names().index("ema")
+    done = msgspec.structs.replace(
+        method("baseline").announced(), post_training=(AddedPart("outside:Done", {}, {"n": 2.0}),)
+    )
+    assert "Done: no settings; at the end n 2" in list(describe(done))
 
 
 @pytest.mark.parametrize(
@@ -169,7 +192,7 @@ def test_an_installed_package_adds_a_part(package: Path) -> None:
     [
         ("", r"holds no methods\.toml with parts"),
         ("[part", r"holds no methods\.toml with parts"),
-        ("[part.odd]\nname = 1", "part 'odd' of package 'outside' must be one of training,"),
+        ("[part.odd]\nname = 1", "part 'odd' of package 'outside' must be one of untrained,"),
     ],
 )
 def test_a_broken_package_is_one_line(content: str, says: str, package: Path) -> None:
@@ -180,6 +203,6 @@ def test_a_broken_package_is_one_line(content: str, says: str, package: Path) ->
 
 @pytest.mark.parametrize("name", ["ema", "baseline", '"a+b"'])
 def test_a_package_cannot_take_a_name(name: str, package: Path) -> None:
-    (package / "outside" / "methods.toml").write_text(f"[part.{name}]\ntraining = 'none'\n")
+    (package / "outside" / "methods.toml").write_text(f"[part.{name}.untrained]\n")
     with pytest.raises(UsageError, match="package 'outside' cannot name a method part"):
         part_names()

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import asdict, astuple
 from tests.unit.quant.conftest import W4A16, built_once
 from torch import Tensor, nn
 
@@ -213,9 +214,9 @@ def test_a_diverged_training_still_has_a_record() -> None:
         weights.values()[1].fill_(math.inf)
     tracker.observe(weights.flat_codes())
     record = tracker.end_epoch(1)
-    assert all(math.isfinite(value) for value in dataclasses.astuple(record))
+    assert all(math.isfinite(value) for value in astuple(record))
     for layer in tracker.result().layers:
-        assert all(math.isfinite(v) for v in dataclasses.asdict(layer).values() if v != layer.name)
+        assert all(math.isfinite(v) for v in asdict(layer).values() if v != layer.name)
 
 
 def test_records_are_plain_data() -> None:
@@ -233,7 +234,7 @@ def test_records_are_plain_data() -> None:
         "threshold_distance scale_drift",
     }
     for record, expected in names.items():
-        assert " ".join(field.name for field in dataclasses.fields(record)) == expected
+        assert " ".join(record.__struct_fields__) == expected
 
 
 # -- the toy problem of the paper -----------------------------------------------------------------

@@ -8,12 +8,12 @@ from torch import nn
 
 from qatval.core.errors import UsageError
 from qatval.core.presets import quantization
-from qatval.quant import methods
 from qatval.quant.dampening import Dampening
 from qatval.quant.freezing import Freezing
 from qatval.quant.latent import LatentWeights
 from qatval.quant.layers import insert_quantizers
-from qatval.quant.methods.stabilizers import make_stabilizer
+from qatval.quant.methods import method
+from qatval.quant.methods.stabilizer import StabilizerPart
 from qatval.quant.stabilizing import Stabilizer
 
 DAMPENING = "qatval.quant.dampening:Dampening"
@@ -33,10 +33,10 @@ def weights() -> LatentWeights:
 def test_the_shipped_presets_start(
     part: str, expected: type[Stabilizer], weights: LatentWeights
 ) -> None:
-    recipe = methods.method(part).recipe
-    assert recipe is not None
-    (chosen,) = recipe.stabilizers
-    made = make_stabilizer(chosen, weights)
+    training = method(part).training
+    assert training is not None
+    (chosen,) = training.stabilizers
+    made = chosen.make(weights)
     assert type(made) is expected
     assert made.weights is weights
 
@@ -49,14 +49,14 @@ def test_the_shipped_presets_start(
         ("qatval.quant.dampening", "'module:Class'"),
         (":Dampening", "'module:Class'"),
         ("qatval.quant.latent:LatentWeights", "subclass of Stabilizer"),
-        ("qatval.quant.methods.stabilizers:make_stabilizer", "subclass of Stabilizer"),
+        ("qatval.quant.methods:method", "subclass of Stabilizer"),
     ],
 )
 def test_what_is_no_stabilizer_is_refused(
     implementation: str, said: str, weights: LatentWeights
 ) -> None:
     with pytest.raises(UsageError, match=said):
-        make_stabilizer(methods.Stabilizer(implementation), weights)
+        StabilizerPart("own", implementation, {}).make(weights)
 
 
 @pytest.mark.parametrize(
@@ -76,14 +76,14 @@ def test_settings_that_make_no_sense_are_refused(
     implementation: str, settings: dict[str, object], said: str, weights: LatentWeights
 ) -> None:
     with pytest.raises(UsageError, match=said):
-        make_stabilizer(methods.Stabilizer(implementation, settings), weights)
+        StabilizerPart("own", implementation, settings).make(weights)
 
 
 def test_the_base_class_leaves_a_training_alone(weights: LatentWeights) -> None:
     for weight in weights.weights():
         weight.grad = torch.ones_like(weight)
     before = [weight.detach().clone() for weight in weights.weights()]
-    idle = make_stabilizer(methods.Stabilizer("qatval.quant.stabilizing:Stabilizer"), weights)
+    idle = StabilizerPart("idle", "qatval.quant.stabilizing:Stabilizer", {}).make(weights)
     idle.before_step(0.5, 16)
     idle.after_step(0.6)
     assert idle.report() == {}

@@ -3,28 +3,31 @@
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from qatval.analysis.comparison import compare
-from qatval.analysis.runs import LoadedRun, Unreadable
+from qatval.analysis.document import Spread
+from qatval.analysis.runs import Unreadable
 from qatval.report.comparison_markdown import render_comparison
 from qatval.report.terminal import WIDTH, outcome, terminal_table
+from qatval.testing import build_summary, build_thresholds, loaded, reduced_to_required
 
 FINALS = {"baseline": (0.640, 0.652), "ema": (0.655, 0.661), "ema+qc": (0.659, 0.664)}
 
 
 @pytest.fixture
-def document(make_summary, recorded):
+def document():
     runs = [
-        LoadedRun(Path(f"runs/{method}-{seed}"), make_summary(method, seed, (0.5, 0.6, final)))
+        loaded(build_summary(method, seed, (0.5, 0.6, final)), Path(f"runs/{method}-{seed}"))
         for method, finals in FINALS.items()
         for seed, final in enumerate(finals)
     ]
-    collapsed = make_summary("baseline", 2, (0.2, 0.5, 0.1))
-    stopped = make_summary("ema", 2, (0.2,), error="CUDA out of memory")
-    other = make_summary("ema", 3, changes={"model": {"imgsz": 160}, "run_id": "larger images"})
-    more = [LoadedRun(Path("runs/more"), summary) for summary in (collapsed, stopped, other)]
+    collapsed = build_summary("baseline", 2, (0.2, 0.5, 0.1))
+    stopped = build_summary("ema", 2, (0.2,), error="CUDA out of memory")
+    other = build_summary("ema", 3, changes={"model": {"imgsz": 160}, "run_id": "larger images"})
+    more = [loaded(summary, Path("runs/more")) for summary in (collapsed, stopped, other)]
     broken = Unreadable(Path("runs/broken"), "runs/broken/run_summary.json is not valid JSON")
-    references = recorded(baseline=0.645, ema=0.650)
+    references = build_thresholds(baseline=0.645, ema=0.650)
     return compare([*runs, *more], [broken], recorded=references)
 
 
@@ -41,26 +44,26 @@ LOWER = {"baseline": (0.55, 0.56, 0.54), "ema": (0.6, 0.61, 0.6), "freeze": (0.5
 
 
 @pytest.fixture
-def controlled(make_summary, recorded):
+def controlled():
     """Methods and controls on three seeds, at two precisions that share the float controls."""
     more = {"baseline": (0.64, 0.65, 0.63), "ema": (0.65, 0.66, 0.65), **CONTROLS}
     tried = [(method, finals, "w4a16") for method, finals in more.items()]
     tried += [(method, finals, "w3a16") for method, finals in LOWER.items()]
     runs = [
-        LoadedRun(
-            Path(f"runs/{mode}-{method}-{seed}"),
-            make_summary(
+        loaded(
+            build_summary(
                 method,
                 seed,
                 (0.5, 0.6, final),
                 mode=mode,
                 changes={"run_id": f"{mode} {method} {seed}"},
             ),
+            Path(f"runs/{mode}-{method}-{seed}"),
         )
         for method, finals, mode in tried
         for seed, final in enumerate(finals)
     ]
-    return compare(runs, recorded=recorded())
+    return compare(runs, recorded=build_thresholds())
 
 
 def test_controls_and_net_effects_in_the_terminal(controlled, snapshot):
@@ -71,15 +74,15 @@ def test_controls_and_net_effects_as_markdown(controlled, snapshot):
     assert render_comparison(controlled).split("## Runs")[0] == snapshot
 
 
-def test_the_table_fits_a_terminal_of_100_columns(make_summary, recorded):
+def test_the_table_fits_a_terminal_of_100_columns():
     runs = [
-        LoadedRun(Path(), make_summary(method, seed, (0.5, 0.6, final)))
+        loaded(build_summary(method, seed, (0.5, 0.6, final)))
         for seed in range(5)
         for method, final in {"baseline": 0.1, "ema": 0.61, "ema+qc": 0.62}.items()
     ]
-    stopped = LoadedRun(Path(), make_summary("baseline", 9, (0.5,), error="interrupted"))
+    stopped = loaded(build_summary("baseline", 9, (0.5,), error="interrupted"))
     for some in (runs, [*runs, stopped]):
-        document = compare(some, recorded=recorded(baseline=0.6, ema=0.5, ema_qc=0.5))
+        document = compare(some, recorded=build_thresholds(baseline=0.6, ema=0.5, ema_qc=0.5))
         table = terminal_table(document).split("\n\n")[0]
         assert "9 more" in table
         assert "not net of every control" in table
@@ -91,8 +94,8 @@ def test_a_comparison_of_nothing_can_be_shown():
     assert "closed" in render_comparison(compare([]))
 
 
-def test_without_orientation_the_reader_is_told(make_summary, required_only):
-    document = compare([LoadedRun(Path(), required_only(make_summary()))])
+def test_what_was_not_measured_is_said():
+    document = compare([loaded(reduced_to_required(build_summary()))])
     assert "not measured" in terminal_table(document)
     assert "not measured" in render_comparison(document)
 
@@ -107,6 +110,6 @@ def test_without_orientation_the_reader_is_told(make_summary, required_only):
     ],
 )
 def test_nothing_holds_below_half_of_fp32_without_saying_so(shares, said):
-    share = None if shares is None else {"min": min(shares), "max": max(shares)}
-    counts = dict.fromkeys(("collapsed", "degenerate", "disputed", "incomplete"), 0)
-    assert outcome({"completed": 2, "share_of_fp32": share, **counts}) == said
+    share = None if shares is None else Spread(2, 0.5, None, min(shares), max(shares))
+    (method,) = compare([loaded(build_summary(seed=seed)) for seed in (0, 1)]).groups[0].methods
+    assert outcome(structs.replace(method, share_of_fp32=share)) == said

@@ -1,13 +1,16 @@
-"""The strip of validation images."""
+"""Validation images with what the methods found in them."""
 
+import base64
 import json
 
+import cv2
+import numpy as np
 import pytest
 
-from qatval.analysis.runs import LoadedRun
 from qatval.data.coco import read_annotations
 from qatval.data.shapes import draw_dataset
-from qatval.report.images import EXAMPLES, strip
+from qatval.report.images import EXAMPLES, example_images
+from qatval.testing import build_summary, loaded
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +21,7 @@ def coco(tmp_path_factory):
 
 
 @pytest.fixture
-def run(tmp_path, coco, make_summary):
+def run(tmp_path, coco):
     def make(method="ema", seed=0, shift=0.0, **artifacts):
         """Make a run that found everything, `shift` px beside the truth."""
         root = tmp_path / f"{method}-{seed}"
@@ -41,13 +44,13 @@ def run(tmp_path, coco, make_summary):
             "val_image_dir": str(coco / "val2017"),
         }
         changes = {"artifacts": recorded | artifacts}
-        return LoadedRun(root, make_summary(method, seed, changes=changes))
+        return loaded(build_summary(method, seed, changes=changes), root)
 
     return make
 
 
 def test_the_same_images_beside_each_method(run):
-    shown = strip([run("baseline"), run("ema")])
+    shown = example_images([run("baseline"), run("ema")])
     assert len(shown.examples) == EXAMPLES
     for example in shown.examples:
         assert [panel.title for panel in example.panels] == ["ground truth", "baseline", "ema"]
@@ -56,22 +59,55 @@ def test_the_same_images_beside_each_method(run):
 
 def test_exact_boxes_are_found_and_boxes_elsewhere_are_false(run):
     exact, beside = run("baseline"), run("ema", shift=1000)
-    for example in strip([exact, beside]).examples:
+    for example in example_images([exact, beside]).examples:
         truth, found, missed = example.panels
         assert {box.kind for box in truth.boxes} == {"truth"}
-        assert {box.kind for box in missed.boxes} <= {"false"}
         objects = len(truth.boxes)
-        assert found.caption.startswith(f"{objects} found")
-        assert missed.caption.endswith(f"{objects} missed")
+        assert [box.kind for box in found.boxes] == ["found"] * objects
+        assert found.caption == f"{objects} found, 0 false, 0 missed"
+        assert [box.kind for box in missed.boxes] == ["false"] * objects + ["missed"] * objects
+        assert missed.caption == f"0 found, {objects} false, {objects} missed"
+        assert [(b.x, b.title) for b in missed.boxes[objects:]] == [
+            (b.x, b.title) for b in truth.boxes
+        ]
+
+
+def test_no_number_of_a_box_covers_another(run):
+    for example in example_images([run("baseline"), run("ema")]).examples:
+        for panel in example.panels:
+            assert len(panel.numbers_at) == len(panel.boxes)
+            for at, (x, y) in enumerate(panel.numbers_at):
+                for other, below in panel.numbers_at[:at]:
+                    apart = max(abs(x - other), abs(y - below))
+                    assert apart > 0.9 * example.letter
+
+
+def test_large_images_are_made_smaller_and_small_ones_are_left(run, coco, tmp_path):
+    for name, long_side, kept in (("large", 1280, 640), ("small", 300, 300)):
+        folder = tmp_path / name
+        folder.mkdir()
+        for image in (coco / "val2017").iterdir():
+            picture = np.zeros((long_side // 2, long_side, 3), np.uint8)
+            cv2.imwrite(str(folder / image.name), picture)
+        for example in example_images([run(name, val_image_dir=str(folder))]).examples:
+            encoded = base64.b64decode(example.jpeg.partition(",")[2])
+            shown = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR)
+            assert shown.shape[:2] == (kept // 2, kept)
+
+
+def test_equal_pictures_have_equal_keys_and_others_do_not(run):
+    first, again = (example_images([run("ema", seed)]).examples for seed in (0, 1))
+    assert [example.key for example in first] == [example.key for example in again]
+    assert len({example.key for example in first}) == EXAMPLES
 
 
 def test_the_seed_with_the_most_methods_is_shown(run):
-    assert strip([run("baseline", 0), run("baseline", 1), run("ema", 1)]).seed == 1
+    assert example_images([run("baseline", 0), run("baseline", 1), run("ema", 1)]).seed == 1
 
 
 def test_a_run_root_may_have_been_moved(run, tmp_path):
     moved = run(run_root="/elsewhere", predictions="/elsewhere/predictions.json")
-    assert strip([moved]).examples
+    assert example_images([moved]).examples
 
 
 @pytest.mark.parametrize(
@@ -86,7 +122,7 @@ def test_a_run_root_may_have_been_moved(run, tmp_path):
     ],
 )
 def test_without_images_there_is_a_reason(run, artifacts, says):
-    reason = strip([run(**artifacts)])
+    reason = example_images([run(**artifacts)])
     assert isinstance(reason, str)
     assert says in reason
 
@@ -94,4 +130,4 @@ def test_without_images_there_is_a_reason(run, artifacts, says):
 def test_detections_that_are_none_are_a_reason(run):
     broken = run()
     (broken.root / "predictions.json").write_text('[{"image_id": "x"}]')
-    assert "cannot be shown" in strip([broken])
+    assert "cannot be shown" in example_images([broken])

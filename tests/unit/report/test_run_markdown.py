@@ -3,6 +3,7 @@
 import pytest
 
 from qatval.report.run_markdown import render_run
+from qatval.testing import build_summary, reduced_to_required
 
 CASES = {
     "stable": {},
@@ -18,8 +19,8 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_text(make_summary, snapshot, case):
-    assert render_run(make_summary(**CASES[case])) == snapshot
+def test_text(snapshot, case):
+    assert render_run(build_summary(**CASES[case])) == snapshot
 
 
 @pytest.mark.parametrize(
@@ -31,27 +32,27 @@ def test_text(make_summary, snapshot, case):
         ("incomplete", "# Incomplete: "),
     ],
 )
-def test_the_stability_outcome_comes_first(make_summary, case, headline):
-    assert render_run(make_summary(**CASES[case])).startswith(headline)
+def test_the_stability_outcome_comes_first(case, headline):
+    assert render_run(build_summary(**CASES[case])).startswith(headline)
 
 
-def test_a_summary_of_an_older_tool_can_be_shown(make_summary, required_only, snapshot):
-    assert render_run(required_only(make_summary())) == snapshot
+def test_a_summary_of_an_older_tool_can_be_shown(snapshot):
+    assert render_run(reduced_to_required(build_summary())) == snapshot
 
 
 @pytest.mark.parametrize(("device", "where"), [("cpu", "resident"), ("0", "reserved on the GPU")])
-def test_the_memory_that_a_run_took(make_summary, device, where):
+def test_the_memory_that_a_run_took(device, where):
     changes = {"training": {"device": device, "peak_memory_mb": 1234}}
-    assert f"- memory: 1234 MiB at most, {where}" in render_run(make_summary(changes=changes))
+    assert f"- memory: 1234 MiB at most, {where}" in render_run(build_summary(changes=changes))
 
 
-def test_an_ema_that_was_the_raw_weights_is_called_that(make_summary):
+def test_an_ema_that_was_the_raw_weights_is_called_that():
     changes = {"method": {"ema": {"codes_differing_from_raw": 0.0}}}
-    text = render_run(make_summary("ema", changes=changes))
+    text = render_run(build_summary("ema", changes=changes))
     assert "not one weight code differs from the raw model's: this EMA was the raw weights" in text
 
 
-def test_a_recorded_text_cannot_break_the_page(make_summary):
-    text = render_run(make_summary(error="<script>\n# Stable: all is well\n"))
+def test_a_recorded_text_cannot_break_the_page():
+    text = render_run(build_summary(error="<script>\n# Stable: all is well\n"))
     assert "<script>" not in text
     assert text.count("\n# ") == 0

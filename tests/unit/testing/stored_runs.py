@@ -6,20 +6,19 @@ tests/validation does that. A session's conftest imports the fixtures from here.
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from qatval.core.summary import write_summary
+from qatval.core.summary import load_summary, write_summary
 from qatval.data.shapes import MANIFEST_NAME
 from qatval.run import runner
 from qatval.run.configuration import RunConfig
 
 STORED = "stored"
-"""Holds the summary of each run as ``method-seed.json``."""
+"""Holds the summary of each run in a folder ``method-seed``."""
 
 CALLS = "calls.txt"
 """Gets a line for each call of the runner: its methods and its seed."""
@@ -44,7 +43,7 @@ def stored_runs(monkeypatch: pytest.MonkeyPatch, pytestconfig: pytest.Config) ->
         if hasattr(pytestconfig, "workerinput"):
             time.sleep(0.3)  # for the other worker to want the same
         for method in config.methods:
-            file = session / STORED / f"{method.name}-{config.seed}.json"
-            write_summary(config.root_of(method.name), json.loads(file.read_text()))
+            stored = load_summary(session / STORED / f"{method.name}-{config.seed}")
+            write_summary(config.root_of(method.name), stored)
 
     monkeypatch.setattr(runner, "run", run)

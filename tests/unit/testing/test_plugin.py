@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import re
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,8 @@ from typing import Any
 import pytest
 from tests.unit.testing.stored_runs import CALLS, STORED
 
-from qatval.core.summary import Summary
+from qatval.core.summary import write_summary
+from qatval.testing import build_summary
 
 pytest_plugins = ["pytester"]
 
@@ -33,7 +32,7 @@ def test_run(embedded_scenario, validation_run, threshold_failures):
     assert threshold_failures(run) == []
 
 def test_again(embedded_scenario, validation_run):
-    assert validation_run(embedded_scenario).summary["status"] == "completed-success"
+    assert validation_run(embedded_scenario).summary.status == "completed-success"
 """
 
 
@@ -48,16 +47,16 @@ class Session:
     """A folder for sessions whose runs are stored summaries."""
 
     pytester: pytest.Pytester
-    make_summary: Callable[..., Summary]
 
     def store(self, **more: Any) -> None:
         """Store a run of each method and seed; keywords go to the builder."""
         folder = self.pytester.mkdir(STORED)
         for method in ("baseline", "ema", "ema+qc"):
             for seed in (0, 1):
-                summary = self.make_summary(method, seed, **more)
-                summary["environment"]["torch"] = "0.1.0"  # for which no reference is recorded
-                (folder / f"{method}-{seed}.json").write_text(json.dumps(summary))
+                # No reference is recorded for this version.
+                changes = {"environment": {"torch": "0.1.0"}}
+                summary = build_summary(method, seed, changes=changes, **more)
+                write_summary(folder / f"{method}-{seed}", summary)
 
     def run(self, *options: str) -> pytest.RunResult:
         return self.pytester.runpytest(*options)
@@ -68,11 +67,11 @@ class Session:
 
 
 @pytest.fixture
-def session(pytester: pytest.Pytester, make_summary: Callable[..., Summary]) -> Session:
+def session(pytester: pytest.Pytester) -> Session:
     pytester.makeini(f"[pytest]\npythonpath = {Path(__file__).parent}")  # of workers too
     pytester.makeconftest("from stored_runs import embedded_dataset, stored_runs")
     pytester.makepyfile(EMBEDDED_TESTS)
-    return Session(pytester, make_summary)
+    return Session(pytester)
 
 
 def test_ids_and_markers(pytester: pytest.Pytester) -> None:

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.distributions import Laplace, kl_divergence
 from ultralytics.cfg import get_cfg
 from ultralytics.utils import DEFAULT_CFG
 
@@ -34,6 +35,20 @@ def test_a_distance_is_positive_and_zero_from_oneself(seed: int) -> None:
     one, other = answers(seed), answers(seed + 1)
     assert float(distance(one, one)) == pytest.approx(0.0, abs=1e-3)
     assert float(distance(other, one)) > 0.0
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 10_000))
+def test_without_bins_a_side_is_the_middle_of_a_laplace_distribution(seed: int) -> None:
+    """Oracle: torch's own divergence of two such distributions, one stride wide."""
+    student, teacher = answers(seed), answers(seed + 1)
+    student |= {"boxes": student["boxes"][:, :4], "scores": teacher["scores"]}
+    teacher |= {"boxes": teacher["boxes"][:, :4]}
+    assert float(distance(teacher, teacher)) == pytest.approx(0.0, abs=1e-3)
+    found, wanted = (Laplace(one["boxes"].double(), 1.0) for one in (student, teacher))
+    weights = teacher["scores"].double().sigmoid().amax(1)
+    total = (kl_divergence(wanted, found).mean(1) * weights).sum() / 2
+    assert float(distance(student, teacher)) == pytest.approx(float(total), rel=1e-3)
 
 
 @settings(max_examples=10, deadline=None)

@@ -13,6 +13,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
+from qatval.core.detectors import Detector, detector_of
+from qatval.core.detectors.yolo10 import FAMILY as YOLO10
 from qatval.core.errors import UsageError
 from qatval.core.quantization import Quantization, Start
 
@@ -25,20 +27,27 @@ or the FP32 checkpoint's, moved by what sets the trained model apart from it."""
 
 @dataclass(frozen=True)
 class Variant:
-    """A YOLOv10 size.
+    """A detector of one size.
 
     Attributes:
         checkpoint: Where the official checkpoint is expected.
-        embedded_checkpoint: What a run on the embedded dataset starts from, None if there is none.
         architecture: Ultralytics' model file.
-        gated: Whether the stage gate must be open.
+        embedded_checkpoint: What a run on the embedded dataset starts from, None if there is none.
+        validated: Whether the scenarios of ``pytest`` are made of it and a machine is to have it.
+        requires: Variants whose runs must have held before it may be trained: the stage gate.
     """
 
     name: str
     checkpoint: Path
-    embedded_checkpoint: Path | None
     architecture: str
-    gated: bool
+    embedded_checkpoint: Path | None = None
+    validated: bool = False
+    requires: tuple[str, ...] = ()
+
+    @property
+    def detector(self) -> Detector:
+        """The family that it is of."""
+        return detector_of(self.architecture)
 
     def checkpoint_for(self, dataset: str) -> Path:
         """Return the checkpoint that a fine-tuning on this dataset starts from.
@@ -79,6 +88,11 @@ class Profile:
     batchnorm: BatchNorm = "running"
     overrides: Mapping[str, Any] = field(default_factory=dict)
 
+    def arguments(self, **run: Any) -> dict[str, Any]:
+        """Return Ultralytics' training arguments, with what a run adds (seed, device, ...)."""
+        schedule = {"epochs": self.epochs, "batch": self.batch, "imgsz": self.imgsz}
+        return {**self.overrides, **schedule, **run}
+
 
 @functools.cache
 def _presets(name: str) -> dict[str, Any]:
@@ -96,6 +110,11 @@ def variant_names() -> tuple[str, ...]:
     return tuple(_presets("variants"))
 
 
+def validated_variants() -> tuple[str, ...]:
+    """Return the names of the variants that are validated, smallest first."""
+    return tuple(name for name in variant_names() if variant(name).validated)
+
+
 def profile_names() -> tuple[str, ...]:
     """Return the names of all profiles, shortest first."""
     return tuple(_presets("profiles")["coco2017"])
@@ -104,14 +123,9 @@ def profile_names() -> tuple[str, ...]:
 def variant(name: str) -> Variant:
     """Return a variant by name; raise UsageError with the choices if there is none."""
     preset = _choose("variant", name, _presets("variants"))
-    embedded = preset.get("embedded_checkpoint")
-    return Variant(
-        name=name,
-        checkpoint=Path(preset["checkpoint"]),
-        embedded_checkpoint=Path(embedded) if embedded else None,
-        architecture=preset["architecture"],
-        gated=preset["gated"],
-    )
+    paths = {key: Path(value) for key, value in preset.items() if key.endswith("checkpoint")}
+    requires = tuple(preset.get("requires", ()))
+    return Variant(name=name, **{**preset, **paths, "requires": requires})
 
 
 def profile(dataset: str, name: str) -> Profile:
@@ -131,13 +145,14 @@ def quantization_names() -> tuple[str, ...]:
     return tuple(_presets("quantization"))
 
 
-def quantization(name: str) -> Quantization:
-    """Return a quantization preset; raise UsageError with the choices if there is none."""
+def quantization(name: str, detector: Detector = YOLO10) -> Quantization:
+    """Return a quantization preset; raise UsageError with the choices if there is none.
+
+    Args:
+        name: Of the preset.
+        detector: Says which layers are the first and the last ones and which stay in float.
+    """
     preset = _choose("quantization", name, _presets("quantization"))
-    return Quantization(
-        **{
-            **preset,
-            "boundary": tuple(preset.get("boundary", ())),
-            "start": Start(**preset.get("start", {})),
-        }
-    )
+    start = Start(**preset.get("start", {}))
+    layers = {"boundary": detector.boundary, "exempt": dict(detector.exempt)}
+    return Quantization(**{**preset, **layers, "start": start})

@@ -1,192 +1,172 @@
 """Stabilisation methods and their controls: names, and what they stand for.
 
 A name joins parts with ``+``: ``baseline`` has none, ``dampen+ema+qc`` dampens oscillations in
-training, takes the moving average and corrects it. Parts are tables of ``methods.toml`` and
-of the same file in any installed package that names itself in the entry-point group
-``qatval.quant.methods``. Nothing here imports torch.
+training, takes the moving average and corrects it. Parts are tables of ``methods.toml`` and of the
+same file in any installed package that names itself in the entry-point group ``qatval.methods``;
+the key of a part's table is its kind, a class of `KINDS`. Nothing here imports torch.
 """
 
 from __future__ import annotations
 
 import functools
 import tomllib
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import entry_points
 from importlib.resources import files
-from typing import Any, Literal
+from typing import Any
 
 from qatval.core.errors import UsageError
-from qatval.core.quantization import Statistics
+from qatval.core.presets import Profile
+from qatval.core.summary import BatchNormRecord, EmaRecord, MethodRecord, QcRecord
+from qatval.quant.methods.averaging import Averaging
+from qatval.quant.methods.batchnorm import OtherStatistics, Reestimated, Shifted
+from qatval.quant.methods.correction import Correction
+from qatval.quant.methods.in_float import InFloat
+from qatval.quant.methods.part import Part, Training, Weights
+from qatval.quant.methods.post_training import PostTrainingPart
+from qatval.quant.methods.rounding import Rounding
+from qatval.quant.methods.stabilizer import StabilizerPart
+from qatval.quant.methods.teacher import Teacher
+from qatval.quant.methods.untrained import Untrained
 
 BASELINE = "baseline"
 ENTRY_POINTS = "qatval.methods"
 
-Arm = Literal["raw", "ema"]
-"""What is scored along a training: the weights themselves, or their moving average."""
-
-
-@dataclass(frozen=True)
-class Averaging:
-    """An exponential moving average whose horizon follows the length of the run.
-
-    Attributes:
-        max_decay: Decay of a run long enough for it, in [0, 1).
-        max_tau: Time constant of the ramp in a run long enough for it, in optimizer steps.
-        window: Averaging window ``1 / (1 - decay)`` as a share of the run's steps.
-        ramp: ``tau`` as a share of the run's steps.
-    """
-
-    max_decay: float
-    max_tau: float
-    window: float
-    ramp: float
-
-    def __post_init__(self) -> None:
-        if not 0.0 <= self.max_decay < 1.0:
-            raise UsageError(f"EMA decay must lie in [0, 1), got {self.max_decay}")
-        if min(self.max_tau, self.window, self.ramp) <= 0.0:
-            raise UsageError(
-                "EMA max_tau, window and ramp must be positive, "
-                f"got {self.max_tau}, {self.window}, {self.ramp}"
-            )
-
-    def for_steps(self, steps: int) -> tuple[float, float]:
-        """Return ``(decay, tau)`` for a run of ``steps`` optimizer steps."""
-        window = max(self.window * steps, 1.0)
-        return min(self.max_decay, 1.0 - 1.0 / window), min(self.max_tau, self.ramp * steps)
-
-
-@dataclass(frozen=True)
-class Correction:
-    """Quantization correction (QC): how long and how fast gamma and beta are learned."""
-
-    epochs: int
-    lr: float
-
-
-@dataclass(frozen=True)
-class Rounding:
-    """GPTQ in the place of rounding to the nearest code.
-
-    Attributes:
-        images: Calibration images that it looks at.
-    """
-
-    images: int
-
-
-@dataclass(frozen=True)
-class Teacher:
-    """The FP32 checkpoint as a teacher of the training that starts from it.
-
-    Attributes:
-        weight: Of the distance from the teacher's answers, see `qatval.train.distillation`.
-        task: Of the detection loss beside it.
-        hold_statistics: Whether BatchNorm keeps the statistics that it starts with and normalises
-            by them in training too, as the teacher does, so that both compute the same function.
-    """
-
-    weight: float
-    task: float
-    hold_statistics: bool
-
-
-@dataclass(frozen=True)
-class Stabilizer:
-    """What takes part in the gradient steps, beside the task loss.
-
-    Attributes:
-        implementation: ``"module:Class"``, a `qatval.quant.stabilizing.Stabilizer`.
-        settings: Its keyword arguments.
-    """
-
-    implementation: str
-    settings: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What a training is, as far as its methods settle it; methods with equal ones share it.
-
-    Attributes:
-        quantized: Whether weights are fake-quantized; if not, the training is an FP32 control.
-        stabilizers: What takes part in the gradient steps.
-        teacher: What is learned from beside the labels, or in their place; None: labels alone.
-    """
-
-    quantized: bool = True
-    stabilizers: tuple[Stabilizer, ...] = ()
-    teacher: Teacher | None = None
+KINDS: tuple[type[Part], ...] = (
+    Untrained,
+    InFloat,
+    Rounding,
+    Teacher,
+    StabilizerPart,
+    Averaging,
+    Reestimated,
+    Shifted,
+    Correction,
+    PostTrainingPart,
+)
+"""What a part can be, in the order that names have them and models are worked on."""
 
 
 @dataclass(frozen=True)
 class Method:
-    """What is done to a training, beside it and after it, and called one thing in comparisons.
+    """How to train, average and post-process: one row of a comparison.
 
     Attributes:
-        averaging: Take the moving average of the weights instead of the weights.
-        correction: Learn QC afterwards; of an FP32 training on the convolutions that quantization
-            would reach.
-        statistics: What the BatchNorm statistics become afterwards, with nothing learned:
-            ``"reestimated"`` (``bn``), or the FP32 checkpoint's ``"shifted"`` by what sets the
-            model apart from it (``shift``).
-        rounding: How the weights of a checkpoint are rounded that nothing trains; None: to the
-            nearest code.
-        recipe: The training, or None for post-training quantization (``ptq``).
+        parts: In the order of `KINDS`; none for ``baseline``.
     """
 
-    name: str
-    averaging: Averaging | None = None
-    correction: Correction | None = None
-    statistics: Statistics = "kept"
-    rounding: Rounding | None = None
-    recipe: Recipe | None = Recipe()
+    parts: tuple[Part, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.averaging is not None and self.recipe is None:
-            raise UsageError(
-                f"method '{self.name}': without a training there is nothing to average"
-            )
-        if self.correction is not None and self.statistics != "kept":
-            raise UsageError(
-                f"method '{self.name}': QC keeps the BatchNorm statistics fixed, so it cannot be "
-                "combined with other ones"
-            )
-        if self.recipe is not None and self.rounding:
-            raise UsageError(
-                f"method '{self.name}': only a checkpoint that nothing trains is rounded; say "
-                "ptq+..."
-            )
-        if self.statistics == "shifted" and not self.quantized:
-            raise UsageError(
-                f"method '{self.name}': statistics are shifted by what quantization changes, and "
-                "an FP32 training has none"
-            )
-        if not self.quantized and self.recipe and self.recipe.stabilizers:
-            raise UsageError(
-                f"method '{self.name}': an FP32 training has no quantization to stabilise"
-            )
+        try:
+            for number, part in enumerate(self.parts):
+                part.check(self.parts[:number])
+            _ = self.training
+        except UsageError as error:
+            raise UsageError(f"method '{self.name}': {error}") from error
+
+    @cached_property
+    def name(self) -> str:
+        """The parts' names joined with ``+``."""
+        return "+".join(part.name for part in self.parts) or BASELINE
+
+    @cached_property
+    def training(self) -> Training | None:
+        """The training that the method needs, None for post-training quantization."""
+        training: Training | None = Training()
+        for part in self.parts:
+            training = part.training(training)
+        return training
 
     @property
-    def arm(self) -> Arm:
+    def averaging(self) -> Averaging | None:
+        """How the weights are averaged, None if they are taken as they are."""
+        return next((part for part in self.parts if isinstance(part, Averaging)), None)
+
+    @property
+    def weights(self) -> Weights:
         """Which weights of a training the method takes."""
         return "raw" if self.averaging is None else "ema"
 
     @property
     def quantized(self) -> bool:
         """Whether weights are quantized at all."""
-        return self.recipe is None or self.recipe.quantized
+        return self.training is None or self.training.quantized
+
+    @property
+    def is_control(self) -> bool:
+        """Whether the method is there to be compared with, and not under test."""
+        return any(part.is_control for part in self.parts)
+
+    def without(self, name: str) -> Method:
+        """Return the method that lacks the part of this name."""
+        return Method(tuple(part for part in self.parts if part.name != name))
+
+    def replaced(self, name: str, other: Part) -> Method:
+        """Return the method that has another part in the place of the one of this name."""
+        return Method(tuple(other if part.name == name else part for part in self.parts))
+
+    def up_to(self, part: Part) -> Method:
+        """Return the method that ends with this part."""
+        return Method(self.parts[: self.parts.index(part) + 1])
+
+    def in_float(self) -> Method:
+        """Return the method that does in FP32 what this one does beside and after the training."""
+        return Method((InFloat("fp32"), *(part for part in self.parts if part.works_in_float)))
+
+    def under(self, profile: Profile) -> Method:
+        """Return the method with the settings that a profile has for its parts."""
+        return Method(tuple(part.under(profile) for part in self.parts))
+
+    def settings(self) -> dict[str, Any]:
+        """Return what the method was made with, as summaries record it."""
+        given = {part.kind: part.as_preset() for part in self.parts}
+        training = self.training and {
+            "quantized": self.training.quantized,
+            "stabilizers": [part.as_preset() for part in self.training.stabilizers],
+            "teacher": given.get("teacher"),
+        }
+        return {
+            "name": self.name,
+            "averaging": given.get("averaging"),
+            "correction": given.get("correction"),
+            "statistics": next(
+                (p.kind for p in self.parts if isinstance(p, OtherStatistics)), "kept"
+            ),
+            "rounding": given.get("rounding"),
+            "recipe": training,
+        }
+
+    def announced(self) -> MethodRecord:
+        """Return what is known before the run."""
+        record = MethodRecord(
+            self.name,
+            ema=EmaRecord(False, None, None),
+            qc=QcRecord(False, None, None, None),
+            bn=BatchNormRecord(False, "kept", None),
+            teacher=None,
+            rounding=None,
+            training="quantized",
+            stabilizers=(),
+        )
+        for part in self.parts:
+            record = part.announce(record)
+        return record
 
 
-# What a part can be, in the order that names have them.
-_KINDS = ("training", "rounding", "teacher", "stabilizer", "averaging", "statistics", "correction")
+def describe(record: MethodRecord) -> Iterator[str]:
+    """Yield what reports say of a method, a line each, from its record alone."""
+    for kind in KINDS:
+        yield from kind.describe(record)
 
 
 @functools.cache
 def _presets() -> dict[str, Any]:
     """Return the shipped preset file, with the parts of installed packages added."""
     found = tomllib.loads((files("qatval.quant.methods") / "methods.toml").read_text("utf-8"))
+    kinds = {kind.kind for kind in KINDS}
     for entry in entry_points(group=ENTRY_POINTS):
         try:
             text = (files(entry.module) / "methods.toml").read_text("utf-8")
@@ -199,12 +179,25 @@ def _presets() -> dict[str, Any]:
         for name, part in added.items():
             if name in found["part"] or name == BASELINE or "+" in name:
                 raise UsageError(f"package '{entry.module}' cannot name a method part '{name}'")
-            if len(part.keys() & set(_KINDS)) != 1:
+            if len(part.keys() & kinds) != 1:
                 raise UsageError(
-                    f"part '{name}' of package '{entry.module}' must be one of {', '.join(_KINDS)}"
+                    f"part '{name}' of package '{entry.module}' must be one of "
+                    f"{', '.join(kind.kind for kind in KINDS)}"
                 )
             found["part"][name] = part
     return found
+
+
+@functools.cache
+def _parts() -> dict[str, Part]:
+    """Return every part by name, in the order that method names have them."""
+    tables = _presets()["part"]
+    return {
+        name: kind(name, **table[kind.kind])
+        for kind in KINDS
+        for name, table in tables.items()
+        if kind.kind in table
+    }
 
 
 def method_names() -> tuple[str, ...]:
@@ -214,7 +207,7 @@ def method_names() -> tuple[str, ...]:
 
 def part_names() -> tuple[str, ...]:
     """Return the parts that names are made of, in the order that names have them."""
-    return tuple(sorted(_presets()["part"], key=_rank))
+    return tuple(_parts())
 
 
 def calibration_images() -> int:
@@ -222,17 +215,16 @@ def calibration_images() -> int:
     return int(_presets()["calibration_images"])
 
 
-def parts(name: str) -> tuple[str, ...]:
-    """Return the parts of a method's name.
+def method(name: str) -> Method:
+    """Return what a name stands for.
 
     Raises:
-        UsageError: If one is unknown or given twice, or they are not in order: one method has one
-            name.
+        UsageError: If a part is unknown or given twice, the parts are not in order (one method has
+            one name), or they cannot be combined.
     """
     if name == BASELINE:
-        return ()
-    found = name.split("+")
-    known = part_names()
+        return Method()
+    found, known = name.split("+"), _parts()
     for part in found:
         if part not in known:
             raise UsageError(
@@ -242,77 +234,23 @@ def parts(name: str) -> tuple[str, ...]:
     ordered = [part for part in known if part in found]
     if found != ordered:
         raise UsageError(f"method '{name}' is called '{'+'.join(ordered)}'")
-    return tuple(found)
-
-
-def method(name: str) -> Method:
-    """Return what a name stands for.
-
-    Raises:
-        UsageError: If a part is unknown, or the parts cannot be combined.
-    """
-    chosen = [(part, _presets()["part"][part]) for part in parts(name)]
-    averaging = [part["averaging"] for _, part in chosen if "averaging" in part]
-    correction = [part["correction"] for _, part in chosen if "correction" in part]
-    rounding = [part["rounding"] for _, part in chosen if "rounding" in part]
-    statistics = [part["statistics"] for _, part in chosen if "statistics" in part]
-    if len(statistics) > 1:
-        raise UsageError(f"method '{name}': statistics cannot become two things")
-    stabilizers = tuple(Stabilizer(**p["stabilizer"]) for _, p in chosen if "stabilizer" in p)
-    teachers = [part["teacher"] for _, part in chosen if "teacher" in part]
-    teacher = Teacher(**teachers[0]) if teachers else None
-    kinds = {part["training"] for _, part in chosen if "training" in part}
-    if kinds == {"none"} and not (stabilizers or teacher):
-        recipe = None
-    elif "none" in kinds:
-        raise UsageError(f"method '{name}': ptq trains nothing, so nothing else can train with it")
-    else:
-        recipe = Recipe("float" not in kinds, stabilizers, teacher)
-    return Method(
-        name=name,
-        averaging=Averaging(**averaging[0]) if averaging else None,
-        correction=Correction(**correction[0]) if correction else None,
-        statistics=statistics[0] if statistics else "kept",
-        rounding=Rounding(**rounding[0]) if rounding else None,
-        recipe=recipe,
-    )
+    return Method(tuple(known[part] for part in found))
 
 
 def with_controls(names: Iterable[str]) -> tuple[str, ...]:
     """Return methods followed by what tells their own effect from what any training would gain.
 
-    Post-training quantization, plain and at its best; the same training in FP32 with and without
-    the averaging and with the same correction; re-estimated BatchNorm statistics in QC's place.
+    Post-training quantization, plain and at its best; the same training in FP32; and what each
+    part names as its controls.
     """
     wanted = list(names)
     controls = [*_presets()["rivals"], "fp32"]
     for name in wanted:
-        if "distill" in parts(name):
-            controls.append("fp32+distill")
-        if "ema" in parts(name):
-            controls.append(in_float(without(name, "qc")))
-        if "qc" in parts(name):
-            controls += [in_float(name), reestimated(name)]
+        found = method(name)
+        controls += [control for part in found.parts for control in part.controls(found)]
     return (*wanted, *(name for name in dict.fromkeys(controls) if name not in wanted))
 
 
-def reestimated(name: str) -> str:
-    """Return the method that re-estimates statistics where this one learns QC."""
-    return "+".join("bn" if part == "qc" else part for part in parts(name))
-
-
-def in_float(name: str) -> str:
-    """Return the method that does in FP32 what this one does beside and after the training."""
-    alike = ("distill", "ema", "bn", "qc")
-    return "+".join(["fp32", *(part for part in parts(name) if part in alike)])
-
-
-def without(name: str, part: str) -> str:
-    """Return the method that differs from this one in lacking a part."""
-    return "+".join(other for other in parts(name) if other != part) or BASELINE
-
-
-def _rank(part: str) -> tuple[int, int]:
-    table = _presets()["part"]
-    kind = next(index for index, kind in enumerate(_KINDS) if kind in table[part])
-    return kind, list(table).index(part)
+def making_stages() -> set[str]:
+    """Return the stages of a run in which parts make a method's model."""
+    return {stage for kind in KINDS for stage in kind.stages}

@@ -1,23 +1,29 @@
-"""The folder of one run: claimed at once, never half-finished without saying so."""
+"""The folder of one run: where its files lie, and the summary that says how far it is.
+
+::
+
+    run_summary.json  summary.md  ultralytics.log
+    dataset/                          which data, see `qatval.data.folder`
+    ultralytics/<run name>/           what the training left, predictions.json, weights/
+"""
 
 from __future__ import annotations
 
-import copy
 import shutil
 import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from msgspec.structs import replace
+
 from qatval.core.errors import QatvalError
-from qatval.core.summary import SUMMARY_NAME, Summary, atomic_write, load_summary, write_summary
+from qatval.core.files import atomic_write
+from qatval.core.summary import SUMMARY_NAME, RunError, RunSummary, load_summary, write_summary
 from qatval.report.run_markdown import render_run
 
-_OWN_FOLDERS = ("dataset", "ultralytics")
-_OWN_FILES = ("summary.md", "ultralytics.log")
 
-
-class RunRoot:
+class RunFolder:
     """One run's folder and the summary in it.
 
     The folder says ``incomplete`` from the moment it is claimed until `finish`; whatever ends the
@@ -29,30 +35,48 @@ class RunRoot:
         timings: Seconds per finished stage.
     """
 
-    def __init__(self, path: Path, summary: Summary, *, overwrite: bool = False) -> None:
+    def __init__(
+        self, path: Path, name: str, summary: RunSummary, *, overwrite: bool = False
+    ) -> None:
         """Claim a folder for a run.
 
         Args:
             path: The run root; made if it does not exist.
-            summary: What is known before the run starts.
+            name: The run's name, of its training's folder.
+            summary: What is known before the run starts: incomplete.
             overwrite: Whether a finished run there may be replaced.
 
         Raises:
             QatvalError: If the folder holds a finished run, or cannot be written to.
         """
         self.path = path
+        self.dataset = path / "dataset"
+        self.training = path / "ultralytics" / name
+        self.predictions = self.training / "predictions.json"
+        self.log = path / "ultralytics.log"
+        self._report = path / "summary.md"
         self.timings: dict[str, float] = {}
         self._stage = ("start", time.monotonic())
         if (path / SUMMARY_NAME).exists() and not overwrite:
             self._refuse_finished()
         self.summary = summary
-        self._set_incomplete("Running", "the run has not finished")
-        write_summary(path, self.summary)
-        self._remove_earlier()
+        write_summary(path, summary)
+        for own in (self.dataset, self.training.parent):
+            shutil.rmtree(own, ignore_errors=True)
+        for own in (self._report, self.log):
+            own.unlink(missing_ok=True)
+
+    def weights(self, kind: str) -> Path:
+        """Return the file of the delivered weights, ``"integer"`` or ``"float"`` ones."""
+        return self.training / "weights" / f"{kind}.safetensors"
+
+    def relative(self, path: Path) -> str:
+        """Return a path below the folder as the summary records it."""
+        return str(path.relative_to(self.path))
 
     def _refuse_finished(self) -> None:
         try:
-            status = load_summary(self.path)["status"]
+            status = load_summary(self.path).status
         except QatvalError as error:
             raise QatvalError(
                 f"{self.path} holds an unreadable summary: give another --run-root, or replace "
@@ -64,17 +88,16 @@ class RunRoot:
                 "or replace it with --overwrite"
             )
 
-    def _remove_earlier(self) -> None:
-        for folder in _OWN_FOLDERS:
-            shutil.rmtree(self.path / folder, ignore_errors=True)
-        for file in _OWN_FILES:
-            (self.path / file).unlink(missing_ok=True)
-
     def enter(self, stage: str) -> None:
         """Record that a stage begins, and with it how long the one before took."""
         self._end_stage()
         self._stage = (stage, time.monotonic())
-        self.summary["error"]["stage"] = stage
+        assert self.summary.error is not None
+        self.record(error=replace(self.summary.error, stage=stage))
+
+    def record(self, **fields: Any) -> None:
+        """Replace fields of the summary and write it."""
+        self.summary = replace(self.summary, **fields)
         write_summary(self.path, self.summary)
 
     def _end_stage(self) -> None:
@@ -87,34 +110,19 @@ class RunRoot:
         message = str(error) or type(error).__name__
         if isinstance(error, KeyboardInterrupt):
             message = "interrupted"
-        self._set_incomplete(type(error).__name__, message)
-        self._write()
+        why = RunError(type=type(error).__name__, message=message, stage=self._stage[0])
+        self._write(replace(self.summary, status="incomplete", error=why))
 
-    def finish(self, measured: Summary) -> None:
-        """Complete the run: add what was measured and replace the incomplete summary."""
+    def finish(self, summary: RunSummary) -> None:
+        """Complete the run: replace the incomplete summary, add how long it took."""
         self._end_stage()
-        self.summary.pop("error", None)
-        self.summary = merged(self.summary, measured)
-        self.summary["timings"] = {**self.timings, "total": round(sum(self.timings.values()), 3)}
-        self._write()
+        timings = {**self.timings, "total": round(sum(self.timings.values()), 3)}
+        self._write(replace(summary, error=None, timings=timings))
 
-    def _set_incomplete(self, kind: str, message: str) -> None:
-        self.summary["status"] = "incomplete"
-        self.summary["error"] = {"type": kind, "message": message, "stage": self._stage[0]}
-
-    def _write(self) -> None:
-        atomic_write(self.path / "summary.md", render_run(self.summary))
-        write_summary(self.path, self.summary)
-
-
-def merged(base: dict[str, Any], update: dict[str, Any]) -> dict[str, Any]:
-    """Return ``base`` with ``update`` laid over it, nested objects merged key by key."""
-    result = copy.copy(base)
-    for key, value in update.items():
-        old = result.get(key)
-        both = isinstance(old, dict) and isinstance(value, dict)
-        result[key] = merged(old, value) if both else value  # type: ignore[arg-type]
-    return result
+    def _write(self, summary: RunSummary) -> None:
+        self.summary = summary
+        atomic_write(self._report, render_run(summary))
+        write_summary(self.path, summary)
 
 
 def publish(source: Path, destination: Path, names: Iterable[str]) -> None:

@@ -1,0 +1,291 @@
+"""The comparison as it is written: the typed form of ``comparison.json``.
+
+Field for field what ``comparison.schema.json`` publishes; every report renders it. Values are mAP
+50-95 in [0, 1].
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+from qatval.analysis.rules import Result
+from qatval.analysis.runs import Outcome
+from qatval.core.measurements import FailedCheck
+from qatval.core.stability import Status
+
+Role = Literal["method", "control"]
+
+
+class Part(msgspec.Struct, frozen=True):
+    """A part of a comparison."""
+
+
+class Spread(Part, frozen=True):
+    """Repeated values of one quantity, in its own unit; ``deviation`` is the sample's, n - 1."""
+
+    count: int
+    mean: float
+    deviation: float | None
+    min: float
+    max: float
+
+
+class Reference(Part, frozen=True):
+    """How a run stands to what is recorded for its scenario."""
+
+    result: Result
+    detail: str
+
+
+class RunEntry(Part, frozen=True):
+    """A run: what it was and what came of it.
+
+    Attributes:
+        group, groups: The first, and all, of the groups of comparable runs that it is in.
+        mode: Its quantization, ``"fp32"`` for a float control.
+        share_of_fp32: Final value over the FP32 checkpoint's on the same images.
+        reference: None for an incomplete run.
+        error: Why it is incomplete, on one line.
+    """
+
+    run_id: str
+    root: str
+    group: str
+    groups: list[str]
+    variant: str
+    method: str
+    role: Role
+    mode: str
+    seed: int
+    profile: str | None
+    trajectory: str | None
+    created_at: str
+    status: Status
+    outcome: Outcome
+    best_value: float | None
+    final_value: float | None
+    final_over_best_ratio: float | None
+    fp32_value: float | None
+    ptq_value: float | None
+    start_value: float | None
+    share_of_fp32: float | None
+    failed_checks: list[FailedCheck]
+    before_qc_value: float | None
+    before_bn_value: float | None
+    reference: Reference | None
+    error: str | None
+
+
+class Difference(Part, frozen=True):
+    """A condition in which two groups differ."""
+
+    field: str
+    value: Any
+    other: Any
+
+
+class Varying(Part, frozen=True):
+    """What differs between a group's runs without making them incomparable."""
+
+    field: str
+    values: list[str]
+
+
+class ReferenceCount(Part, frozen=True):
+    """How many runs of a group have one result against their references, as a sentence."""
+
+    result: Result
+    sentence: str
+
+
+class MethodEntry(Part, frozen=True):
+    """A method's runs in a group.
+
+    Attributes:
+        outcomes_agree: None below two completed runs.
+        oscillating: Share of weights that oscillate at the end of the training.
+        batchnorm_drift: Mean divergence of the running BatchNorm statistics, in nats.
+    """
+
+    method: str
+    role: Role
+    runs: int
+    completed: int
+    collapsed: int
+    degenerate: int
+    disputed: int
+    incomplete: int
+    outcomes_agree: bool | None
+    seeds: list[int]
+    final_value: Spread | None
+    share_of_fp32: Spread | None
+    oscillating: Spread | None
+    batchnorm_drift: Spread | None
+
+
+class Pair(Part, frozen=True):
+    """A contrast on one seed, and its standard error over validation images where it is known."""
+
+    seed: int
+    difference: float
+    shared_training: bool
+    image_error: float | None
+
+
+class NetPair(Pair, frozen=True):
+    """A net effect on one seed, and the two gains that it is the difference of."""
+
+    gain: float
+    control_gain: float
+
+
+class NetEffect(Part, frozen=True):
+    """What a method gains net of its control: ``(method - reference) - (control - its own)``.
+
+    Attributes:
+        kind: Of the part of the method that is judged, e.g. ``"averaging"``.
+        gain, control_gain: Means over the seeds of the net effect.
+        mean: The net effect, mean over seeds.
+        interval: At ``level``; None below three seeds.
+        positive, negative: On how many seeds it is above and below 0.
+        tells: Whether the interval excludes 0.
+        images_resampled: Whether the interval includes the chance of the validation images.
+    """
+
+    kind: str
+    method: str
+    reference: str
+    control: str
+    control_reference: str
+    gain: float
+    control_gain: float
+    mean: float
+    interval: tuple[float, float] | None
+    level: float
+    seeds: int
+    positive: int
+    negative: int
+    tells: bool
+    shared_training: bool
+    images_resampled: bool
+    pairs: list[NetPair]
+    sentence: str
+
+
+class NotNet(Part, frozen=True):
+    """Which gains lack a control to be net of."""
+
+    missing: list[str]
+    sentence: str
+
+
+class AgainstPostTraining(Part, frozen=True):
+    """The best method that trains against the best that does not; as `NetEffect` otherwise.
+
+    Attributes:
+        methods, references: Among how many each is the best.
+        minutes, reference_minutes: What it took to make one such model, scores left out.
+    """
+
+    mean: float
+    interval: tuple[float, float] | None
+    level: float
+    seeds: int
+    positive: int
+    negative: int
+    tells: bool
+    shared_training: bool
+    images_resampled: bool
+    pairs: list[Pair]
+    method: str
+    reference: str
+    methods: int
+    references: int
+    minutes: float | None
+    reference_minutes: float | None
+    sentence: str
+
+
+class PairedDifference(Part, frozen=True):
+    """Method minus reference, paired by seed; as `NetEffect` otherwise."""
+
+    method: str
+    reference: str
+    mean: float
+    interval: tuple[float, float] | None
+    level: float
+    seeds: int
+    positive: int
+    negative: int
+    tells: bool
+    shared_training: bool
+    images_resampled: bool
+    pairs: list[Pair]
+    sentence: str
+
+
+class Group(Part, frozen=True):
+    """Comparable runs.
+
+    Attributes:
+        precision: Their quantization as one string.
+        conditions: What they agree on, float controls on all but the quantization.
+        not_comparable_with: The variant's largest group, where that is another one.
+        differs_in: The conditions in which it differs from that group.
+    """
+
+    name: str
+    variant: str
+    dataset: str | None
+    profile: str | None
+    precision: str
+    conditions: dict[str, Any]
+    not_comparable_with: str | None
+    differs_in: list[Difference]
+    varying: list[Varying]
+    fp32_value: Spread | None
+    ptq_value: Spread | None
+    start_value: Spread | None
+    references: list[ReferenceCount]
+    methods: list[MethodEntry]
+    net_effects: list[NetEffect]
+    not_net: NotNet | None
+    against_post_training: AgainstPostTraining | None
+    differences: list[PairedDifference]
+
+
+class UnmetCriterion(Part, frozen=True):
+    """A criterion that keeps the gate closed, and the ids of the runs that it is about."""
+
+    variant: str
+    reason: str
+    runs: list[str]
+
+
+class Gate(Part, frozen=True):
+    """The stage gate's decision."""
+
+    yolo10m_allowed: bool
+    reasons: list[str]
+    unmet: list[UnmetCriterion]
+
+
+class NotRead(Part, frozen=True):
+    """A path that holds no usable summary, and why."""
+
+    path: str
+    reason: str
+
+
+class Comparison(Part, frozen=True):
+    """Runs grouped by what makes them comparable, their differences, and the stage gate."""
+
+    schema_version: str
+    primary_name: str
+    runs: list[RunEntry]
+    groups: list[Group]
+    gate: Gate
+    unreadable: list[NotRead]
+    warnings: list[str]

@@ -1,0 +1,79 @@
+"""Files that appear whole or not at all, and their digests."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from qatval.core.errors import QatvalError
+
+
+def atomic_write(path: Path, content: str | bytes) -> None:
+    """Replace a file's content in one step: a reader sees the old one or the new one, whole.
+
+    Raises:
+        QatvalError: If the folder cannot be written to, or the disk is full.
+    """
+    data = content.encode("utf-8") if isinstance(content, str) else content
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("xb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise QatvalError(
+            f"cannot write {path}: {error.strerror}; give a folder you may write to, with space "
+            "left"
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):  # it is gone after a success, or never came to be
+            temporary.unlink()
+
+
+@contextlib.contextmanager
+def staged_directory(target: Path) -> Iterator[Path]:
+    """Yield a new directory beside ``target`` that takes its place when the block succeeds.
+
+    Readers see either no ``target`` or a whole one. When the block raises, what was written is
+    removed. A killed process leaves only ``.<name>.<pid>.partial``, which nothing ever reads.
+
+    Raises:
+        QatvalError: If the directory cannot be created.
+        OSError: If ``target`` exists and is not an empty directory, or the disk is full.
+    """
+    target = target.resolve()
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    except OSError as error:
+        raise QatvalError(
+            f"{target}: cannot be created ({error.strerror}); name a folder you may write to"
+        ) from error
+    try:
+        yield partial
+        partial.replace(target)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file's content as hexadecimal text."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def to_json(document: Mapping[str, Any]) -> str:
+    """Return a document as indented JSON; a NaN or infinity in it is a ValueError."""
+    return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
