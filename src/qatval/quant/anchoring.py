@@ -16,7 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qatval.quant.batchnorm import Statistics, measure, replace, statistics, tracking
+from qatval.quant.batchnorm import (
+    Statistics,
+    in_evaluation,
+    measure,
+    replace,
+    statistics,
+    tracking,
+)
 from qatval.quant.layers import batchnorm_after
 
 Batches = Callable[[], Iterable[Tensor]]
@@ -60,8 +67,9 @@ class Anchor:
         replace(model, ours)
 
 
-def shift_statistics(model: nn.Module, reference: nn.Module, batches: Batches) -> nn.Module:
-    """Return a copy of a model with anchored statistics, and biases corrected where there are none.
+@torch.no_grad()
+def shift(model: nn.Module, reference: nn.Module, batches: Batches) -> None:
+    """Anchor a model's statistics, in place, and correct biases where there are none.
 
     Where no BatchNorm follows a convolution its bias takes the mean, ``bias += m_f - m_q``, with
     the statistics of all others settled already: bias correction (Nagel et al., *Data-Free
@@ -72,10 +80,14 @@ def shift_statistics(model: nn.Module, reference: nn.Module, batches: Batches) -
         reference: The FP32 model that it was made from: the same BatchNorm layers.
         batches: The calibration images, on the models' device.
     """
+    Anchor(reference, batches).settle(model)
+    _correct_biases(model, reference, batches)
+
+
+def shift_statistics(model: nn.Module, reference: nn.Module, batches: Batches) -> nn.Module:
+    """Return a copy of a model with anchored statistics and corrected biases; see `shift`."""
     shifted = deepcopy(model)
-    Anchor(reference, batches).settle(shifted)
-    with torch.no_grad():
-        _correct_biases(shifted, reference, batches)
+    shift(shifted, reference, batches)
     return shifted
 
 
@@ -96,18 +108,17 @@ def _correct_biases(model: nn.Module, reference: nn.Module, batches: Batches) ->
 def _output_means(model: nn.Module, names: Iterable[str], batches: Batches) -> dict[str, Tensor]:
     """Return the mean of each channel of some layers' outputs, in evaluation mode."""
     sums: dict[str, Tensor] = {}
-    copy = deepcopy(model).eval()
 
     def observe(name: str, y: Tensor) -> None:
         sums[name] = sums.get(name, 0.0) + y.mean((0, 2, 3)) * len(y)
 
-    with contextlib.ExitStack() as temporarily:
+    with in_evaluation(model), contextlib.ExitStack() as temporarily:
         for name in names:
-            hook = copy.get_submodule(name).register_forward_hook(
+            hook = model.get_submodule(name).register_forward_hook(
                 lambda _, __, y, name=name: observe(name, y)
             )
             temporarily.callback(hook.remove)
-        seen = sum(len(batch) for batch in batches() if copy(batch) is not None)
+        seen = sum(len(batch) for batch in batches() if model(batch) is not None)
     return {name: total / seen for name, total in sums.items()}
 
 

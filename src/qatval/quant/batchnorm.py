@@ -8,6 +8,7 @@ quantized model afterwards.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterable, Iterator
 from copy import deepcopy
@@ -43,28 +44,37 @@ def measure(model: nn.Module, batches: Iterable[Tensor]) -> Statistics:
     Raises:
         ValueError: If there is no batch.
     """
-    modes = [(module, module.training) for module in model.modules()]
     layers = dict(tracking(model))
     known = {name: (deepcopy(layer.state_dict()), layer.momentum) for name, layer in layers.items()}
+    with in_evaluation(model):
+        for layer in layers.values():
+            layer.reset_running_stats()
+            layer.momentum = None  # torch's cumulative average
+            layer.train()
+        try:
+            seen = sum(1 for batch in batches if model(batch) is not None)
+            if not seen:
+                raise ValueError("there is no batch to estimate BatchNorm statistics from")
+            reached = {name: layer for name, layer in layers.items() if layer.num_batches_tracked}
+            return {
+                name: (mean.clone(), var.clone())
+                for name, layer in reached.items()
+                for mean, var in [statistics(layer)]
+            }
+        finally:
+            for name, layer in layers.items():
+                state, layer.momentum = known[name]
+                layer.load_state_dict(state)
+
+
+@contextlib.contextmanager
+def in_evaluation(model: nn.Module) -> Iterator[None]:
+    """Put a model into evaluation mode, and each of its modules back into its own afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
-    for layer in layers.values():
-        layer.reset_running_stats()
-        layer.momentum = None  # torch's cumulative average
-        layer.train()
     try:
-        seen = sum(1 for batch in batches if model(batch) is not None)
-        if not seen:
-            raise ValueError("there is no batch to estimate BatchNorm statistics from")
-        reached = {name: layer for name, layer in layers.items() if layer.num_batches_tracked}
-        return {
-            name: (mean.clone(), var.clone())
-            for name, layer in reached.items()
-            for mean, var in [statistics(layer)]
-        }
+        yield
     finally:
-        for name, layer in layers.items():
-            state, layer.momentum = known[name]
-            layer.load_state_dict(state)
         for module, training in modes:
             module.training = training
 

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from qatval.core.quantization import Start, StartScale
-from qatval.quant.anchoring import Batches, shift_statistics
-from qatval.quant.batchnorm import reestimate
+from qatval.quant.anchoring import Batches, shift
+from qatval.quant.batchnorm import measure, replace
 from qatval.quant.latent import LatentWeights
 from qatval.quant.quantized_conv import Grid
 from qatval.quant.rounding import round_to_codes
@@ -39,9 +39,9 @@ def start(model: nn.Module, reference: nn.Module, how: Start, batches: Batches) 
     started = deepcopy(model)
     initialise_scales(started, how.scale)
     if how.statistics == "reestimated":
-        started = reestimate(started, batches())
+        replace(started, measure(started, batches()))
     elif how.statistics == "shifted":
-        started = shift_statistics(started, reference, batches)
+        shift(started, reference, batches)
     return started
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from qatval.core.errors import UsageError
 from qatval.core.quantization import Start, StartScale
-from qatval.quant.anchoring import Anchor, shift_statistics
+from qatval.quant.anchoring import Anchor, shift, shift_statistics
 from qatval.quant.latent import LatentWeights
 from qatval.quant.layers import insert_quantizers
 from qatval.quant.start import initialise_scales, start
@@ -71,6 +71,17 @@ def test_a_settled_model_is_settled() -> None:
     for layer in ("0.bn", "1.bn"):
         for kind in ("running_mean", "running_var"):
             assert torch.equal(once[f"{layer}.{kind}"], shifted.state_dict()[f"{layer}.{kind}"])
+
+
+def test_shifting_leaves_modes_and_the_reference_alone() -> None:
+    reference, model = a_model().train(), quantized(a_model(), bits=3)
+    model[0].train()
+    modes = [[module.training for module in m.modules()] for m in (reference, model)]
+    before = copy.deepcopy(reference.state_dict())
+    shift(model, reference, batches)
+    assert [[module.training for module in m.modules()] for m in (reference, model)] == modes
+    for name, value in reference.state_dict().items():
+        assert torch.equal(value, before[name]), name
 
 
 @settings(max_examples=15, deadline=None)

@@ -93,7 +93,8 @@ class Shifted(OtherStatistics):
 
     def replaced(self, model: nn.Module, context: Context) -> nn.Module:
         """Return the model with shifted statistics."""
-        from qatval.quant.anchoring import shift_statistics
+        from qatval.quant.anchoring import shift
 
         copy = deepcopy(model).to(context.images.device)
-        return shift_statistics(copy, context.reference, context.images.pixels).cpu()
+        shift(copy, context.reference, context.images.pixels)
+        return copy.cpu()
