@@ -127,10 +127,10 @@ def test_without_batches_there_are_no_statistics() -> None:
 
 
 def test_every_batchnorm_of_a_quantized_yolo10n_is_reached(
-    quantized_yolo10n: Callable[[str], nn.Module],
+    quantized_detector: Callable[[str, str], nn.Module],
 ) -> None:
     """Both heads run in evaluation mode, and decoding leaves the statistics alone."""
-    model = quantized_yolo10n("w4a16").train()
+    model = quantized_detector("yolov10n.yaml", "w4a16").train()
     images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     fresh = reestimate(model, [images])
     model.eval()

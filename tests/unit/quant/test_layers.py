@@ -85,10 +85,10 @@ def test_forward_equals_the_reference(
 def test_every_convolution_is_quantized_and_keeps_its_weight() -> None:
     model = float_model()
     before = {name: p.clone() for name, p in model.named_parameters()}
-    insert_quantizers(model, W4A16)
+    layers = insert_quantizers(model, W4A16)
     after = dict(model.named_parameters())
     assert all(torch.equal(after[name], value) for name, value in before.items())
-    layers = coverage(model, W4A16)
+    assert layers == coverage(model, W4A16)
     assert [layer.bits for layer in layers] == [4, 4, 4]
     assert [layer.scale for layer in layers] == ["per-channel"] * 3
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -12,7 +13,7 @@ from ultralytics.cfg import get_cfg
 from ultralytics.utils import DEFAULT_CFG
 
 from qatval.core import presets
-from qatval.quant.layers import batchnorm_after, coverage, insert_quantizers
+from qatval.quant.layers import batchnorm_after, coverage
 from qatval.train.distillation import DistilledCriterion
 from qatval.train.models import build_model
 
@@ -37,11 +38,11 @@ def test_the_patterns_name_the_layers_that_they_say(variant: presets.Variant) ->
     assert [len(tensor) for tensor in rows] == [len(NAMES)]
 
 
-def test_every_layer_is_quantized_or_exempt(variant: presets.Variant) -> None:
-    model = build_model(variant.architecture, NAMES)
-    spec = presets.quantization("paper", variant.detector)
-    layers = insert_quantizers(model, spec)
-    assert layers == coverage(model, spec)
+def test_every_layer_is_quantized_or_exempt(
+    variant: presets.Variant, quantized_detector: Callable[[str, str], nn.Module]
+) -> None:
+    model = quantized_detector(variant.architecture, "paper")
+    layers = coverage(model, presets.quantization("paper", variant.detector))
     assert {layer.bits for layer in layers} == {4, 8, *([None] if variant.detector.exempt else [])}
 
 

@@ -176,9 +176,9 @@ def test_quantized_weights_are_no_starting_point(model: Any, tmp_path: Path) -> 
 @pytest.mark.parametrize("preset", ["w4a16", "paper"])
 @pytest.mark.parametrize("kind", ["latent", "integer"])
 def test_every_quantized_kind_comes_back_bit_for_bit(
-    kind: Any, preset: str, quantized_yolo10n: Callable[[str], Any], tmp_path: Path
+    kind: Any, preset: str, quantized_detector: Callable[[str, str], Any], tmp_path: Path
 ) -> None:
-    model = quantized_yolo10n(preset)
+    model = quantized_detector(ARCHITECTURE, preset)
     if kind == "integer":
         model = to_integer(model)
     info = CheckpointInfo(kind, ARCHITECTURE, NAMES, quantization(preset))
@@ -196,9 +196,9 @@ def comes_back(model: Any, info: CheckpointInfo, file: Path) -> None:
     assert torch.equal(answer(load_checkpoint(file)), answer(model))
 
 
-def test_yolo10n_has_107_quantized_layers(quantized_yolo10n: Callable[[str], Any]) -> None:
+def test_yolo10n_has_107_quantized_layers(quantized_detector: Callable[[str, str], Any]) -> None:
     """Of a preset with one scale a layer, but for the twelve outputs without BatchNorm."""
-    layers = coverage(quantized_yolo10n("paper"), quantization("paper"))
+    layers = coverage(quantized_detector(ARCHITECTURE, "paper"), quantization("paper"))
     bits = Counter(layer.bits for layer in layers)
     assert bits == {4: 94, 8: 13, None: 1}
     assert [layer.name for layer in layers if layer.reason] == ["model.23.dfl.conv"]
