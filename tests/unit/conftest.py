@@ -21,13 +21,9 @@ if TYPE_CHECKING:  # most of the tests load no torch
 
 
 def pytest_collection_finish() -> None:
-    """Leave all that is imported out of garbage collections, and let those be rare.
-
-    They would walk it, and the thousands of modules that a quantized model is, again and again.
-    """
+    """Leave all that is imported out of garbage collections: they would walk it again and again."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(100_000, 20, 20)
 
 
 def pytest_unconfigure() -> None:
@@ -36,25 +32,23 @@ def pytest_unconfigure() -> None:
 
 
 @pytest.fixture(scope="session")
-def quantized_detector() -> Callable[[str, str], nn.Module]:
-    """Return a function that gives a detector, by its architecture, quantized under a preset.
+def quantized_yolo10n() -> Callable[[str], nn.Module]:
+    """Return a function that gives yolo10n for three classes, quantized under a preset.
 
-    It knows three classes. There is one for all tests, as building it takes most of a second:
-    copy it to change it.
+    One for all tests, as building it takes most of a second: copy it to change it.
     """
 
     @functools.cache
-    def build(architecture: str, preset: str) -> nn.Module:
+    def build(preset: str) -> nn.Module:
         import torch
 
-        from qatval.core.detectors import detector_of
         from qatval.core.presets import quantization
         from qatval.quant.layers import calibrate_activations, insert_quantizers
         from qatval.train.models import build_model
 
         torch.manual_seed(1)
-        model = build_model(architecture, ("circle", "square", "triangle"))
-        insert_quantizers(model, quantization(preset, detector_of(architecture)))
+        model = build_model("yolov10n.yaml", ("circle", "square", "triangle"))
+        insert_quantizers(model, quantization(preset))
         calibrate_activations(model, [torch.rand(1, 3, 64, 64)])
         return model.eval()
 
