@@ -31,7 +31,11 @@ from qatval.core.files import atomic_write, sha256_of
 from qatval.data.coco import AnnotationIndex, read_annotations
 
 INDEX_VERSION = 2
-_NAMES = ("file_names", "category_names", "category_parents")  # columns of an index that are no arrays
+_NAMES = (
+    "file_names",
+    "category_names",
+    "category_parents",
+)  # columns of an index that are no arrays
 ENVIRONMENT_VARIABLE = "QATVAL_CACHE_DIR"
 
 Guard = tuple[int, int, int]  # size, mtime in ns, inode

@@ -69,7 +69,7 @@ class AnnotationIndex:
         crowds: (A,).
         category_ids: (C,), ascending, often with gaps.
         category_names: C names.
-        category_parents: C names of the categories above, empty where there is none.
+        category_parents: C names of the categories above, empty where there is none; or nothing.
     """
 
     image_ids: NDArray[np.int64]
@@ -82,7 +82,7 @@ class AnnotationIndex:
     crowds: NDArray[np.bool_]
     category_ids: NDArray[np.int64]
     category_names: tuple[str, ...]
-    category_parents: tuple[str, ...]
+    category_parents: tuple[str, ...] = ()
 
     def annotations_of(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], ...]:
         """Find the annotations of the images at (N,) ascending positions, image by image.

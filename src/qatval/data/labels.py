@@ -7,9 +7,10 @@ the index that `settled` returns, so none can see a box that another does not.
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -90,7 +91,7 @@ def without_roots(indexes: Mapping[str, AnnotationIndex]) -> dict[str, Annotatio
     """
     first = next(iter(indexes.values()))
     if (
-        not len(first.category_ids)
+        not first.category_parents
         or first.category_ids[0] != 0
         or first.category_parents[0].lower() != "none"
         or first.category_names[0] not in first.category_parents[1:]
@@ -149,9 +150,7 @@ def one_record_per_file(
     return merged, place
 
 
-def settled(
-    index: AnnotationIndex, rows: NDArray[np.int64]
-) -> tuple[AnnotationIndex, LabelCounts]:
+def settled(index: AnnotationIndex, rows: NDArray[np.int64]) -> tuple[AnnotationIndex, LabelCounts]:
     """Return some images with the annotations that count, and what became of the others.
 
     Drops and keeps what Ultralytics' own COCO converter and label check do, except that a box
@@ -246,21 +245,31 @@ def worrying_share(counts: LabelCounts) -> float:
     return altered / max(counts.annotations, 1)
 
 
-def label_warnings(split: str, counts: LabelCounts) -> list[str]:
-    """Return a line for each thing about a split's annotations that is worth worrying about."""
-    warnings = []
+def label_warnings(provenance: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return a line for each thing about a subset's annotations that is worth worrying about.
+
+    Args:
+        provenance: The subset's, with the counts of each split.
+    """
+    return tuple(
+        warning
+        for split, counts in provenance["counts"].items()
+        for warning in _worries(split, LabelCounts(**counts))
+    )
+
+
+def _worries(split: str, counts: LabelCounts) -> Iterator[str]:
     of = f"of {counts.annotations} {split} annotations"
     if (share := worrying_share(counts)) > WORRYING_SHARE:
-        warnings.append(
-            f"{share:.1%} {of} are not as the file has them ({losses(counts)}; up to "
-            f"{WORRYING_SHARE:.0%} is usual): look at the export"
+        yield (
+            f"{share:.1%} {of} were dropped or cut ({losses(counts)}; below {WORRYING_SHARE:.0%} "
+            "nobody would say so): look at the export before you trust a value"
         )
     if (share := counts.crowd / max(counts.annotations, 1)) > WORRYING_CROWDS:
-        warnings.append(
+        yield (
             f"{share:.1%} {of} are crowd regions, which nothing learns and Ultralytics does not "
-            f"score (COCO has 1.2%): unless they are crowds, set their iscrowd to 0"
+            "score (COCO 2017 has 1.2%): set iscrowd to 0 where an annotation is one object"
         )
-    return warnings
 
 
 def refuse_nothing(split: str, counts: LabelCounts, annotations: Path) -> None:

@@ -26,6 +26,7 @@ from qatval.run.delivery import deliver
 from qatval.run.folder import RunFolder, publish
 from qatval.run.models import QuantizedCheckpoint, Setup, TrainedModels
 from qatval.train.calibration import CalibrationImages
+from qatval.train.dataset import refuse_unfit
 from qatval.train.evaluation import evaluator
 from qatval.train.models import CheckpointInfo, load_pretrained, save_checkpoint
 from qatval.train.patches import logging_to
@@ -93,6 +94,8 @@ def _set_up(config: RunConfig, folders: Folders, work: Path, progress: Progress)
     arguments = profile.arguments(
         seed=config.seed, device=device_name, workers=config.workers, amp=config.amp
     )
+    if any(training is not None for training, _ in config.trainings()):
+        refuse_unfit(len(subset.train), arguments, len(device_name.split(",")))
     scorer = evaluator(subset, arguments, device, work)
     images = CalibrationImages(
         subset, calibration_images(), arguments, seed=config.seed, device=device

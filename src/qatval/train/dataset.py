@@ -7,12 +7,49 @@ away: nothing is written next to the data, and nothing there is executed.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
 from ultralytics.data.dataset import YOLODataset
 
+from qatval.core.errors import QatvalError
 from qatval.data.subset import Split
 from qatval.train.models import MEMORY_FORMAT
+
+STRIDE = 32
+"""Of the coarsest feature maps, in px of the network's input; the same for every family."""
+
+
+def refuse_unfit(images: int, arguments: Mapping[str, Any], devices: int) -> None:
+    """Refuse a training whose batches its images cannot fill, before anything is done for it.
+
+    Ultralytics would take a smaller batch than it was told, and refuse a last batch of one image
+    where the network sees 1 x 1 px at its coarsest: BatchNorm has no variance of one value.
+
+    Args:
+        images: How many to train on.
+        arguments: Ultralytics' arguments (batch, imgsz).
+        devices: How many share a batch.
+
+    Raises:
+        QatvalError: It says how many there are, how many it takes, and what to change.
+    """
+    batch, imgsz = arguments["batch"], arguments["imgsz"]
+    if images < batch:
+        raise QatvalError(
+            f"{images} training images are less than one batch of {batch}: give --batch {images} "
+            "or less, or more images"
+        )
+    smallest = int(imgsz * (1 - arguments.get("multi_scale", 0.0)))
+    coarse = max(1, math.ceil(smallest / STRIDE))
+    share, own = max(batch // devices, 1), math.ceil(images / devices)
+    if coarse == 1 and (own % share or share) == 1:
+        raise QatvalError(
+            f"{images} training images in batches of {batch} end with a batch of one, and at "
+            f"{imgsz} px BatchNorm cannot take one image (it sees 1 x 1 px): give --imgsz "
+            f"{2 * STRIDE} or more, or a --batch that leaves no single image"
+        )
 
 
 class SubsetDataset(YOLODataset):  # type: ignore[misc]

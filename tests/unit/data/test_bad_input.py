@@ -53,7 +53,10 @@ CASES: dict[str, tuple[Spoil, str]] = {
     "not JSON": (lambda root, _: (root / TRAIN).write_bytes(b"\x80\x04."), "malformed"),
     "not an object": (lambda root, _: (root / TRAIN).write_text("[]"), "but a list"),
     "no annotations": (rewrite(lambda d: d.pop("annotations")), "`annotations` is missing"),
-    "no box": (rewrite(lambda d: first(d, "annotations").pop("bbox")), "annotations[0] (id 1000): bbox is missing"),
+    "no box": (
+        rewrite(lambda d: first(d, "annotations").pop("bbox")),
+        ": bbox is missing, expected four numbers",
+    ),
     "three numbers": (
         rewrite(lambda d: first(d, "annotations")["bbox"].pop()),
         "expected four numbers",
@@ -95,7 +98,9 @@ CASES: dict[str, tuple[Spoil, str]] = {
         "images[0] (id",
     ),
     "name outside the folder": (
-        rewrite(lambda d: [i.update(file_name="../" + TRAIN) for i in d["images"]]),
+        rewrite(
+            lambda d: [i.update(file_name="../" + TRAIN, width=9, height=9) for i in d["images"]]
+        ),
         "no such image file",
     ),
 }

@@ -25,7 +25,6 @@ def index_of(bboxes: list[tuple[float, ...]], owners: list[int] | None = None) -
         crowds=np.zeros(count, np.bool_),
         category_ids=np.array([7]),
         category_names=("thing",),
-        category_parents=("",),
     )
 
 
