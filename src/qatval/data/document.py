@@ -23,6 +23,7 @@ from qatval.core.errors import QatvalError
 _BOM = b"\xef\xbb\xbf"
 _TABLES = ("images", "annotations", "categories")
 _WHOLE = 2**53  # up to here a float holds every integer
+_UNDECODABLE = (msgspec.DecodeError, UnicodeDecodeError)  # msgspec lets the second through
 _SHOWN = 40  # characters of a value in a message
 
 _TEXT_FOR_AN_ID = (
@@ -100,7 +101,7 @@ def decode_document(path: Path) -> tuple[Document, str]:
         digest = pool.submit(hashlib.sha256, content)
         try:
             document = msgspec.json.decode(content.removeprefix(_BOM), type=Document)
-        except msgspec.DecodeError:
+        except _UNDECODABLE:
             document = _read_odd(path, content)
         return document, digest.result().hexdigest()
 
@@ -147,7 +148,7 @@ _Made = TypeVar("_Made")
 def _read_odd(path: Path, content: bytes) -> Document:
     try:
         odd = msgspec.json.decode(content.removeprefix(_BOM), type=_OddDocument)
-    except msgspec.DecodeError as error:
+    except _UNDECODABLE as error:
         # Python's json reads NaN and Infinity, so pycocotools does.
         odd = msgspec.convert(_tables(path, _python_json(path, content, error)), _OddDocument)
     return Document(
@@ -157,7 +158,7 @@ def _read_odd(path: Path, content: bytes) -> Document:
     )
 
 
-def _python_json(path: Path, content: bytes, reason: msgspec.DecodeError) -> Any:
+def _python_json(path: Path, content: bytes, reason: Exception) -> Any:
     try:
         return json.loads(content.decode("utf-8-sig"), object_hook=_without_segmentation)
     except (ValueError, RecursionError) as error:

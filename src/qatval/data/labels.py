@@ -262,8 +262,8 @@ def _worries(split: str, counts: LabelCounts) -> Iterator[str]:
     of = f"of {counts.annotations} {split} annotations"
     if (share := worrying_share(counts)) > WORRYING_SHARE:
         yield (
-            f"{share:.1%} {of} were dropped or cut ({losses(counts)}; below {WORRYING_SHARE:.0%} "
-            "nobody would say so): look at the export before you trust a value"
+            f"{share:.1%} {of} were dropped or cut, more than {WORRYING_SHARE:.0%} "
+            f"({losses(counts)}): look at the export before you trust a value"
         )
     if (share := counts.crowd / max(counts.annotations, 1)) > WORRYING_CROWDS:
         yield (

@@ -94,8 +94,6 @@ def _set_up(config: RunConfig, folders: Folders, work: Path, progress: Progress)
     arguments = profile.arguments(
         seed=config.seed, device=device_name, workers=config.workers, amp=config.amp
     )
-    if any(training is not None for training, _ in config.trainings()):
-        refuse_unfit(len(subset.train), arguments, len(device_name.split(",")))
     scorer = evaluator(subset, arguments, device, work)
     images = CalibrationImages(
         subset, calibration_images(), arguments, seed=config.seed, device=device
@@ -103,6 +101,13 @@ def _set_up(config: RunConfig, folders: Folders, work: Path, progress: Progress)
 
     _enter(folders, progress, "FP32 checkpoint")
     model = load_pretrained(config.checkpoint, variant.architecture, subset.class_names)
+    refuse_unfit(
+        len(subset.train),
+        images.count,
+        arguments,
+        devices=len(device_name.split(",")),
+        trains=any(training is not None for training, _ in config.trainings()),
+    )
     fp32_value = scorer.evaluate(model.to(device)).value
     progress.milestone(f"FP32 checkpoint: mAP50-95 {fp32_value:.4f}")
     naive, started = None, None
