@@ -228,15 +228,24 @@ def training_labels(index: AnnotationIndex) -> Labels:
 
 def losses(counts: LabelCounts) -> str:
     """Say what was dropped or changed, "" where nothing was."""
-    said = {
+    more = {
         "crowd regions": counts.crowd,
+        "images that are another's file": counts.merged,
+    }
+    return _listed(_altered(counts) | more)
+
+
+def _altered(counts: LabelCounts) -> dict[str, int]:
+    return {
         "of no area": counts.degenerate,
         "outside the image": counts.outside,
         "repeated": counts.duplicate,
         "cut at the border": counts.clipped,
-        "images that are another's file": counts.merged,
     }
-    return ", ".join(f"{count} {what}" for what, count in said.items() if count)
+
+
+def _listed(found: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {what}" for what, count in found.items() if count)
 
 
 def worrying_share(counts: LabelCounts) -> float:
@@ -263,7 +272,7 @@ def _worries(split: str, counts: LabelCounts) -> Iterator[str]:
     if (share := worrying_share(counts)) > WORRYING_SHARE:
         yield (
             f"{share:.1%} {of} were dropped or cut, more than {WORRYING_SHARE:.0%} "
-            f"({losses(counts)}): look at the export before you trust a value"
+            f"({_listed(_altered(counts))}): look at the export before you trust a value"
         )
     if (share := counts.crowd / max(counts.annotations, 1)) > WORRYING_CROWDS:
         yield (

@@ -234,7 +234,7 @@ def _refuse_missing_images(image_dir: Path, file_names: Sequence[str]) -> None:
     if missing:
         raise QatvalError(
             f"{image_dir / missing[0]}: no such image file ({len(missing)} of {len(file_names)} "
-            f"selected images are missing); unpack {image_dir.name}.zip there completely"
+            f"selected images are missing); put them there, under the names of the annotation file"
         )
 
 
