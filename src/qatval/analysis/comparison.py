@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from qatval.analysis import effects, gate, thresholds
 from qatval.analysis.comparability import RunGroup, differing_conditions, groups
@@ -67,6 +67,7 @@ def compare(
     recorded = recorded or thresholds.load()
     unique, warnings = _unique(runs)
     warnings += [f"{run.run_id}: {said}" for run in unique if (said := run.contradiction)]
+    warnings += _warned_of(unique)
     grouped = _named_groups(unique)
     groups_of: dict[str, list[str]] = {}
     for name, group in grouped.items():
@@ -124,6 +125,16 @@ def _unique(runs: Iterable[LoadedRun]) -> tuple[list[LoadedRun], list[str]]:
     return sorted(
         kept.values(), key=lambda run: (run.variant, order.index(run.method), run.seed, run.run_id)
     ), warnings
+
+
+def _warned_of(runs: Iterable[LoadedRun]) -> Iterator[str]:
+    """Yield what runs were warned of, each warning once, with the runs it is about."""
+    found: dict[str, list[str]] = {}
+    for run in runs:
+        for warning in run.summary.warnings:
+            found.setdefault(warning, []).append(run.run_id)
+    for warning, ids in found.items():
+        yield f"{ids[0]}{f' and {len(ids) - 1} more' if len(ids) > 1 else ''}: {warning}"
 
 
 def _named_groups(runs: Sequence[LoadedRun]) -> Mapping[str, RunGroup]:

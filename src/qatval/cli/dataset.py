@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from qatval.cli.options import add_shared
@@ -65,6 +66,7 @@ def draw_shapes(args: argparse.Namespace) -> int:
 
 def build_profile(args: argparse.Namespace) -> int:
     """Build or find the subset of a profile, print what it holds and where it is."""
+    from qatval.data.labels import label_warnings
     from qatval.data.subset import build_subset, presets_of
 
     chosen = profile(presets_of(args.coco_root), args.profile)
@@ -86,6 +88,8 @@ def build_profile(args: argparse.Namespace) -> int:
         )
         print(f"{split.name}: {details}")
     print(subset.directory)
+    for warning in label_warnings(subset.provenance):
+        print(f"qatval: warning: {warning}", file=sys.stderr)
     return 0
 
 

@@ -211,4 +211,6 @@ def run(args: argparse.Namespace) -> int:
             f"{summary.artifacts.run_root}/run_summary.json"
         )
     sys.stdout.flush()
+    for warning in dict.fromkeys(said for summary in summaries for said in summary.warnings):
+        print(f"qatval: warning: {warning}", file=sys.stderr)
     return 0

@@ -28,7 +28,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--strict",
         action="store_true",
-        help="exit with 1 if a summary could not be read or contradicts itself",
+        help="exit with 1 after any warning: a summary that could not be read or contradicts "
+        "itself, a run that was warned of its data",
     )
     add_shared(parser, "--count-incomplete")
     parser.set_defaults(handler=summarize)

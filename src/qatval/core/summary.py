@@ -185,7 +185,11 @@ class Requested(Record, frozen=True):
 
 
 class DatasetRecord(Record, frozen=True):
-    """The data; ``identity`` is what they are wherever they lie, ``name`` what that is called."""
+    """The data; ``identity`` is what they are wherever they lie, ``name`` what that is called.
+
+    ``counts`` says for each split what became of its annotations, ``worrying_share`` from which
+    share of dropped and cut ones on the run was warned of them.
+    """
 
     coco_root: str
     dataset_yaml: str
@@ -194,6 +198,8 @@ class DatasetRecord(Record, frozen=True):
     requested: Requested | None = None
     name: str | None = None
     identity: dict[str, Any] | None = None
+    counts: dict[str, dict[str, Count]] | None = None
+    worrying_share: Share | None = None
 
 
 class TrainingRecord(Record, frozen=True, kw_only=True):
@@ -277,6 +283,7 @@ class RunSummary(Record, frozen=True):
     oscillation: Oscillation | None = None
     batchnorm: BatchNormDrift | None = None
     failed_checks: tuple[FailedCheck, ...] | UnsetType = UNSET
+    warnings: tuple[str, ...] = ()
     timings: dict[str, float] | None = None
 
     def __post_init__(self) -> None:

@@ -4,7 +4,7 @@
 
     <cache>/lock                     held while something is built or removed
     <cache>/known.json               digests of files that have not changed since
-    <cache>/indexes/<sha256>-v1.npz  an annotation file without what detection does not need
+    <cache>/indexes/<sha256>-v2.npz  an annotation file without what detection does not need
     <cache>/subsets/<key>/           a subset, see `qatval.data.subset`
 
 Entries are arrays and JSON, never pickles. They appear complete or not at all.
@@ -30,8 +30,12 @@ from qatval.core.errors import QatvalError
 from qatval.core.files import atomic_write, sha256_of
 from qatval.data.coco import AnnotationIndex, read_annotations
 
-INDEX_VERSION = 1
-_NAMES = ("file_names", "category_names")  # columns of an index that are no arrays
+INDEX_VERSION = 2
+_NAMES = (
+    "file_names",
+    "category_names",
+    "category_parents",
+)  # columns of an index that are no arrays
 ENVIRONMENT_VARIABLE = "QATVAL_CACHE_DIR"
 
 Guard = tuple[int, int, int]  # size, mtime in ns, inode

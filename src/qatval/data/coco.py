@@ -1,26 +1,24 @@
-"""COCO's annotation format: read, turned into training labels, and written.
+"""COCO's annotation format: read into arrays, and written.
 
-The only module that knows the format. Annotation files are untrusted input of up to half a
-gigabyte, so they are decoded straight into typed records, without segmentations, and every
-reference in them is checked.
+This module and `qatval.data.document` alone know the format. Every reference within a file is
+checked.
 """
 
 from __future__ import annotations
 
-import hashlib
-import math
+import re
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
-from typing import Annotated, Any, TypedDict
+from typing import Any, TypedDict
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from qatval.core.errors import QatvalError
+from qatval.data.document import Annotation, Box, decode_document
 
 SPLITS = ("train", "val")
 
@@ -57,8 +55,8 @@ class CocoFiles:
 class AnnotationIndex:
     """An annotation file without what detection does not need.
 
-    Images and categories are sorted by id, annotations stand in the file's order. Values are the
-    file's own: nothing is dropped or corrected here.
+    Images and categories are sorted by id, annotations stand in the file's order. As read, values
+    are the file's own; what is dropped, cut or merged is decided in `qatval.data.labels` alone.
 
     Attributes:
         image_ids: (I,), ascending.
@@ -71,6 +69,7 @@ class AnnotationIndex:
         crowds: (A,).
         category_ids: (C,), ascending, often with gaps.
         category_names: C names.
+        category_parents: C names of the categories above, empty where there is none; or nothing.
     """
 
     image_ids: NDArray[np.int64]
@@ -83,6 +82,7 @@ class AnnotationIndex:
     crowds: NDArray[np.bool_]
     category_ids: NDArray[np.int64]
     category_names: tuple[str, ...]
+    category_parents: tuple[str, ...] = ()
 
     def annotations_of(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], ...]:
         """Find the annotations of the images at (N,) ascending positions, image by image.
@@ -125,44 +125,6 @@ def coco_files(coco_root: Path) -> dict[str, CocoFiles]:
     return found
 
 
-_Integer = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
-_Pixels = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
-
-
-# gc=False: records without cycles, a million of them; tracking them costs more than decoding.
-class _Box(msgspec.Struct, array_like=True, forbid_unknown_fields=True, gc=False):
-    x: float
-    y: float
-    width: float
-    height: float
-
-
-class _Image(msgspec.Struct, gc=False):
-    id: _Integer
-    file_name: str
-    height: _Pixels
-    width: _Pixels
-
-
-class _Annotation(msgspec.Struct, gc=False):
-    image_id: _Integer
-    category_id: _Integer
-    bbox: _Box
-    area: float = math.nan
-    iscrowd: _Integer = 0
-
-
-class _Category(msgspec.Struct, gc=False):
-    id: _Integer
-    name: str
-
-
-class _Document(msgspec.Struct):
-    images: list[_Image]
-    annotations: list[_Annotation]
-    categories: list[_Category]
-
-
 def read_annotations(path: Path) -> tuple[AnnotationIndex, str]:
     """Decode an annotation file.
 
@@ -173,7 +135,7 @@ def read_annotations(path: Path) -> tuple[AnnotationIndex, str]:
         QatvalError: The file cannot be read, is not JSON, lacks a field, repeats an id, or has
             an annotation for an image or category that it does not list.
     """
-    document, digest = _decode(path)
+    document, digest = decode_document(path)
     images, annotations = document.images, document.annotations
     categories = sorted(document.categories, key=attrgetter("id"))
     category_ids = _column(categories, "id", np.int64)
@@ -184,10 +146,13 @@ def read_annotations(path: Path) -> tuple[AnnotationIndex, str]:
     image_ids = image_ids[by_id]
     _refuse_repeats(path, "image", image_ids)
     file_names = [image.file_name for image in images]
-    if "\0" in "".join(file_names):
+    together = "".join(file_names)
+    if "\0" in together:
         raise QatvalError(f"{path}: a file name contains a NUL character; correct the file")
+    if "\\" in together:
+        file_names = [_with_slashes(path, name) for name in file_names]
     records = [annotation.bbox for annotation in annotations]
-    sides = [_column(records, side, np.float64) for side in _Box.__struct_fields__]
+    sides = [_column(records, side, np.float64) for side in Box.__struct_fields__]
     boxes = np.stack(sides, axis=1)
     areas = _column(annotations, "area", np.float64)
     sizes = [_column(images, side, np.int32)[by_id] for side in ("height", "width")]
@@ -203,35 +168,33 @@ def read_annotations(path: Path) -> tuple[AnnotationIndex, str]:
         crowds=_column(annotations, "iscrowd", np.bool_),
         category_ids=category_ids,
         category_names=tuple(category.name for category in categories),
+        category_parents=tuple(
+            parent if isinstance(parent, str) else ""
+            for parent in map(attrgetter("supercategory"), categories)
+        ),
     )
     return index, digest
 
 
-def write_annotations(index: AnnotationIndex, rows: NDArray[np.int64], path: Path) -> None:
-    """Write the annotations of some images as a COCO file for pycocotools' box evaluation.
+def write_annotations(index: AnnotationIndex, path: Path) -> None:
+    """Write an index as a COCO file for pycocotools' box evaluation, without segmentations.
 
-    Everything the original says about these images is in it, crowds and odd boxes too, except
-    segmentations. Annotations are numbered from 1: pycocotools takes a detection matched with
-    annotation 0 for an unmatched one.
-
-    Args:
-        index: A decoded annotation file.
-        rows: (N,), ascending positions in `index.image_ids`.
-        path: The file to write.
+    Annotations are numbered from 1: pycocotools takes a detection matched with annotation 0 for an
+    unmatched one.
     """
-    chosen, owners = index.annotations_of(rows)
-    names = [index.file_names[row] for row in rows.tolist()]
-    ids, (heights, widths) = index.image_ids[rows], index.sizes[rows].T
+    heights, widths = index.sizes.T
     document = {
         "info": {"description": "qatval subset"},
-        "images": _records(id=ids, file_name=names, height=heights, width=widths),
+        "images": _records(
+            id=index.image_ids, file_name=index.file_names, height=heights, width=widths
+        ),
         "annotations": _records(
-            id=np.arange(1, len(chosen) + 1),
-            image_id=ids[owners],
-            category_id=index.category_ids[index.classes[chosen]],
-            bbox=index.boxes[chosen],
-            area=index.areas[chosen],
-            iscrowd=index.crowds[chosen].astype(int),
+            id=np.arange(1, len(index.owners) + 1),
+            image_id=index.image_ids[index.owners],
+            category_id=index.category_ids[index.classes],
+            bbox=index.boxes,
+            area=index.areas,
+            iscrowd=index.crowds.astype(int),
         ),
         "categories": _records(id=index.category_ids, name=index.category_names),
     }
@@ -241,25 +204,6 @@ def write_annotations(index: AnnotationIndex, rows: NDArray[np.int64], path: Pat
 def _records(**columns: NDArray[Any] | Sequence[str]) -> list[dict[str, Any]]:
     values = [c.tolist() if isinstance(c, np.ndarray) else c for c in columns.values()]
     return [dict(zip(columns, row, strict=True)) for row in zip(*values, strict=True)]
-
-
-def _decode(path: Path) -> tuple[_Document, str]:
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise QatvalError(
-            f"{path}: cannot be read ({error.strerror}); expected a COCO annotation file"
-        ) from error
-    # Hashing releases the interpreter lock: on a second core it costs no time.
-    with ThreadPoolExecutor(1) as pool:
-        digest = pool.submit(hashlib.sha256, content)
-        try:
-            document = msgspec.json.decode(content, type=_Document)
-        except msgspec.DecodeError as error:
-            raise QatvalError(
-                f"{path}: not a COCO instances file ({error}); unpack or download it again"
-            ) from error
-        return document, digest.result().hexdigest()
 
 
 def _column(records: list[Any], field: str, dtype: Any) -> NDArray[Any]:
@@ -272,16 +216,32 @@ def _refuse_repeats(path: Path, kind: str, ids: NDArray[np.int64]) -> None:
         raise QatvalError(f"{path}: {kind} id {repeated[0]} occurs twice; expected unique ids")
 
 
+def _with_slashes(path: Path, name: str) -> str:
+    r"""Return a file name as tools on Windows mean it: `images\\a.jpg` lies in the folder `images`.
+
+    A file of a real dataset whose name itself holds a backslash is not known to us; if there is
+    one it is not found, and said to be missing.
+    """
+    if re.match(r"[A-Za-z]:|\\\\", name):
+        raise QatvalError(
+            f"{path}: file name '{name}' is an absolute path of Windows; expected names relative "
+            "to the image folder"
+        )
+    return name.replace("\\", "/")
+
+
 def _references(
-    path: Path, annotations: list[_Annotation], kind: str, ids: NDArray[np.int64]
+    path: Path, annotations: list[Annotation], kind: str, ids: NDArray[np.int64]
 ) -> NDArray[np.int32]:
     """Return the position in `ids` of each annotation's image or category."""
     wanted = _column(annotations, f"{kind}_id", np.int64)
     positions = find_positions(ids, wanted)
     if len(unknown := wanted[positions < 0]):
+        number = np.flatnonzero(positions < 0)[0]
         raise QatvalError(
-            f"{path}: an annotation names {kind} id {unknown[0]}, which the file does not list; "
-            "unpack or download the file again"
+            f"{path}: annotations[{number}] names {kind} id {unknown[0]}, which the file does not "
+            f"list ({len(unknown)} of {len(wanted)} annotations name none that it does); list the "
+            f"{kind} or remove what names it"
         )
     return positions
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -172,7 +173,8 @@ def _evaluate(truth: COCO, detections: Sequence[Detection], *, max_detections: i
     ]
     evaluation = COCOeval(truth, _coco(truth, found), "bbox")
     evaluation.params.maxDets = [max_detections]
-    evaluation.params.areaRng = evaluation.params.areaRng[:1]
+    # All of them: pycocotools' own range ends at 10^5 px squared and ignores what is larger.
+    evaluation.params.areaRng = [[-math.inf, math.inf]]
     evaluation.params.areaRngLbl = ["all"]
     evaluation.evaluate()
     evaluation.accumulate()

@@ -59,7 +59,8 @@ class Subset:
         class_names: By class index.
         category_ids: COCO category id by class index.
         train, val: The images and labels.
-        val_annotations: COCO file of the val images alone, crowds included, for pycocotools.
+        val_annotations: COCO file of the val images alone, for pycocotools: the boxes of `val`,
+            and crowd regions.
         identity: What the data are and nothing about where they lie, JSON-able. Two subsets are
             the same data iff their identities are equal. Only ``train.seed`` and
             ``train.image_ids_sha256`` depend on the seed.
@@ -150,14 +151,12 @@ def _read_whole(directory: Path) -> Iterator[None]:
         ) from error
 
 
-def split_arrays(
-    index: AnnotationIndex, rows: NDArray[np.int64], labels: Labels
-) -> dict[str, NDArray[Any]]:
+def split_arrays(index: AnnotationIndex, labels: Labels) -> dict[str, NDArray[Any]]:
     """Return the arrays that `open_subset` makes a split of."""
     return {
-        "image_ids": index.image_ids[rows],
-        "file_names": pack_names(index.file_names[row] for row in rows.tolist()),
-        "sizes": index.sizes[rows],
+        "image_ids": index.image_ids,
+        "file_names": pack_names(index.file_names),
+        "sizes": index.sizes,
         "offsets": labels.offsets,
         "classes": labels.classes,
         "boxes": labels.boxes,

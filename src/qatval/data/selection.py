@@ -66,7 +66,8 @@ def take_first(index: AnnotationIndex, count: int | None) -> Selection:
 def read_list(path: Path, indexes: Mapping[str, AnnotationIndex]) -> dict[str, Selection]:
     """Read a user's own list: one image id or file name a line, `#` starts a comment line.
 
-    An image counts for the split it belongs to; folders before a file name are ignored.
+    An image counts for the split it belongs to; folders before a file name are ignored, written
+    with slashes or, as on Windows, with backslashes.
 
     Returns:
         A selection for each split of which the list names at least one image.
@@ -80,9 +81,7 @@ def read_list(path: Path, indexes: Mapping[str, AnnotationIndex]) -> dict[str, S
         entry = line.strip()
         if not entry or entry.startswith("#"):
             continue
-        keys: tuple[int | str, ...] = (
-            (int(entry),) if entry.isdecimal() else (entry, PurePosixPath(entry).name)
-        )
+        keys: tuple[int | str, ...] = (int(entry),) if entry.isdecimal() else _names(entry)
         found = [split for split, lookup in lookups.items() if lookup.keys() & keys]
         for split in found:
             rows[split].add(next(lookups[split][key] for key in keys if key in lookups[split]))
@@ -100,10 +99,20 @@ def read_list(path: Path, indexes: Mapping[str, AnnotationIndex]) -> dict[str, S
     }
 
 
+def _names(entry: str) -> tuple[str, ...]:
+    slashed = entry.replace("\\", "/")
+    return entry, slashed, PurePosixPath(slashed).name
+
+
 def _lines(path: Path) -> list[str]:
     try:
-        return path.read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        return path.read_text("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise QatvalError(
+            f"{path}: cannot be read (not UTF-8: {error.reason} at byte {error.start}); save it as "
+            "UTF-8, one image id or file name a line"
+        ) from error
+    except OSError as error:
         raise QatvalError(
             f"{path}: cannot be read ({error}); expected a text file with one image id or file "
             "name a line"

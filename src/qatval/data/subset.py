@@ -6,9 +6,11 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
+
+import numpy as np
 
 from qatval.core.errors import QatvalError, UsageError
 from qatval.core.files import sha256_of, staged_directory
@@ -24,14 +26,22 @@ from qatval.data.entry import (
     verify_subset,
     write_record,
 )
-from qatval.data.labels import LabelCounts, training_labels
+from qatval.data.labels import (
+    LabelCounts,
+    losses,
+    one_record_per_file,
+    refuse_nothing,
+    settled,
+    training_labels,
+    without_roots,
+)
 from qatval.data.naming import name_of
 from qatval.data.selection import draw_random, read_list, take_first
 from qatval.data.shapes import read_manifest
 
 __all__ = ["Split", "Subset", "build_subset", "open_subset", "presets_of", "verify_subset"]
 
-BUILDER_VERSION = 1
+BUILDER_VERSION = 2
 """Part of every key: raise it when the same inputs give another subset."""
 
 _log = logging.getLogger(__name__)
@@ -164,34 +174,45 @@ def _write_entry(
             f"{request.files['val'].annotations}: its categories are not those of "
             f"{request.files['train'].annotations.name}; both splits must list the same"
         )
+    known = without_roots(indexes)
+    single, places = {}, {}
+    for split, index in known.items():
+        annotations = request.files[split].annotations
+        single[split], places[split] = one_record_per_file(index, annotations)
     selections = {
-        "train": draw_random(train, request.train_images, request.seed),
-        "val": take_first(val, request.val_images),
+        "train": draw_random(single["train"], request.train_images, request.seed),
+        "val": take_first(single["val"], request.val_images),
     }
     if request.image_list:
-        selections |= read_list(request.image_list, indexes)
-    labels = {}
+        # A list may name an image by any of its ids.
+        for split, listed in read_list(request.image_list, known).items():
+            selections[split] = replace(listed, rows=np.unique(places[split][listed.rows]))
+    counts = {}
     with staged_directory(entry) as folder:
-        for split, index in indexes.items():
+        for split, index in single.items():
             rows, annotations = selections[split].rows, request.files[split].annotations
             if not len(rows):
                 raise QatvalError(f"{annotations}: lists no images; expected at least one")
-            labels[split] = training_labels(index, rows)
-            _warn_of_dropped(annotations, labels[split].counts)
-            save_arrays(folder / f"{split}.npz", split_arrays(index, rows, labels[split]))
-        write_annotations(indexes["val"], selections["val"].rows, folder / VAL_ANNOTATIONS)
+            left, counted = settled(index, rows)
+            records = np.bincount(places[split])[rows]
+            counts[split] = replace(counted, merged=int(records.sum()) - len(rows))
+            refuse_nothing(split, counts[split], annotations)
+            _tell_of_changes(annotations, counts[split])
+            save_arrays(folder / f"{split}.npz", split_arrays(left, training_labels(left)))
+            if split == "val":
+                write_annotations(left, folder / VAL_ANNOTATIONS)
         drawn = presets_of(request.coco_root) == "shapes"
         record = {
             "identity": {
                 "dataset": name_of(digests, indexes, drawn=drawn),
                 "builder_version": BUILDER_VERSION,
                 "annotations": dict(digests),
-                **{split: selections[split].identity(index) for split, index in indexes.items()},
+                **{split: selections[split].identity(index) for split, index in single.items()},
             },
             "asked": request.asked(),
-            "counts": {split: vars(labels[split].counts) for split in indexes},
-            "class_names": train.category_names,
-            "category_ids": train.category_ids.tolist(),
+            "counts": {split: vars(counted) for split, counted in counts.items()},
+            "class_names": single["train"].category_names,
+            "category_ids": single["train"].category_ids.tolist(),
             "coco_root": str(request.coco_root),
             "files": {
                 path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
@@ -213,16 +234,13 @@ def _refuse_missing_images(image_dir: Path, file_names: Sequence[str]) -> None:
     if missing:
         raise QatvalError(
             f"{image_dir / missing[0]}: no such image file ({len(missing)} of {len(file_names)} "
-            f"selected images are missing); unpack {image_dir.name}.zip there completely"
+            f"selected images are missing); put them there, under the names of the annotation file"
         )
 
 
-def _warn_of_dropped(annotations: Path, counts: LabelCounts) -> None:
-    dropped = counts.degenerate + counts.outside + counts.duplicate
-    if dropped:
-        said = "%s: %d boxes dropped (%d of no area, %d outside the image, %d duplicates)"
-        why = counts.degenerate, counts.outside, counts.duplicate
-        _log.warning(said, annotations, dropped, *why)
+def _tell_of_changes(annotations: Path, counts: LabelCounts) -> None:
+    if counts.merged or counts.boxes + counts.crowd < counts.annotations:
+        _log.warning("%s: not all is as the file has it: %s", annotations, losses(counts))
 
 
 def _list_digest(image_list: Path) -> str:

@@ -137,7 +137,7 @@ def _examples(chosen: Sequence[tuple[LoadedRun, Path]]) -> list[Example]:
     if annotations is None or folder is None:
         raise QatvalError("the dataset is no longer where the runs found it")
     index, _ = read_annotations(annotations)
-    with_objects = np.unique(index.owners)
+    with_objects = np.unique(index.owners[~index.crowds])
     if len(with_objects) == 0:
         raise QatvalError(f"{annotations} holds no objects")
     places = np.linspace(0, len(with_objects) - 1, min(EXAMPLES, len(with_objects)))

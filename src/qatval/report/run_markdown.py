@@ -27,6 +27,7 @@ def render_run(summary: RunSummary) -> str:
     return document(
         f"# {headline}: {summary.run_id}",
         *verdict,
+        *section("Warnings", [bullets(map(escape, summary.warnings))]),
         *section("Accuracy", _accuracy(summary)),
         *section("Method", _method(summary)),
         *section("Epochs", _history(summary)),

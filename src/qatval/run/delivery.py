@@ -25,6 +25,7 @@ from qatval.core.measurements import (
 from qatval.core.progress import Progress
 from qatval.core.summary import RunSummary
 from qatval.data.coco_protocol import TOLERANCE, CocoResult, evaluate_coco
+from qatval.data.labels import WORRYING_SHARE, label_warnings
 from qatval.quant.batchnorm import drift
 from qatval.quant.integer import integer_layers
 from qatval.quant.methods import Method
@@ -135,6 +136,8 @@ def _known_before(
             val_images=len(subset.val),
             name=subset.dataset_name,
             identity=dict(subset.identity),
+            counts=subset.provenance["counts"],
+            worrying_share=WORRYING_SHARE,
         ),
         training=training,
         artifacts=artifacts,
@@ -143,6 +146,7 @@ def _known_before(
         history=trajectory and tuple(trajectory.history[method.weights]),
         evaluation=evaluation_settings(config.profile.imgsz, config.variant.detector),
         oscillation=trajectory and trajectory.oscillation,
+        warnings=label_warnings(subset.provenance),
     )
 
 

@@ -26,6 +26,7 @@ from qatval.run.delivery import deliver
 from qatval.run.folder import RunFolder, publish
 from qatval.run.models import QuantizedCheckpoint, Setup, TrainedModels
 from qatval.train.calibration import CalibrationImages
+from qatval.train.dataset import refuse_unfit
 from qatval.train.evaluation import evaluator
 from qatval.train.models import CheckpointInfo, load_pretrained, save_checkpoint
 from qatval.train.patches import logging_to
@@ -100,6 +101,13 @@ def _set_up(config: RunConfig, folders: Folders, work: Path, progress: Progress)
 
     _enter(folders, progress, "FP32 checkpoint")
     model = load_pretrained(config.checkpoint, variant.architecture, subset.class_names)
+    refuse_unfit(
+        len(subset.train),
+        images.count,
+        arguments,
+        devices=len(device_name.split(",")),
+        trains=any(training is not None for training, _ in config.trainings()),
+    )
     fp32_value = scorer.evaluate(model.to(device)).value
     progress.milestone(f"FP32 checkpoint: mAP50-95 {fp32_value:.4f}")
     naive, started = None, None

@@ -7,12 +7,57 @@ away: nothing is written next to the data, and nothing there is executed.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
 from ultralytics.data.dataset import YOLODataset
 
+from qatval.core.errors import QatvalError
 from qatval.data.subset import Split
 from qatval.train.models import MEMORY_FORMAT
+
+STRIDE = 32
+"""Of the coarsest feature maps, in px of the network's input; the same for every family."""
+
+
+def refuse_unfit(
+    images: int, calibration: int, arguments: Mapping[str, Any], *, devices: int, trains: bool
+) -> None:
+    """Refuse batches that the training images cannot fill, before anything is done with them.
+
+    Ultralytics would train with a smaller batch than it was told. And where the network sees 1 x 1
+    px at its coarsest, BatchNorm has no variance of a single image: neither a training nor the
+    statistics that every run measures on its calibration images may end with a batch of one.
+
+    Args:
+        images: How many to train on.
+        calibration: How many of them are calibration images.
+        arguments: Ultralytics' arguments (batch, imgsz).
+        devices: How many share a batch of the training.
+        trains: Whether anything is trained.
+
+    Raises:
+        QatvalError: It says how many there are, how many it takes, and what to change.
+    """
+    batch, imgsz = arguments["batch"], arguments["imgsz"]
+    if trains and images < batch:
+        raise QatvalError(
+            f"{images} training images are less than one batch of {batch}: give --batch {images} "
+            "or less, or more images"
+        )
+    side = math.ceil(imgsz / STRIDE) * STRIDE
+    smallest = int(side * (1 - arguments.get("multi_scale", 0.0)))
+    uses = {"calibration": (side, calibration, batch)}
+    if trains:
+        uses["training"] = (smallest, math.ceil(images / devices), max(batch // devices, 1))
+    for use, (px, count, size) in uses.items():
+        if px < 2 * STRIDE and (count == 1 or (count % size or size) == 1):
+            raise QatvalError(
+                f"{count} {use} images in batches of {size} end with a batch of one, of which "
+                f"BatchNorm has no variance at {imgsz} px (it sees 1 x 1 px): give --imgsz "
+                f"{2 * STRIDE} or more, or a --batch that leaves no single image"
+            )
 
 
 class SubsetDataset(YOLODataset):  # type: ignore[misc]

@@ -42,6 +42,12 @@ def test_the_document_is_valid_under_its_schema(seeds):
         assert msgspec.json.decode(text, type=Comparison) == comparison
 
 
+def test_what_runs_were_warned_of_is_said_once():
+    runs = [run(seed=seed, changes={"warnings": ["2.0% were dropped"]}) for seed in (0, 1)]
+    (warning,) = compare([*runs, run(seed=2)]).warnings
+    assert warning == f"{runs[0].run_id} and 1 more: 2.0% were dropped"
+
+
 def test_repetitions_are_counted_and_summarised():
     method = only(compare([run(seed=0, final=0.60), run(seed=1, final=0.64)]), "methods")
     assert method.runs == method.completed == 2

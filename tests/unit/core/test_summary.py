@@ -27,7 +27,12 @@ ALL_ELSE = {
         "rounding": {"images": 128, "by": "gptq"},
         "post_training": [{"implementation": "a.b:C", "settings": {}, "report": {"x": 1}}],
     },
-    "dataset": {"requested": {"train_images": None, "val_images": 128}},
+    "dataset": {
+        "requested": {"train_images": None, "val_images": 128},
+        "counts": {"train": {"boxes": 3, "crowd": 0}},
+        "worrying_share": 0.01,
+    },
+    "warnings": ["2.0% of 900 train annotations were dropped"],
     "training": {
         "fused": True,
         "tracked": True,

@@ -107,11 +107,31 @@ def assert_labels(split: Split, coco: COCO, counted: dict[str, int]) -> None:
     assert all(expected_counts.values()), "the document must contain every oddity"
 
 
+def as_it_counts(coco: COCO) -> COCO:
+    """What of a document is to be scored, in plain Python: crowds, and each box once, cut."""
+    kept: list[dict[str, Any]] = []
+    for annotation in coco.dataset["annotations"]:
+        image = coco.imgs[annotation["image_id"]]
+        x, y, w, h = annotation["bbox"]
+        left, top = max(x, 0), max(y, 0)
+        right, bottom = min(x + w, image["width"]), min(y + h, image["height"])
+        if w > 0 and h > 0 and right > left and bottom > top:
+            cut = {**annotation, "bbox": [left, top, right - left, bottom - top]}
+            what = ("image_id", "category_id", "bbox", "iscrowd")
+            if not any(all(cut[k] == k2[k] for k in what) for k2 in kept):
+                kept.append(cut)
+    cleaned = COCO()
+    cleaned.dataset = {**coco.dataset, "annotations": kept}
+    with contextlib.redirect_stdout(io.StringIO()):
+        cleaned.createIndex()
+    return cleaned
+
+
 def test_subset_annotations_evaluate_as_the_original(write_coco: Any, cache_dir: Path) -> None:
     root = write_coco()
     subset = build_subset(root, train_images=5, val_images=9, seed=0, cache_dir=cache_dir)
     rng = np.random.default_rng(0)
-    original = load(root / "annotations" / "instances_val2017.json")
+    original = as_it_counts(load(root / "annotations" / "instances_val2017.json"))
     results = [
         {
             "image_id": annotation["image_id"],
@@ -131,7 +151,7 @@ def test_subset_annotations_evaluate_as_the_original(write_coco: Any, cache_dir:
             evaluation.summarize()
         stats.append(evaluation.stats)
     assert 0.05 < stats[0][0] < 0.95
-    np.testing.assert_array_equal(stats[0], stats[1])
+    np.testing.assert_allclose(stats[0], stats[1], atol=1e-9)
 
 
 def test_an_absent_area_is_the_boxs(write_coco: Any, documents: Any) -> None:

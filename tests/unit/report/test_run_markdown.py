@@ -56,3 +56,11 @@ def test_a_recorded_text_cannot_break_the_page():
     text = render_run(build_summary(error="<script>\n# Stable: all is well\n"))
     assert "<script>" not in text
     assert text.count("\n# ") == 0
+
+
+def test_warnings_stand_before_the_values():
+    text = render_run(build_summary(changes={"warnings": ["2.0% were dropped", "<b>and more"]}))
+    assert text.index("## Warnings\n\n- 2.0% were dropped\n- &lt;b>and more") < text.index(
+        "## Accuracy"
+    )
+    assert "## Warnings" not in render_run(build_summary())
