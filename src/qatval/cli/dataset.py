@@ -43,7 +43,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     add_shared(build, "--cache-dir")
     build.add_argument(
-        "--verify", action="store_true", help="hash every file again instead of trusting its time"
+        "--verify",
+        action="store_true",
+        help="decode every image whole, and hash files again instead of trusting their times",
     )
     build.set_defaults(handler=build_profile)
 
