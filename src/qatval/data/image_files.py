@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import stat
 import struct
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Literal, NamedTuple
 
 import numpy as np
@@ -42,6 +43,7 @@ _SIDEWAYS = (5, 6, 7, 8)  # orientations that swap height and width
 _JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 _JPEG_END, _PNG_END = b"\xff\xd9", b"IEND\xaeB`\x82"
 _SIGNATURES = (_JPEG, _PNG, b"BM", b"II*\0", b"MM\0*", b"GIF8")
+_ABSOLUTE = re.compile(r"/|[A-Za-z]:[\\/]|\\\\")  # on Windows too
 _UNREADABLE = (OSError, SyntaxError, ValueError, struct.error)  # what Pillow's readers raise
 
 _FETCH = "fetch the image again, or remove it from {annotations}"
@@ -206,7 +208,7 @@ def _look_at(folder: str, name: str, expected: Size, *, decode: bool) -> Fault |
 
 
 def _name_fault(name: str) -> Fault | None:
-    if name.startswith("/") or PureWindowsPath(name).drive:
+    if _ABSOLUTE.match(name):
         said = "is an absolute file name"
     elif "\0" in name:
         said = "has a NUL character"
