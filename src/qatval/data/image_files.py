@@ -72,6 +72,10 @@ class Fault(NamedTuple):
     found: str
 
 
+_Seen = Fault | Literal["doubtful"] | None
+"""What is wrong with an image, None if nothing is, ``"doubtful"`` if only decoding can tell."""
+
+
 @dataclass(frozen=True)
 class ImageProblem:
     """One kind of fault and the images that have it.
@@ -111,12 +115,10 @@ def refuse_bad_images(
     Raises:
         QatvalError: Images are not what `annotations` says; one line about the first of them.
     """
-    first, *others = image_problems(annotations, image_dir, file_names, sizes, decode=decode) or (
-        None,
-    )
-    if first is not None:
-        more = "; 'qatval dataset check' lists what else is wrong" if others else ""
-        raise QatvalError(f"{first}{more}")
+    problems = image_problems(annotations, image_dir, file_names, sizes, decode=decode)
+    if problems:
+        more = "; 'qatval dataset check' lists what else is wrong" if problems[1:] else ""
+        raise QatvalError(f"{problems[0]}{more}")
 
 
 def image_problems(
@@ -139,32 +141,38 @@ def image_problems(
     Returns:
         A problem for each kind that was found, in the order of `Kind`.
     """
-    total = len(file_names)
-    expected = list(zip(file_names, map(tuple, sizes.tolist()), strict=True))
-    starts = range(0, total, _AT_A_TIME)
-    parts = (expected[at : at + _AT_A_TIME] for at in starts)
-    faults: list[Fault | None] = []
-    with (
-        Progress(image_dir.name) as progress,
-        _quiet_decoder(),
-        ThreadPoolExecutor(_SIDE_BY_SIDE) as pool,
-    ):
-        progress.stage("looking at the images", total)
-        for found in pool.map(partial(_look_at_some, str(image_dir), decode), parts):
-            faults += found
-            progress.step(len(faults))
-    by_kind: dict[Kind, list[int]] = {kind: [] for kind in _SAYINGS}
-    for row, fault in enumerate(faults):
-        if fault is not None:
-            by_kind[fault.kind].append(row)
+    total, folder = len(file_names), str(image_dir)
+    images = list(zip(file_names, map(tuple, sizes.tolist()), strict=True))
+    some = (images[at : at + _AT_A_TIME] for at in range(0, total, _AT_A_TIME))
+    seen: list[_Seen] = []
+    with Progress(image_dir.name) as progress, ThreadPoolExecutor(_SIDE_BY_SIDE) as pool:
+        progress.stage("looking at images", total)
+        for found in pool.map(partial(_look_at_some, folder, decode), some):
+            seen += found
+            progress.step(len(seen))
+        doubtful = [row for row, what in enumerate(seen) if what == "doubtful"]
+        if doubtful:
+            progress.stage("decoding images", len(doubtful))
+            with _quiet_decoder():
+                decoded = pool.map(partial(_decode, folder), (images[row] for row in doubtful))
+                for done, row in enumerate(doubtful, start=1):
+                    seen[row] = next(decoded)
+                    progress.step(done)
+    faults = {row: fault for row, fault in enumerate(seen) if isinstance(fault, Fault)}
     problems = []
-    for kind, rows in by_kind.items():
-        if rows and (fault := faults[rows[0]]):
-            path = Path(f"{image_dir}/{file_names[rows[0]]}") if kind != "name" else annotations
-            said, remedy = _SAYINGS[kind]
-            how_many = f"{len(rows)} of {total} images {said}"
-            remedy = remedy.format(annotations=annotations.name, folder=image_dir.name)
-            problems.append(ImageProblem(kind, path, fault.found, len(rows), how_many, remedy))
+    for kind, (said, remedy) in _SAYINGS.items():
+        if rows := [row for row, fault in faults.items() if fault.kind == kind]:
+            first = file_names[rows[0]]
+            problems.append(
+                ImageProblem(
+                    kind=kind,
+                    path=annotations if kind == "name" else Path(f"{image_dir}/{first}"),
+                    found=faults[rows[0]].found,
+                    count=len(rows),
+                    how_many=f"{len(rows)} of {total} images {said}",
+                    remedy=remedy.format(annotations=annotations.name, folder=image_dir.name),
+                )
+            )
     return problems
 
 
@@ -180,12 +188,12 @@ def folders_of(image_dir: Path, file_names: Sequence[str]) -> list[Path]:
     return sorted(folders)
 
 
-def _look_at_some(folder: str, decode: bool, images: list[tuple[str, Size]]) -> list[Fault | None]:
+def _look_at_some(folder: str, decode: bool, images: list[tuple[str, Size]]) -> list[_Seen]:
     return [_look_at(folder, name, size, decode=decode) for name, size in images]
 
 
-def _look_at(folder: str, name: str, expected: Size, *, decode: bool) -> Fault | None:
-    """Say what is wrong with one image, None if it is what the annotations say."""
+def _look_at(folder: str, name: str, expected: Size, *, decode: bool) -> _Seen:
+    """Say what is wrong with one image, as far as can be said without decoding it."""
     if fault := _name_fault(name):
         return fault
     path = f"{folder}/{name}"
@@ -197,14 +205,26 @@ def _look_at(folder: str, name: str, expected: Size, *, decode: bool) -> Fault |
         if not status.st_size:
             return Fault("not an image", "is an empty file, expected an image")
         with open(path, "rb") as file:  # noqa: PTH123
-            if not decode and _header_size(file, status.st_size) == expected:
-                return None
-            file.seek(0)
-            return _decoded_fault(file.read(), name, expected)
-    except (FileNotFoundError, NotADirectoryError):
-        return _missing(folder, name)
+            sound = not decode and _header_size(file, status.st_size) == expected
+            return None if sound else "doubtful"
     except OSError as error:
-        return Fault("unreadable", f"cannot be read ({error.strerror or error})")
+        return _unread(folder, name, error)
+
+
+def _decode(folder: str, image: tuple[str, Size]) -> _Seen:
+    """Say what is wrong with one image by decoding it; None if it is what is expected."""
+    name, expected = image
+    try:
+        content = Path(folder, name).read_bytes()
+    except OSError as error:
+        return _unread(folder, name, error)
+    return _decoded_fault(content, name, expected)
+
+
+def _unread(folder: str, name: str, error: OSError) -> Fault:
+    if isinstance(error, (FileNotFoundError, NotADirectoryError)):
+        return _missing(folder, name)
+    return Fault("unreadable", f"cannot be read ({error.strerror or error})")
 
 
 def _name_fault(name: str) -> Fault | None:
