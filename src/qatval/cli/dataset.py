@@ -1,4 +1,4 @@
-"""`qatval dataset`: draw the embedded dataset, build or find a subset, check a dataset."""
+"""`qatval dataset`: draw the embedded dataset, check a dataset, build or find a subset."""
 
 from __future__ import annotations
 

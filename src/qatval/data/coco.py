@@ -1,6 +1,7 @@
 """COCO's annotation format: read, turned into training labels, and written.
 
-The only module that knows the format. Annotation files are untrusted input of up to half a
+The only module that knows the format, beside `annotation_faults`, which says all that is wrong
+with a file that this one refuses. Annotation files are untrusted input of up to half a
 gigabyte, so they are decoded straight into typed records, without segmentations, and every
 reference in them is checked.
 """
