@@ -1,8 +1,9 @@
-"""`qatval dataset`: draw the embedded dataset, build or find a subset."""
+"""`qatval dataset`: draw the embedded dataset, check a dataset, build or find a subset."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
@@ -10,10 +11,14 @@ from qatval.cli.options import add_shared
 from qatval.core.option_types import positive, seed
 from qatval.core.presets import profile, profile_names
 
+_MARKS = {"ok": "ok", "note": "--", "problem": "NO"}
+
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add `qatval dataset` to the command line."""
-    parser = subparsers.add_parser("dataset", help="draw the embedded dataset, build a subset")
+    parser = subparsers.add_parser(
+        "dataset", help="draw the embedded dataset, build a subset, check"
+    )
     actions = parser.add_subparsers(dest="action", required=True)
 
     shapes = actions.add_parser(
@@ -44,9 +49,25 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     add_shared(build, "--cache-dir")
     build.add_argument(
-        "--verify", action="store_true", help="hash every file again instead of trusting its time"
+        "--verify",
+        action="store_true",
+        help="decode every image whole, and hash files again instead of trusting their times",
     )
     build.set_defaults(handler=build_profile)
+
+    check = actions.add_parser(
+        "check", help="say all that is wrong with a dataset, before a week of training"
+    )
+    add_shared(check, "--coco-root")
+    check.add_argument(
+        "--profile", metavar="P", help="only the images this profile uses (default: all images)"
+    )
+    check.add_argument(
+        "--seed", type=seed, metavar="N", default=0, help="of its train images (default: 0)"
+    )
+    check.add_argument("--verify", action="store_true", help="decode every image whole")
+    check.add_argument("--json", action="store_true", help="print the findings as JSON")
+    check.set_defaults(handler=check_files)
 
 
 def draw_shapes(args: argparse.Namespace) -> int:
@@ -91,6 +112,35 @@ def build_profile(args: argparse.Namespace) -> int:
     for warning in label_warnings(subset.provenance):
         print(f"qatval: warning: {warning}", file=sys.stderr)
     return 0
+
+
+def check_files(args: argparse.Namespace) -> int:
+    """Print a line for each thing that was found; exit code 0 if none of them is a problem."""
+    from qatval.data.check import check_dataset
+    from qatval.data.subset import presets_of
+
+    counts: dict[str, int | None] = {}
+    if args.profile:
+        chosen = profile(presets_of(args.coco_root), args.profile)
+        counts = {"train_images": chosen.train_images, "val_images": chosen.val_images}
+    findings = []
+    for finding in check_dataset(args.coco_root, **counts, seed=args.seed, decode=args.verify):
+        findings.append(finding)
+        if not args.json:
+            print(f"{_MARKS[finding.level]}  {finding.subject:18} {finding.message}", flush=True)
+    problems = sum(finding.level == "problem" for finding in findings)
+    if args.json:
+        document = {
+            "coco_root": str(args.coco_root),
+            "sound": not problems,
+            "findings": [vars(finding) for finding in findings],
+        }
+        print(json.dumps(document, indent=2, ensure_ascii=False))
+    elif problems:
+        print(f"Not ready for a run: {problems} of these lines are marked NO.")
+    else:
+        print("Ready for a run.")
+    return 1 if problems else 0
 
 
 def _side(text: str) -> int:

@@ -3,7 +3,7 @@
 ::
 
     <cache>/lock                     held while something is built or removed
-    <cache>/known.json               digests of files that have not changed since
+    <cache>/known.json               files and folders that have not changed since
     <cache>/indexes/<sha256>-v2.npz  an annotation file without what detection does not need
     <cache>/subsets/<key>/           a subset, see `qatval.data.subset`
 
@@ -70,8 +70,7 @@ class _KnownFile(msgspec.Struct):
 
 
 class _KnownFolder(msgspec.Struct):
-    guard: Guard
-    complete_for: list[str]
+    sound_for: dict[str, dict[str, Guard]] = {}  # by subset, for each folder that holds its images
 
 
 class _Known(msgspec.Struct):
@@ -122,17 +121,26 @@ class Cache:
         known = self._known().files.get(str(path))
         return known.sha256 if known and known.guard == guard_of(path) else None
 
-    def known_complete(self, image_dir: Path, key: str) -> bool:
-        """Say whether a folder was found to hold a subset's images and has not changed since."""
-        known = self._known().folders.get(str(image_dir))
-        return bool(known and key in known.complete_for and known.guard == guard_of(image_dir))
+    def known_sound(self, image_dir: Path, key: str) -> bool:
+        """Say whether a subset's images were found sound and no folder has changed since."""
+        known = self._known().folders.get(str(image_dir), _KnownFolder())
+        guards = known.sound_for.get(key, {})
+        with suppress(OSError):  # a folder that is gone has changed
+            return bool(guards) and all(guard_of(Path(f)) == guard for f, guard in guards.items())
+        return False
 
-    def remember_complete(self, image_dir: Path, guard: Guard, key: str) -> None:
-        """Record that a folder, as it was when `guard` was taken, holds the images of a subset."""
+    def remember_sound(self, image_dir: Path, key: str, guards: Mapping[str, Guard]) -> None:
+        """Record that a subset's images are sound.
+
+        Args:
+            image_dir: The folder that their names are relative to.
+            key: The subset's.
+            guards: Of every folder that holds one of them, taken before they were looked at.
+        """
         known = self._known()
-        before = known.folders.get(str(image_dir))
-        keys = before.complete_for if before and before.guard == guard else []
-        known.folders[str(image_dir)] = _KnownFolder(guard, sorted({*keys, key}))
+        folder = known.folders.setdefault(str(image_dir), _KnownFolder())
+        kept = {k: g for k, g in folder.sound_for.items() if (self.subsets / k).exists()}
+        folder.sound_for = {**kept, key: dict(guards)}
         self._write(known)
 
     def index(self, annotations: Path, *, verify: bool = False) -> tuple[AnnotationIndex, str]:

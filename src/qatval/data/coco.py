@@ -1,7 +1,7 @@
 """COCO's annotation format: read into arrays, and written.
 
-This module and `qatval.data.document` alone know the format. Every reference within a file is
-checked.
+This module and `qatval.data.document` alone know the format, beside `annotation_faults`, which says
+all that is wrong with a file that they refuse. Every reference within a file is checked.
 """
 
 from __future__ import annotations

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +25,7 @@ from qatval.data.entry import (
     verify_subset,
     write_record,
 )
+from qatval.data.image_files import folders_of, refuse_bad_images
 from qatval.data.labels import (
     LabelCounts,
     losses,
@@ -74,7 +74,8 @@ def build_subset(
         cache_dir: The cache, None for the default.
         image_list: Image ids or file names, one a line; they replace the rule for each split of
             which the list names an image.
-        verify: Trust no file's size and time: hash the annotation files and the entry again.
+        verify: Trust no file's size and time: hash the annotation files and the entry again, and
+            decode every image whole.
 
     Raises:
         UsageError: A count below 1 or a seed below 0.
@@ -127,7 +128,7 @@ def _find(cache: Cache, request: _Request) -> Subset | None:
     digests = {split: digest for split, digest in known.items() if digest is not None}
     key = request.key(digests)
     if digests == known and all(
-        cache.known_complete(files.image_dir, key) for files in request.files.values()
+        cache.known_sound(files.image_dir, key) for files in request.files.values()
     ):
         with suppress(DamagedError, KeyError):
             if read_record(cache.subsets / key)["coco_root"] == str(request.coco_root):
@@ -153,9 +154,12 @@ def _build(cache: Cache, request: _Request, *, verify: bool) -> Subset:
         _write_entry(entry, request, digests, indexes)
         subset = open_subset(entry)
     for split in (subset.train, subset.val):
-        guard = guard_of(split.image_dir)
-        _refuse_missing_images(split.image_dir, split.file_names)
-        cache.remember_complete(split.image_dir, guard, key)
+        image_dir, file_names = split.image_dir, split.file_names
+        # Taken before looking: a folder that changes meanwhile must not pass for the one seen.
+        guards = {str(f): guard_of(f) for f in folders_of(image_dir, file_names) if f.is_dir()}
+        annotations = request.files[split.name].annotations
+        refuse_bad_images(annotations, image_dir, file_names, split.sizes, decode=verify)
+        cache.remember_sound(image_dir, key, guards)
     return subset
 
 
@@ -220,22 +224,6 @@ def _write_entry(
             },
         }
         write_record(folder, record)
-
-
-def _refuse_missing_images(image_dir: Path, file_names: Sequence[str]) -> None:
-    # One listing instead of a look-up per image, and of plain names: COCO has 118,287 images.
-    present = set(os.listdir(image_dir))  # noqa: PTH208
-    missing = [
-        name
-        for name in file_names
-        if name not in present
-        and (".." in PurePosixPath(name).parts or not (image_dir / name).is_file())
-    ]
-    if missing:
-        raise QatvalError(
-            f"{image_dir / missing[0]}: no such image file ({len(missing)} of {len(file_names)} "
-            f"selected images are missing); put them there, under the names of the annotation file"
-        )
 
 
 def _tell_of_changes(annotations: Path, counts: LabelCounts) -> None:

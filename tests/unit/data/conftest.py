@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import functools
 import json
 import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 
 CATEGORY_IDS = (90, 1, 18, 3, 44)  # unsorted and with gaps, as in COCO
@@ -72,12 +75,20 @@ def odd_document(seed: int, *, images: int, first_id: int) -> dict[str, Any]:
     }
 
 
+@functools.cache
+def jpeg(height: int, width: int) -> bytes:
+    """Return a grey JPEG."""
+    found, content = cv2.imencode(".jpg", np.full((height, width, 3), 114, np.uint8))
+    assert found
+    return bytes(content)
+
+
 CocoWriter = Callable[..., Path]
 
 
 @pytest.fixture
 def write_coco(tmp_path: Path) -> CocoWriter:
-    """Write documents as a COCO root with an empty file for each image."""
+    """Write documents as a COCO root with a grey JPEG for each image."""
 
     def write(
         train: dict[str, Any] | None = None,
@@ -94,7 +105,8 @@ def write_coco(tmp_path: Path) -> CocoWriter:
             (root / "annotations" / f"instances_{split}2017.json").write_text(text)
             (root / f"{split}2017").mkdir()
             for image in document["images"]:
-                (root / f"{split}2017" / image["file_name"]).touch()
+                path = root / f"{split}2017" / image["file_name"]
+                path.write_bytes(jpeg(image["height"], image["width"]))
         return root
 
     return write

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from qatval.core.errors import QatvalError
 from qatval.data.coco import AnnotationIndex, read_annotations
@@ -190,7 +191,7 @@ def built(root: Path, change: Callable[[Document], Any]) -> Subset:
         for image in document["images"]:
             file = root / f"{split}2017" / image["file_name"].replace("\\", "/")
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.touch()
+            Image.new("RGB", (image["width"], image["height"])).save(file)
     return build_subset(
         root, train_images=None, val_images=None, seed=0, cache_dir=root.with_name("cache")
     )

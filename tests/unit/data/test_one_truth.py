@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from pycocotools.coco import COCO
 
 from qatval.core.errors import QatvalError
@@ -49,7 +50,8 @@ def built(root: Path, val: dict[str, Any], train: dict[str, Any] | None = None) 
         path = root / "annotations" / f"instances_{split}2017.json"
         path.write_text(json.dumps(content))
         for image in content["images"]:
-            (root / f"{split}2017" / image["file_name"].replace("\\", "/")).touch()
+            file = root / f"{split}2017" / image["file_name"].replace("\\", "/")
+            Image.new("RGB", (image["width"], image["height"])).save(file)
     return build_subset(
         root, train_images=None, val_images=None, seed=0, cache_dir=root.with_name("cache")
     )
