@@ -7,9 +7,10 @@ The work itself is in `qatval.run.pipeline`, which takes seconds to import; a ru
 from __future__ import annotations
 
 import atexit
+import errno
 import functools
 import gc
-import shutil
+import os
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,6 +21,8 @@ from qatval.core.summary import RunSummary
 from qatval.run.configuration import RunConfig
 from qatval.run.folder import RunFolder
 from qatval.run.record import announced, run_name
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def run(config: RunConfig, progress: Progress) -> list[RunSummary]:
@@ -38,7 +41,6 @@ def run(config: RunConfig, progress: Progress) -> list[RunSummary]:
         BaseException: Anything else that ended the run, recorded in the same way.
     """
     folders: dict[str, RunFolder] = {}
-    work: Path | None = None
     try:
         for chosen in config.methods:
             folders[chosen.name] = RunFolder(
@@ -48,8 +50,11 @@ def run(config: RunConfig, progress: Progress) -> list[RunSummary]:
                 overwrite=config.overwrite,
             )
         _pass_gate(config)
-        work = Path(tempfile.mkdtemp(prefix=".training-", dir=config.run_root))
-        _pipeline()(config, folders, work, progress)
+        # Removed before a failure is recorded: where it has filled the disk, that makes room.
+        with tempfile.TemporaryDirectory(
+            prefix=".training-", dir=config.run_root, ignore_cleanup_errors=True
+        ) as work:
+            _pipeline()(config, folders, Path(work), progress)
     except BaseException as error:
         explained = _explained(error, config)
         for folder in folders.values():
@@ -58,9 +63,6 @@ def run(config: RunConfig, progress: Progress) -> list[RunSummary]:
         if explained is not error:
             raise explained from error
         raise
-    finally:
-        if work is not None:
-            shutil.rmtree(work, ignore_errors=True)
     return [folders[chosen.name].summary for chosen in config.methods]
 
 
@@ -80,10 +82,18 @@ def _pipeline() -> Callable[[RunConfig, Mapping[str, RunFolder], Path, Progress]
 
 def _explained(error: BaseException, config: RunConfig) -> BaseException:
     """Return what to tell the user of an error: what to do, where there is something to do."""
-    exhausted = isinstance(error, MemoryError) or "out of memory" in str(error).lower()
-    if not exhausted or isinstance(error, QatvalError):
+    if isinstance(error, QatvalError):
         return error
-    return QatvalError(f"out of memory: try --batch {max(config.profile.batch // 2, 1)}")
+    said = str(error).lower()
+    if isinstance(error, MemoryError) or "out of memory" in said:
+        return QatvalError(f"out of memory: try --batch {max(config.profile.batch // 2, 1)}")
+    # Libraries wrap what the system says in errors of their own.
+    if any(os.strerror(number).lower() in said for number in _FULL):
+        return QatvalError(
+            f"no room on a disk ({error}): free some of it, or name a --run-root and a --cache-dir "
+            "on another one"
+        )
+    return error
 
 
 def _pass_gate(config: RunConfig) -> None:

@@ -85,9 +85,7 @@ def test_a_plugin_of_theirs_may_claim_them_all(site: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("options", [(), ("-p", "no:tmpdir"), ("--strict-markers", "-v")])
-def test_nothing_of_theirs_is_touched(
-    options: tuple[str, ...], site: Path, tmp_path: Path
-) -> None:
+def test_nothing_of_theirs_is_touched(options: tuple[str, ...], site: Path, tmp_path: Path) -> None:
     (tmp_path / "test_theirs.py").write_text(UNTOUCHED)
     printed = session(site, tmp_path, *options)
     assert "1 passed" in printed

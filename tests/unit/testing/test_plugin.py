@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tempfile
 import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,7 +150,10 @@ def test_missing_resources_skip_with_reason_and_remedy(
 @pytest.mark.parametrize(
     "without", [["-p", "no:tmpdir"], ["-p", "no:xdist"], ["-p", "no:cacheprovider", "-n0"]]
 )
-def test_a_session_without_other_plugins(without: list[str], session: Session) -> None:
+def test_a_session_without_other_plugins(
+    without: list[str], session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(session.pytester.path))
     session.store()
     result = session.run(*without, "--strict-markers", "-k", "test_run and ema-smoke-seed0")
     result.assert_outcomes(passed=1, deselected=11)
