@@ -6,6 +6,8 @@ Exit codes: 0 done, 1 could not be done, 2 wrong usage (and 3 where a command sa
 from __future__ import annotations
 
 import argparse
+import errno
+import io
 import logging
 import signal
 import sys
@@ -16,6 +18,7 @@ from qatval import __version__
 from qatval.cli import cache, checkpoints, dataset, demo, doctor, gate, pretrain, run, summarize
 from qatval.core.environment import prepare_process
 from qatval.core.errors import QatvalError
+from qatval.core.files import DISK_FULL
 
 _COMMANDS = (demo, run, summarize, gate, dataset, cache, checkpoints, doctor, pretrain)
 
@@ -36,6 +39,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # tables and names go beyond ASCII
+            stream.reconfigure(errors="backslashreplace")
     args = build_parser().parse_args(argv)
     prepare_process()
     logging.basicConfig(format="qatval: %(levelname)s: %(message)s", level=logging.WARNING)
@@ -49,6 +55,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("qatval: interrupted", file=sys.stderr)
         return 1
     except BrokenPipeError:
+        return 1
+    except OSError as error:
+        if error.errno not in (*DISK_FULL, errno.EROFS, errno.EACCES):
+            raise
+        print(
+            f"qatval: error: {error.filename or 'a folder'}: {error.strerror}; name files and "
+            "folders that you may use, on a disk with space left",
+            file=sys.stderr,
+        )
+        return 1
+    except UnicodeEncodeError as error:
+        if sys.getfilesystemencoding() == "utf-8":
+            raise
+        print(
+            f"qatval: error: this Python takes file names for {sys.getfilesystemencoding()} and "
+            f"cannot reach {error.object!a}: set PYTHONUTF8=1, or a locale with UTF-8",
+            file=sys.stderr,
+        )
         return 1
     return code
 

@@ -7,7 +7,6 @@ The work itself is in `qatval.run.pipeline`, which takes seconds to import; a ru
 from __future__ import annotations
 
 import atexit
-import errno
 import functools
 import gc
 import os
@@ -16,13 +15,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from qatval.core.errors import QatvalError
+from qatval.core.files import DISK_FULL
 from qatval.core.progress import Progress
 from qatval.core.summary import RunSummary
 from qatval.run.configuration import RunConfig
 from qatval.run.folder import RunFolder
 from qatval.run.record import announced, run_name
-
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def run(config: RunConfig, progress: Progress) -> list[RunSummary]:
@@ -50,6 +48,7 @@ def run(config: RunConfig, progress: Progress) -> list[RunSummary]:
                 overwrite=config.overwrite,
             )
         _pass_gate(config)
+        _find_checkpoint(config)
         # Removed before a failure is recorded: where it has filled the disk, that makes room.
         with tempfile.TemporaryDirectory(
             prefix=".training-", dir=config.run_root, ignore_cleanup_errors=True
@@ -88,12 +87,31 @@ def _explained(error: BaseException, config: RunConfig) -> BaseException:
     if isinstance(error, MemoryError) or "out of memory" in said:
         return QatvalError(f"out of memory: try --batch {max(config.profile.batch // 2, 1)}")
     # Libraries wrap what the system says in errors of their own.
-    if any(os.strerror(number).lower() in said for number in _FULL):
+    if any(os.strerror(number).lower() in said for number in DISK_FULL):
         return QatvalError(
             f"no room on a disk ({error}): free some of it, or name a --run-root and a --cache-dir "
             "on another one"
         )
     return error
+
+
+def _find_checkpoint(config: RunConfig) -> None:
+    """Refuse a checkpoint that is not there, before the subset is built, with the right remedy."""
+    path, variant = config.checkpoint, config.variant
+    if path.is_file() or not config.coco_root.is_dir():  # a missing dataset is said first
+        return
+    remedy = "name a .pt or .safetensors file with --checkpoint"
+    if path == variant.embedded_checkpoint:
+        remedy = (
+            "it comes with qatval's repository: run qatval from a clone, restore the file, or give "
+            "one with --checkpoint"
+        )
+    elif path == variant.checkpoint:
+        remedy = (
+            f"download the official file with 'qatval checkpoints fetch {variant.name}', or give "
+            "one with --checkpoint"
+        )
+    raise QatvalError(f"checkpoint {path} not found: {remedy}")
 
 
 def _pass_gate(config: RunConfig) -> None:
