@@ -9,6 +9,7 @@ import io
 import os
 import platform
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
@@ -94,7 +95,11 @@ def examine(coco_root: Path, cache_dir: Path | None = None) -> Iterator[tuple[st
 
 
 def _python() -> Finding:
-    return Finding("ok", f"{platform.python_version()}, {os.cpu_count()} CPU cores")
+    message = f"{platform.python_version()}, {os.cpu_count()} CPU cores"
+    if (encoding := sys.getfilesystemencoding()) != "utf-8":
+        remedy = "set PYTHONUTF8=1, or a locale with UTF-8, to reach all others"
+        return Finding("optional", f"{message}; takes file names for {encoding}: {remedy}")
+    return Finding("ok", message)
 
 
 def _package(package: str) -> Finding:
@@ -196,7 +201,8 @@ def _settings() -> Finding:
     folder, refused = settings_folder()
     if refused:
         remedy = "a temporary folder takes its place, or name another with YOLO_CONFIG_DIR"
-        return Finding("optional", f"{folder} cannot be written ({refused}); {remedy}")
+        what = f"{folder} cannot be written ({refused})" if folder else refused
+        return Finding("optional", f"{what}; {remedy}")
     return Finding("ok", f"{folder}, of Ultralytics")
 
 

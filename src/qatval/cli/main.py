@@ -6,7 +6,6 @@ Exit codes: 0 done, 1 could not be done, 2 wrong usage (and 3 where a command sa
 from __future__ import annotations
 
 import argparse
-import errno
 import io
 import logging
 import signal
@@ -17,8 +16,7 @@ from types import FrameType
 from qatval import __version__
 from qatval.cli import cache, checkpoints, dataset, demo, doctor, gate, pretrain, run, summarize
 from qatval.core.environment import prepare_process
-from qatval.core.errors import QatvalError
-from qatval.core.files import DISK_FULL
+from qatval.core.errors import QatvalError, from_system
 
 _COMMANDS = (demo, run, summarize, gate, dataset, cache, checkpoints, doctor, pretrain)
 
@@ -48,32 +46,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         code: int = args.handler(args)
-    except QatvalError as error:
-        print(f"qatval: error: {error}", file=sys.stderr)
-        return error.exit_code
     except KeyboardInterrupt:
         print("qatval: interrupted", file=sys.stderr)
         return 1
     except BrokenPipeError:
         return 1
-    except OSError as error:
-        if error.errno not in (*DISK_FULL, errno.EROFS, errno.EACCES):
+    except Exception as error:
+        told = error if isinstance(error, QatvalError) else from_system(error)
+        if told is None:
             raise
-        print(
-            f"qatval: error: {error.filename or 'a folder'}: {error.strerror}; name files and "
-            "folders that you may use, on a disk with space left",
-            file=sys.stderr,
-        )
-        return 1
-    except UnicodeEncodeError as error:
-        if sys.getfilesystemencoding() == "utf-8":
-            raise
-        print(
-            f"qatval: error: this Python takes file names for {sys.getfilesystemencoding()} and "
-            f"cannot reach {error.object!a}: set PYTHONUTF8=1, or a locale with UTF-8",
-            file=sys.stderr,
-        )
-        return 1
+        print(f"qatval: error: {told}", file=sys.stderr)
+        return told.exit_code
     return code
 
 

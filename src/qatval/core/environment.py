@@ -10,7 +10,7 @@ import platform
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from qatval.core.checkout import checkout
 from qatval.core.files import why_unwritable
@@ -70,17 +70,27 @@ def git_state() -> dict[str, Any]:
     }
 
 
-def settings_folder() -> tuple[Path, str | None]:
+def user_folder(kind: Literal["cache", "config"]) -> Path | None:
+    """Return the user's folder for qatval's files of a kind, None where there is no home folder."""
+    import platformdirs
+
+    find = {"cache": platformdirs.user_cache_path, "config": platformdirs.user_config_path}[kind]
+    try:
+        found = find("qatval", appauthor=False)
+    except RuntimeError:
+        return None
+    return found if found.is_absolute() else None  # older releases leave the "~" in
+
+
+def settings_folder() -> tuple[Path | None, str | None]:
     """Return the folder of Ultralytics' settings, and why they cannot be kept there, if so.
 
     ``$YOLO_CONFIG_DIR``, else qatval's own below the user's configuration.
     """
-    import platformdirs
-
     named = os.environ.get("YOLO_CONFIG_DIR")
-    folder = Path(named or platformdirs.user_config_path("qatval", appauthor=False)).expanduser()
-    if not named and not folder.is_absolute():  # a "~" that nobody knows the meaning of
-        return folder, "there is no home folder"
+    folder = Path(named).absolute() if named else user_folder("config")
+    if folder is None:
+        return None, "there is no home folder"
     return folder, why_unwritable(folder)
 
 

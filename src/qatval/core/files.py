@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
@@ -15,8 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from qatval.core.errors import QatvalError
-
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def atomic_write(path: Path, content: str | bytes) -> None:

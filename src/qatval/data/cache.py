@@ -26,8 +26,9 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from qatval.core.errors import QatvalError
-from qatval.core.files import DISK_FULL, atomic_write, sha256_of
+from qatval.core.environment import user_folder
+from qatval.core.errors import DISK_FULL, QatvalError
+from qatval.core.files import atomic_write, sha256_of
 from qatval.data.coco import AnnotationIndex, read_annotations
 
 INDEX_VERSION = 1
@@ -47,12 +48,10 @@ def default_cache_dir() -> Path:
     Raises:
         QatvalError: The user has no home folder.
     """
-    from platformdirs import user_cache_path
-
     if named := os.environ.get(ENVIRONMENT_VARIABLE):
         return Path(named)
-    found = user_cache_path("qatval")
-    if not found.is_absolute():  # a "~" that nobody knows the meaning of
+    found = user_folder("cache")
+    if found is None:
         raise QatvalError(
             "there is no home folder to keep the cache in (HOME is not set): name a folder with "
             f"--cache-dir or {ENVIRONMENT_VARIABLE}"

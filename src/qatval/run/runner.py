@@ -9,13 +9,11 @@ from __future__ import annotations
 import atexit
 import functools
 import gc
-import os
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from qatval.core.errors import QatvalError
-from qatval.core.files import DISK_FULL
+from qatval.core.errors import QatvalError, from_system
 from qatval.core.progress import Progress
 from qatval.core.summary import RunSummary
 from qatval.run.configuration import RunConfig
@@ -83,16 +81,9 @@ def _explained(error: BaseException, config: RunConfig) -> BaseException:
     """Return what to tell the user of an error: what to do, where there is something to do."""
     if isinstance(error, QatvalError):
         return error
-    said = str(error).lower()
-    if isinstance(error, MemoryError) or "out of memory" in said:
+    if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
         return QatvalError(f"out of memory: try --batch {max(config.profile.batch // 2, 1)}")
-    # Libraries wrap what the system says in errors of their own.
-    if any(os.strerror(number).lower() in said for number in DISK_FULL):
-        return QatvalError(
-            f"no room on a disk ({error}): free some of it, or name a --run-root and a --cache-dir "
-            "on another one"
-        )
-    return error
+    return from_system(error) or error
 
 
 def _find_checkpoint(config: RunConfig) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 from qatval.core.environment import settings_folder
 
 _settings, _refused = settings_folder()
-if _refused:
+if _settings is None or _refused:
     # The settings are the same in every process: what matters is that they can be written.
     _temporary = tempfile.TemporaryDirectory(prefix="qatval-settings-", ignore_cleanup_errors=True)
     _settings = Path(_temporary.name)

@@ -141,8 +141,9 @@ def test_missing_resources_skip_with_reason_and_remedy(
     result.stdout.fnmatch_lines(
         [
             "*qatval: 3 scenarios could not run*",
-            "3 x no COCO 2017 at *datasets/coco2017/source-data (give its folder with --coco-root); "
-            "no checkpoint *models/yolo10/checkpoints/yolov10n.pt (qatval checkpoints fetch)",
+            "3 x no COCO 2017 at *datasets/coco2017/source-data (give its folder with "
+            "--coco-root); no checkpoint *models/yolo10/checkpoints/yolov10n.pt (qatval "
+            "checkpoints fetch)",
         ]
     )
 
