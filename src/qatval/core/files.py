@@ -47,7 +47,11 @@ def encoded(text: str) -> bytes:
     Python hands on the bytes of a name that it cannot decode as lone surrogates, which UTF-8 does
     not have. Where those bytes are UTF-8 (in an ASCII locale) they are written, else a mark.
     """
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace").encode("utf-8")
+    try:
+        data = text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # a surrogate that stands for no byte
+        data = text.encode("utf-8", "replace")
+    return data.decode("utf-8", "replace").encode("utf-8")
 
 
 def why_unwritable(folder: Path) -> str | None:
