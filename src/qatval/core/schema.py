@@ -52,7 +52,8 @@ def published(record: msgspec.Struct, schema: Schema) -> str:
     document = msgspec.to_builtins(record)
     if found := list(_not_finite(document, schema)):
         raise NotFiniteError(
-            f"{', '.join(found[:3])}: not JSON compliant; a model that diverged measures such"
+            f"{', '.join(found[:3])}: not JSON compliant, which takes finite numbers; has the "
+            "model diverged?"
         )
     text = to_json(document)
     if problems := violations(json.loads(text), schema):
