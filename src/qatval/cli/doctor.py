@@ -9,6 +9,7 @@ import io
 import os
 import platform
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
@@ -16,7 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from qatval.cli.options import add_shared
+from qatval.core.environment import settings_folder
 from qatval.core.errors import QatvalError
+from qatval.core.files import why_unwritable
 from qatval.core.presets import validated_variants, variant
 
 if TYPE_CHECKING:
@@ -73,6 +76,7 @@ def examine(coco_root: Path, cache_dir: Path | None = None) -> Iterator[tuple[st
     """Look at every piece in turn; a check that fails becomes a finding, never an exception."""
     checks: dict[str, Callable[[], Finding]] = {
         "Python": _python,
+        "settings": _settings,  # before Ultralytics is loaded with those it gets
         **{package: partial(_package, package) for package in _NEEDED_MODULES},
         "GPU": _gpu,
         "embedded": _embedded_checkpoints,
@@ -84,12 +88,18 @@ def examine(coco_root: Path, cache_dir: Path | None = None) -> Iterator[tuple[st
     for subject, check in checks.items():
         try:
             yield subject, check()
+        except QatvalError as error:
+            yield subject, Finding("missing", str(error))
         except Exception as error:
             yield subject, Finding("missing", f"could not be examined: {error!r}")
 
 
 def _python() -> Finding:
-    return Finding("ok", f"{platform.python_version()}, {os.cpu_count()} CPU cores")
+    message = f"{platform.python_version()}, {os.cpu_count()} CPU cores"
+    if (encoding := sys.getfilesystemencoding()) != "utf-8":
+        remedy = "set PYTHONUTF8=1, or a locale with UTF-8, to reach all others"
+        return Finding("optional", f"{message}; takes file names for {encoding}: {remedy}")
+    return Finding("ok", message)
 
 
 def _package(package: str) -> Finding:
@@ -165,7 +175,7 @@ def _embedded_checkpoints() -> Finding:
     paths = [path for name in validated_variants() if (path := variant(name).embedded_checkpoint)]
     missing = [path for path in paths if not path.is_file()]
     if missing:
-        remedy = "it comes with the repository: run in its root, or restore it"
+        remedy = "it comes with the repository: run qatval from a clone, or restore it"
         return Finding("missing", f"{missing[0]} is missing; {remedy}")
     return Finding("ok", ", ".join(map(str, paths)))
 
@@ -181,11 +191,19 @@ def _cache(cache_dir: Path | None) -> Finding:
     from qatval.data.cache import ENVIRONMENT_VARIABLE, Cache
 
     cache = Cache(cache_dir)
-    folders = (cache.directory, *cache.directory.parents)
-    if not os.access(next(folder for folder in folders if folder.exists()), os.W_OK):
+    if refused := why_unwritable(cache.directory):
         remedy = f"name another with --cache-dir or {ENVIRONMENT_VARIABLE}"
-        return Finding("missing", f"{cache.directory} cannot be written; {remedy}")
+        return Finding("missing", f"{cache.directory} cannot be written ({refused}); {remedy}")
     return Finding("ok", f"{cache.directory}, {len(cache.entries())} entries")
+
+
+def _settings() -> Finding:
+    folder, refused = settings_folder()
+    if refused:
+        remedy = "a temporary folder takes its place, or name another with YOLO_CONFIG_DIR"
+        what = f"{folder} cannot be written ({refused})" if folder else refused
+        return Finding("optional", f"{what}; {remedy}")
+    return Finding("ok", f"{folder}, of Ultralytics")
 
 
 def _disk() -> Finding:

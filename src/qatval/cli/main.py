@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 could not be done, 2 wrong usage (and 3 where a command sa
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import signal
 import sys
@@ -15,7 +16,7 @@ from types import FrameType
 from qatval import __version__
 from qatval.cli import cache, checkpoints, dataset, demo, doctor, gate, pretrain, run, summarize
 from qatval.core.environment import prepare_process
-from qatval.core.errors import QatvalError
+from qatval.core.errors import QatvalError, from_system
 
 _COMMANDS = (demo, run, summarize, gate, dataset, cache, checkpoints, doctor, pretrain)
 
@@ -36,20 +37,26 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # tables and names go beyond ASCII
+            stream.reconfigure(errors="backslashreplace")
     args = build_parser().parse_args(argv)
     prepare_process()
     logging.basicConfig(format="qatval: %(levelname)s: %(message)s", level=logging.WARNING)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         code: int = args.handler(args)
-    except QatvalError as error:
-        print(f"qatval: error: {error}", file=sys.stderr)
-        return error.exit_code
     except KeyboardInterrupt:
         print("qatval: interrupted", file=sys.stderr)
         return 1
     except BrokenPipeError:
         return 1
+    except Exception as error:
+        told = error if isinstance(error, QatvalError) else from_system(error)
+        if told is None:
+            raise
+        print(f"qatval: error: {told}", file=sys.stderr)
+        return told.exit_code
     return code
 
 

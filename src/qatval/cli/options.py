@@ -6,7 +6,7 @@ from argparse import ArgumentParser
 from pathlib import Path
 from typing import Any
 
-from qatval.core.presets import DEFAULT_COCO_ROOT, variant_names
+from qatval.core.presets import DEFAULT_COCO_ROOT, default_coco_root, variant_names
 
 _SHARED: dict[str, dict[str, Any]] = {
     "run_roots": {
@@ -19,8 +19,8 @@ _SHARED: dict[str, dict[str, Any]] = {
     "--coco-root": {
         "type": Path,
         "metavar": "DIR",
-        "default": DEFAULT_COCO_ROOT,
-        "help": "dataset in COCO 2017's layout (default: %(default)s)",
+        "default": default_coco_root(),
+        "help": f"dataset in COCO 2017's layout (default: {DEFAULT_COCO_ROOT})",
     },
     "--count-incomplete": {
         "action": "store_true",

@@ -10,7 +10,10 @@ import platform
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from qatval.core.checkout import checkout
+from qatval.core.files import why_unwritable
 
 _PACKAGES = (
     "qatval",
@@ -28,15 +31,26 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
 def git_state() -> dict[str, Any]:
-    """Return commit, branch and dirtiness of qatval's own checkout, each None outside of one."""
+    """Return commit, branch and dirtiness of qatval's own checkout, each None outside of one.
+
+    Never those of another repository: one around a clone without ``.git``, around an environment
+    that qatval is installed in, or one that a git hook names in ``GIT_DIR``.
+    """
     unknown: dict[str, Any] = {"commit": None, "branch": None, "dirty": None}
+    root = checkout()
+    if root is None:
+        return unknown
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
+    environment["GIT_CEILING_DIRECTORIES"] = str(root.parent)
     command = ["git", "status", "--porcelain=v2", "--branch", "--untracked-files=no"]
     try:
         status = subprocess.run(
             command,
-            cwd=Path(__file__).parent,
+            cwd=root,
+            env=environment,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             timeout=10,
             check=True,
         ).stdout.splitlines()
@@ -54,6 +68,30 @@ def git_state() -> dict[str, Any]:
         "branch": header.get("head"),
         "dirty": any(not line.startswith("#") for line in status),
     }
+
+
+def user_folder(kind: Literal["cache", "config"]) -> Path | None:
+    """Return the user's folder for qatval's files of a kind, None where there is no home folder."""
+    import platformdirs
+
+    find = {"cache": platformdirs.user_cache_path, "config": platformdirs.user_config_path}[kind]
+    try:
+        found = find("qatval", appauthor=False)
+    except RuntimeError:
+        return None
+    return found if found.is_absolute() else None  # older releases leave the "~" in
+
+
+def settings_folder() -> tuple[Path | None, str | None]:
+    """Return the folder of Ultralytics' settings, and why they cannot be kept there, if so.
+
+    ``$YOLO_CONFIG_DIR``, else qatval's own below the user's configuration.
+    """
+    named = os.environ.get("YOLO_CONFIG_DIR")
+    folder = Path(named).absolute() if named else user_folder("config")
+    if folder is None:
+        return None, "there is no home folder"
+    return folder, why_unwritable(folder)
 
 
 def versions() -> dict[str, str | None]:

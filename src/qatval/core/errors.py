@@ -4,6 +4,15 @@ Each is shown as one line that says what was expected, what came and what to do,
 traceback. Anything else that is raised is a defect of qatval.
 """
 
+from __future__ import annotations
+
+import errno
+import os
+import sys
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+_REFUSED = (errno.EACCES, errno.EROFS)
+
 
 class QatvalError(Exception):
     """A run could not start or go on because of something the user can change (exit code 1)."""
@@ -15,3 +24,23 @@ class UsageError(QatvalError):
     """The command itself is wrong: an unknown choice, a value out of range (exit code 2)."""
 
     exit_code = 2
+
+
+def from_system(error: BaseException) -> QatvalError | None:
+    """Return what the system refused as an error of the user's, None if it refused nothing."""
+    # Libraries wrap what it says in errors of their own.
+    if any(os.strerror(number) in str(error) for number in DISK_FULL):
+        return QatvalError(
+            f"a disk is full ({error}): free some of it, or name folders on another one"
+        )
+    if isinstance(error, OSError) and error.errno in _REFUSED:
+        return QatvalError(
+            f"{error.filename or 'a file'}: {error.strerror}; name one that you may use"
+        )
+    encoding = sys.getfilesystemencoding()
+    if isinstance(error, UnicodeEncodeError) and encoding != "utf-8":
+        return QatvalError(
+            f"this Python takes file names for {encoding} and cannot reach {error.object!a}: set "
+            "PYTHONUTF8=1, or a locale with UTF-8"
+        )
+    return None

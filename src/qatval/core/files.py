@@ -8,6 +8,7 @@ import json
 import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ def atomic_write(path: Path, content: str | bytes) -> None:
     Raises:
         QatvalError: If the folder cannot be written to, or the disk is full.
     """
-    data = content.encode("utf-8") if isinstance(content, str) else content
+    data = encoded(content) if isinstance(content, str) else content
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -38,6 +39,37 @@ def atomic_write(path: Path, content: str | bytes) -> None:
     finally:
         with contextlib.suppress(OSError):  # it is gone after a success, or never came to be
             temporary.unlink()
+
+
+def encoded(text: str) -> bytes:
+    """Return a text as UTF-8, whatever file names are in it.
+
+    Python hands on the bytes of a name that it cannot decode as lone surrogates, which UTF-8 does
+    not have. Where those bytes are UTF-8 (in an ASCII locale) they are written, else a mark.
+    """
+    try:
+        data = text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # a surrogate that stands for no byte
+        data = text.encode("utf-8", "replace")
+    return data.decode("utf-8", "replace").encode("utf-8")
+
+
+def why_unwritable(folder: Path) -> str | None:
+    """Return why nothing can be kept in a folder, None if something can; leaves no trace.
+
+    Asking for permissions is not enough: a full disk grants them, and so does /proc.
+    """
+    try:
+        there = next(path for path in (folder, *folder.parents) if path.exists())
+        if not there.is_dir():
+            return f"{there} is not a folder"
+        with tempfile.TemporaryFile(dir=there) as probe:
+            probe.write(bytes(2**14))
+            probe.flush()
+            os.fsync(probe.fileno())
+    except OSError as error:
+        return error.strerror or type(error).__name__
+    return None
 
 
 @contextlib.contextmanager

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from importlib.resources import files
 from typing import Any, Literal
 
 import jsonschema
 import msgspec
 
+from qatval.core.errors import QatvalError
 from qatval.core.files import to_json
 
 Schema = Literal["run_summary", "comparison", "thresholds"]
+
+
+class NotFiniteError(QatvalError, ValueError):
+    """A measured value is no number that JSON has."""
 
 
 @functools.cache
@@ -40,9 +46,28 @@ def published(record: msgspec.Struct, schema: Schema) -> str:
     """Return a record as the JSON text that is written, checked against its schema.
 
     Raises:
-        ValueError: If it breaks the schema or holds a NaN, which is a defect of qatval.
+        ValueError: If it breaks the schema, which is a defect of qatval.
+        NotFiniteError: If it holds a NaN or an infinity.
     """
-    text = to_json(msgspec.to_builtins(record))
+    document = msgspec.to_builtins(record)
+    if found := list(_not_finite(document, schema)):
+        raise NotFiniteError(
+            f"{', '.join(found[:3])}: not JSON compliant, which takes finite numbers; has the "
+            "model diverged?"
+        )
+    text = to_json(document)
     if problems := violations(json.loads(text), schema):
         raise ValueError(f"{schema} breaks its schema: {'; '.join(problems)}")
     return text
+
+
+def _not_finite(value: Any, name: str) -> Iterator[str]:
+    """Yield where in a document a number is NaN or infinite, as a path with the number."""
+    if isinstance(value, float) and not math.isfinite(value):
+        yield f"{name} is {value}"
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _not_finite(inner, f"{name}.{key}")
+    elif isinstance(value, (list, tuple)):
+        for index, inner in enumerate(value):
+            yield from _not_finite(inner, f"{name}[{index}]")

@@ -26,7 +26,8 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from qatval.core.errors import QatvalError
+from qatval.core.environment import user_folder
+from qatval.core.errors import DISK_FULL, QatvalError
 from qatval.core.files import atomic_write, sha256_of
 from qatval.data.coco import AnnotationIndex, read_annotations
 
@@ -46,11 +47,20 @@ class DamagedError(QatvalError):
 
 
 def default_cache_dir() -> Path:
-    """Return `$QATVAL_CACHE_DIR`, else the user's cache directory."""
-    from platformdirs import user_cache_path
+    """Return `$QATVAL_CACHE_DIR`, else the user's cache directory.
 
-    named = os.environ.get(ENVIRONMENT_VARIABLE)
-    return Path(named) if named else user_cache_path("qatval")
+    Raises:
+        QatvalError: The user has no home folder.
+    """
+    if named := os.environ.get(ENVIRONMENT_VARIABLE):
+        return Path(named)
+    found = user_folder("cache")
+    if found is None:
+        raise QatvalError(
+            "there is no home folder to keep the cache in (HOME is not set): name a folder with "
+            f"--cache-dir or {ENVIRONMENT_VARIABLE}"
+        )
+    return found
 
 
 def digest_of(value: Any) -> str:
@@ -95,7 +105,7 @@ class Cache:
         """Hold the cache's lock; other processes that want to build wait.
 
         Raises:
-            QatvalError: The cache directory cannot be written.
+            QatvalError: The cache directory cannot be written, or its disk is full.
         """
         lock = FileLock(self.directory / "lock")
         try:
@@ -108,13 +118,23 @@ class Cache:
                 f"you may write to with --cache-dir or {ENVIRONMENT_VARIABLE}"
             ) from error
         try:
-            for folder in (self.directory, self.indexes, self.subsets):
-                for left_over in folder.glob(".*.partial"):
-                    # Nobody else can be building, so a killed process left it.
-                    _remove(left_over)
+            self._remove_partial()  # of a killed process: nobody else can be building
             yield
+        except OSError as error:
+            if error.errno not in DISK_FULL:
+                raise
+            self._remove_partial()
+            raise QatvalError(
+                f"{self.directory}: the cache's disk is full ({error.strerror}); free some of it, "
+                f"or name a folder elsewhere with --cache-dir or {ENVIRONMENT_VARIABLE}"
+            ) from error
         finally:
             lock.release()
+
+    def _remove_partial(self) -> None:
+        for folder in (self.directory, self.indexes, self.subsets):
+            for left_over in folder.glob(".*.partial"):
+                _remove(left_over)
 
     def known_digest(self, path: Path) -> str | None:
         """Return a file's SHA-256 if it was read before and has not changed since."""

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
 from collections.abc import Iterable
@@ -18,7 +19,8 @@ from typing import Any
 from msgspec.structs import replace
 
 from qatval.core.errors import QatvalError
-from qatval.core.files import atomic_write
+from qatval.core.files import atomic_write, encoded
+from qatval.core.schema import published
 from qatval.core.summary import SUMMARY_NAME, RunError, RunSummary, load_summary, write_summary
 from qatval.report.run_markdown import render_run
 
@@ -96,9 +98,10 @@ class RunFolder:
         self.record(error=replace(self.summary.error, stage=stage))
 
     def record(self, **fields: Any) -> None:
-        """Replace fields of the summary and write it."""
-        self.summary = replace(self.summary, **fields)
-        write_summary(self.path, self.summary)
+        """Replace fields of the summary and write it; keeps the one before if it cannot be."""
+        changed = replace(self.summary, **fields)
+        write_summary(self.path, changed)
+        self.summary = changed
 
     def _end_stage(self) -> None:
         name, since = self._stage
@@ -106,23 +109,45 @@ class RunFolder:
         self.timings[name] = round(self.timings.get(name, 0.0) + seconds, 3)
 
     def fail(self, error: BaseException) -> None:
-        """Leave the run incomplete, saying why and in which stage."""
+        """Leave the run incomplete, saying why and in which stage.
+
+        Never raises: whatever stands in the way of telling must not take the place of the reason.
+        """
         message = str(error) or type(error).__name__
         if isinstance(error, KeyboardInterrupt):
             message = "interrupted"
         why = RunError(type=type(error).__name__, message=message, stage=self._stage[0])
-        self._write(replace(self.summary, status="incomplete", error=why))
+        # As it was last written, which is to say without what could not be written.
+        self.summary = replace(self.summary, status="incomplete", error=why)
+        with contextlib.suppress(Exception):
+            self._leave(encoded(published(self.summary, "run_summary")))
+        try:
+            atomic_write(self._report, render_run(self.summary))
+        except Exception:
+            with contextlib.suppress(OSError):
+                self._report.unlink()  # it may be one of a run that all but finished
 
     def finish(self, summary: RunSummary) -> None:
         """Complete the run: replace the incomplete summary, add how long it took."""
         self._end_stage()
         timings = {**self.timings, "total": round(sum(self.timings.values()), 3)}
-        self._write(replace(summary, error=None, timings=timings))
+        done = replace(summary, error=None, timings=timings)
+        content = published(done, "run_summary")  # or it could not be told either
+        atomic_write(self._report, render_run(done))
+        atomic_write(self.path / SUMMARY_NAME, content)
+        self.summary = done
 
-    def _write(self, summary: RunSummary) -> None:
-        self.summary = summary
-        atomic_write(self._report, render_run(summary))
-        write_summary(self.path, summary)
+    def _leave(self, content: bytes) -> None:
+        """Write the summary, on a full disk into the room that the one before has."""
+        file = self.path / SUMMARY_NAME
+        try:
+            atomic_write(file, content)
+        except QatvalError:
+            if len(content) > max(file.stat().st_size, 512 * file.stat().st_blocks):
+                raise
+            with file.open("r+b") as stream:
+                stream.write(content)
+                stream.truncate()
 
 
 def publish(source: Path, destination: Path, names: Iterable[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 import uuid
@@ -179,8 +180,11 @@ def _train(
     directory = work / identity
     try:
         trajectory = train(directory, plan, setup.arguments, _callbacks(progress))
-    finally:
-        _publish(methods, directory, folders)
+    except BaseException:
+        with contextlib.suppress(Exception):  # why the training ended is what matters
+            _publish(methods, directory, folders)
+        raise
+    _publish(methods, directory, folders)
     _enter(folders, progress, _WAITING)
     return TrainedModels(setup, trajectory, identity)
 

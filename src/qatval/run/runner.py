@@ -9,12 +9,11 @@ from __future__ import annotations
 import atexit
 import functools
 import gc
-import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from qatval.core.errors import QatvalError
+from qatval.core.errors import QatvalError, from_system
 from qatval.core.progress import Progress
 from qatval.core.summary import RunSummary
 from qatval.run.configuration import RunConfig
@@ -38,7 +37,6 @@ def run(config: RunConfig, progress: Progress) -> list[RunSummary]:
         BaseException: Anything else that ended the run, recorded in the same way.
     """
     folders: dict[str, RunFolder] = {}
-    work: Path | None = None
     try:
         for chosen in config.methods:
             folders[chosen.name] = RunFolder(
@@ -48,8 +46,12 @@ def run(config: RunConfig, progress: Progress) -> list[RunSummary]:
                 overwrite=config.overwrite,
             )
         _pass_gate(config)
-        work = Path(tempfile.mkdtemp(prefix=".training-", dir=config.run_root))
-        _pipeline()(config, folders, work, progress)
+        _find_checkpoint(config)
+        # Removed before a failure is recorded: where it has filled the disk, that makes room.
+        with tempfile.TemporaryDirectory(
+            prefix=".training-", dir=config.run_root, ignore_cleanup_errors=True
+        ) as work:
+            _pipeline()(config, folders, Path(work), progress)
     except BaseException as error:
         explained = _explained(error, config)
         for folder in folders.values():
@@ -58,9 +60,6 @@ def run(config: RunConfig, progress: Progress) -> list[RunSummary]:
         if explained is not error:
             raise explained from error
         raise
-    finally:
-        if work is not None:
-            shutil.rmtree(work, ignore_errors=True)
     return [folders[chosen.name].summary for chosen in config.methods]
 
 
@@ -80,10 +79,30 @@ def _pipeline() -> Callable[[RunConfig, Mapping[str, RunFolder], Path, Progress]
 
 def _explained(error: BaseException, config: RunConfig) -> BaseException:
     """Return what to tell the user of an error: what to do, where there is something to do."""
-    exhausted = isinstance(error, MemoryError) or "out of memory" in str(error).lower()
-    if not exhausted or isinstance(error, QatvalError):
+    if isinstance(error, QatvalError):
         return error
-    return QatvalError(f"out of memory: try --batch {max(config.profile.batch // 2, 1)}")
+    if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
+        return QatvalError(f"out of memory: try --batch {max(config.profile.batch // 2, 1)}")
+    return from_system(error) or error
+
+
+def _find_checkpoint(config: RunConfig) -> None:
+    """Refuse a checkpoint that is not there, before the subset is built, with the right remedy."""
+    path, variant = config.checkpoint, config.variant
+    if path.is_file() or not config.coco_root.is_dir():  # a missing dataset is said first
+        return
+    remedy = "name a .pt or .safetensors file with --checkpoint"
+    if path == variant.embedded_checkpoint:
+        remedy = (
+            "it comes with qatval's repository: run qatval from a clone, restore the file, or give "
+            "one with --checkpoint"
+        )
+    elif path == variant.checkpoint:
+        remedy = (
+            f"download the official file with 'qatval checkpoints fetch {variant.name}', or give "
+            "one with --checkpoint"
+        )
+    raise QatvalError(f"checkpoint {path} not found: {remedy}")
 
 
 def _pass_gate(config: RunConfig) -> None:

@@ -1,7 +1,8 @@
 """Validation with pytest, and runs made up for tests of what reads them.
 
-The plugin (`qatval.testing.plugin`, found by pytest itself): options, scenarios as parameters, one
-training per group of them.
+The plugin (`qatval.testing.plugin`): options, scenarios as parameters, one training per group of
+them. A project opts in by naming it in the ``conftest.py`` of its root; nothing is registered by
+being installed.
 """
 
 from qatval.testing.builders import as_json as as_json

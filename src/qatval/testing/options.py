@@ -25,7 +25,7 @@ def add_options(parser: pytest.Parser) -> None:
     group.addoption(
         "--coco-root",
         type=Path,
-        default=presets.DEFAULT_COCO_ROOT,
+        default=presets.default_coco_root(),
         metavar="DIR",
         help=f"dataset in COCO 2017's layout (default: {presets.DEFAULT_COCO_ROOT})",
     )

@@ -6,7 +6,8 @@ Scenarios that differ only in the method share one training: whichever test come
 under a file lock with every method that the session has selected, the others, also in other
 xdist workers, wait and read their own run root.
 
-Nothing here imports torch, so collecting is quick.
+A project asks for it in the ``conftest.py`` of its root: ``pytest_plugins =
+["qatval.testing.plugin"]``. Nothing here imports torch, so collecting is quick.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -121,8 +123,10 @@ def _session_dir(config: pytest.Config) -> Path:
     if config.option.run_root is not None:
         now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
         return Path(config.option.run_root).absolute() / f"session-{now}-{os.getpid()}"
-    factory: pytest.TempPathFactory = config._tmp_path_factory  # type: ignore[attr-defined]
-    return factory.getbasetemp() / "qatval"
+    factory: pytest.TempPathFactory | None = getattr(config, "_tmp_path_factory", None)
+    # Under -p no:tmpdir nobody else makes a folder, or removes one.
+    base = factory.getbasetemp() if factory else Path(tempfile.mkdtemp(prefix="pytest-qatval-"))
+    return base / "qatval"
 
 
 def pytest_report_header(config: pytest.Config) -> str:
@@ -135,12 +139,14 @@ def pytest_report_header(config: pytest.Config) -> str:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Parametrize tests that ask for a scenario."""
     option = metafunc.config.option
+    # With --dist loadgroup one worker gets all scenarios of a training.
+    grouped = metafunc.config.pluginmanager.hasplugin("xdist")
 
     def parameter(scenario: Scenario) -> Any:
         names = "gpu" if scenario.dataset == COCO else "cpu", scenario.profile
-        # With --dist loadgroup one worker gets all scenarios of a training.
-        group = pytest.mark.xdist_group(scenario.training)
-        marks = [*(getattr(pytest.mark, name) for name in names), group]
+        marks = [getattr(pytest.mark, name) for name in names]
+        if grouped:
+            marks.append(pytest.mark.xdist_group(scenario.training))
         return pytest.param(scenario, id=str(scenario), marks=marks)
 
     for fixture, datasets in _DATASETS.items():

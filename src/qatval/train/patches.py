@@ -10,17 +10,20 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import platformdirs
+from qatval.core.environment import settings_folder
 
-_settings = Path(
-    os.environ.setdefault(
-        "YOLO_CONFIG_DIR", str(platformdirs.user_config_path("qatval", appauthor=False))
-    )
-)
+_settings, _refused = settings_folder()
+if _settings is None or _refused:
+    # The settings are the same in every process: what matters is that they can be written.
+    _temporary = tempfile.TemporaryDirectory(prefix="qatval-settings-", ignore_cleanup_errors=True)
+    _settings = Path(_temporary.name)
+    os.environ.setdefault("MPLCONFIGDIR", str(_settings))  # it would warn of the same folder
+os.environ["YOLO_CONFIG_DIR"] = str(_settings)
 _settings.mkdir(parents=True, exist_ok=True)
 os.environ["YOLO_OFFLINE"] = "true"
 os.environ["YOLO_VERBOSE"] = "false"  # no progress bars

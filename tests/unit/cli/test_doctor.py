@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +19,6 @@ def no_heavy_imports(monkeypatch: pytest.MonkeyPatch) -> None:
     """The unit tests examine what is cheap; torch and the GPU have checks of their own."""
     monkeypatch.setattr(doctor, "_NEEDED_MODULES", {"msgspec": "msgspec", "numpy": "numpy"})
     monkeypatch.setattr(doctor, "_gpu", lambda: Finding("optional", "none"))
-    # They lie in the repository's root, wherever the tests are started.
-    monkeypatch.setattr(doctor, "_embedded_checkpoints", lambda: Finding("ok", ""))
 
 
 def findings(tmp_path: Path) -> dict[str, Finding]:
@@ -68,6 +69,46 @@ def test_a_version_outside_the_tested_range_is_told(
     specifiers = pytest.importorskip("packaging.specifiers")
     monkeypatch.setattr(doctor, "_tested_versions", lambda _: specifiers.SpecifierSet("<0.1"))
     assert "untested; tested: <0.1" in findings(tmp_path)["numpy"].message
+
+
+@pytest.mark.parametrize("place", ["file", "file/below", "/proc/nowhere/.cache"])
+def test_a_cache_that_cannot_be_written_is_told(place: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    found = dict(examine(tmp_path / "coco", tmp_path / place))["cache"]
+    assert found.level == "missing"
+    assert "cannot be written" in found.message
+    assert "--cache-dir" in found.message
+
+
+@pytest.mark.parametrize("full", [errno.ENOSPC, errno.EDQUOT])
+def test_a_home_on_a_full_disk_is_told(
+    full: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(descriptor: int) -> None:
+        raise OSError(full, os.strerror(full))
+
+    monkeypatch.delenv("YOLO_CONFIG_DIR", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(os, "fsync", refuse)
+    found = dict(examine(tmp_path / "coco"))
+    assert found["cache"].level == "missing"
+    assert found["settings"].level == "optional"  # a temporary folder takes its place
+    assert all(os.strerror(full) in found[name].message for name in ("cache", "settings"))
+
+
+def test_no_home_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("QATVAL_CACHE_DIR", raising=False)
+    monkeypatch.setattr("qatval.data.cache.user_folder", lambda kind: None)
+    found = dict(examine(tmp_path / "coco"))["cache"]
+    assert found.level == "missing"
+    assert found.message.startswith("there is no home folder")
+
+
+def test_an_encoding_without_umlauts_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "getfilesystemencoding", lambda: "iso8859-1")
+    assert "PYTHONUTF8=1" in findings(tmp_path)["Python"].message
 
 
 def test_the_command(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -123,6 +126,85 @@ def test_missing_coco_root(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert code == 1
     assert "nowhere" in line
     failed(tmp_path / "run", line)
+
+
+@pytest.mark.parametrize("named", ["nowhere.pt", "models/shapes/other.safetensors"])
+def test_missing_checkpoint_that_was_named(
+    named: str, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, line = run(capsys, shapes, tmp_path / "run", "--checkpoint", named)
+    assert code == 1
+    assert f"checkpoint {named} not found: name a .pt or .safetensors file" in line
+    failed(tmp_path / "run", line)
+
+
+def test_missing_embedded_checkpoint(
+    shapes: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("qatval.core.checkout.checkout", lambda: None)  # as from a wheel
+    monkeypatch.chdir(tmp_path)
+    _, line = run(capsys, shapes, tmp_path / "run")
+    assert "comes with qatval's repository" in line
+    assert "fetch" not in line
+    failed(tmp_path / "run", line)
+
+
+def test_missing_official_checkpoint(
+    copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (copied / "qatval-dataset.json").unlink()
+    _, line = run(capsys, copied, tmp_path / "run", "--variant", "yolo11n")
+    assert "'qatval checkpoints fetch yolo11n'" in line
+    failed(tmp_path / "run", line)
+
+
+def test_a_full_disk_is_the_reason_whoever_says_so(
+    shapes: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def pipeline(*_: object) -> None:
+        raise RuntimeError("Error while serializing: No space left on device (os error 28)")
+
+    monkeypatch.setattr("qatval.run.runner._pipeline", lambda: pipeline)
+    code, line = run(capsys, shapes, tmp_path / "run")
+    assert code == 1
+    assert "a disk is full" in line
+    failed(tmp_path / "run", line)
+
+
+def test_a_cache_on_a_full_disk(
+    shapes: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def save(path: Path, arrays: object) -> None:
+        path.touch()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("qatval.data.cache.save_arrays", save)
+    cache = tmp_path / "cache"
+    command = ["dataset", "build", "--profile", "smoke", "--coco-root", str(shapes)]
+    assert main([*command, "--cache-dir", str(cache)]) == 1
+    assert "the cache's disk is full" in capsys.readouterr().err
+    assert [path.name for path in cache.rglob("*") if path.is_file()] in ([], ["lock"])
+
+
+def test_a_terminal_that_knows_only_ascii(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for seed in (0, 1):
+        write_summary(tmp_path / "läufe" / str(seed), build_summary("ema", seed))
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    out = tmp_path / "übersicht.md"
+    assert main(["summarize", str(tmp_path / "läufe"), "--out-path", str(out)]) == 0
+    sys.stdout.flush()
+    assert b"ema" in written.getvalue()
+    assert "ema" in out.read_text("utf-8")
 
 
 def test_broken_json(copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import mmap
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from qatval.core.environment import available_cores
+from qatval.core import environment
+from qatval.core.environment import available_cores, git_state, settings_folder, user_folder
 
 MIB = 2**20
 BLOCKS, TURNS = 8, 20
@@ -62,3 +64,121 @@ def test_ultralytics_does_not_take_the_cores_from_torch() -> None:
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, env=clean, capture_output=True, text=True, check=True)
     assert int(done.stdout) > 1
+
+
+UNKNOWN = {"commit": None, "branch": None, "dirty": None}
+
+
+def repository(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    git = ["git", "-c", "user.name=n", "-c", "user.email=n@x", "-c", "init.defaultBranch=grün"]
+    for command in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "x"]):
+        subprocess.run([*git, *command], cwd=folder, check=True)
+    return folder
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder that takes the place of qatval's checkout."""
+    if not shutil.which("git"):
+        pytest.skip("no git")
+    folder = tmp_path / "around" / "clone"
+    folder.mkdir(parents=True)
+    monkeypatch.setattr(environment, "checkout", lambda: folder)
+    return folder
+
+
+@pytest.mark.parametrize("locale", ["C.UTF-8", "C"])
+def test_a_clone_is_known_in_any_locale(
+    locale: str, checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository(checkout)
+    monkeypatch.setenv("LC_ALL", locale)
+    assert git_state()["branch"] == "grün"
+    assert git_state()["dirty"] is False
+
+
+def test_a_clone_without_git_is_not_taken_for_the_repository_around_it(checkout: Path) -> None:
+    repository(checkout.parent)
+    assert git_state() == UNKNOWN
+
+
+def test_a_git_hook_does_not_lend_its_repository(
+    checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GIT_DIR", str(repository(tmp_path / "other") / ".git"))
+    assert git_state() == UNKNOWN
+
+
+def test_a_machine_without_git(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    repository(checkout)
+    monkeypatch.setenv("PATH", "")
+    assert git_state() == UNKNOWN
+
+
+def test_an_installed_package_has_no_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "checkout", lambda: None)
+    assert git_state() == UNKNOWN
+
+
+@pytest.fixture
+def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("YOLO_CONFIG_DIR", "XDG_CONFIG_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize("unresolved", ["raises", "leaves it"])
+def test_no_home_folder(
+    unresolved: str, no_settings: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import platformdirs
+
+    def find(*_: object, **__: object) -> Path:
+        if unresolved == "raises":
+            raise RuntimeError("could not determine the home directory")
+        return Path("~/.config/qatval")
+
+    monkeypatch.setattr(platformdirs, "user_config_path", find)
+    assert user_folder("config") is None
+    assert settings_folder() == (None, "there is no home folder")
+
+
+def test_a_home_that_cannot_be_written(
+    no_settings: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "home").touch()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    folder, refused = settings_folder()
+    assert folder is not None
+    assert refused
+    monkeypatch.setenv("YOLO_CONFIG_DIR", str(tmp_path / "named"))
+    assert settings_folder() == (tmp_path / "named", None)
+
+
+@pytest.mark.parametrize("home", ["/proc/nowhere", "/dev/null", None])
+def test_ultralytics_is_given_a_folder_that_can_be_written(
+    home: str | None, tmp_path: Path
+) -> None:
+    program = (
+        "import os, pathlib, platformdirs\n"
+        f"if {home is None}: platformdirs.user_config_path = lambda *a, **k: pathlib.Path('~/x')\n"
+        "import qatval.train\n"
+        "from ultralytics.utils import SETTINGS\n"
+        "SETTINGS.save() if hasattr(SETTINGS, 'save') else None\n"
+        "folder = pathlib.Path(os.environ['YOLO_CONFIG_DIR'])\n"
+        "print(folder, *folder.rglob('*.json'), sep='\\n')"
+    )
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("YOLO", "XDG", "MPL"))}
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**env, "HOME": home or "/", "PYTHONPATH": os.pathsep.join(sys.path)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    folder, *written = done.stdout.splitlines()
+    assert written
+    assert done.stderr == ""
+    assert not Path(folder).exists()  # it was temporary
+    assert list(tmp_path.iterdir()) == []  # no folder called "~"

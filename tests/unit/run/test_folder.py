@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
+import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +15,7 @@ import msgspec
 import pytest
 
 from qatval.core.errors import QatvalError
+from qatval.core.measurements import BatchNormDrift, EpochRecord, Metrics
 from qatval.core.schema import violations
 from qatval.core.summary import RunError, RunSummary, load_summary
 from qatval.run.configuration import configure
@@ -136,6 +141,108 @@ def test_a_summary_that_breaks_the_schema_is_never_written(
     with pytest.raises(ValueError, match="not JSON compliant"):
         folder.record(evaluation={"conf": math.nan})
     assert violations(json.loads((tmp_path / "run_summary.json").read_text())) == []
+
+
+@pytest.mark.parametrize(
+    "measured",
+    [
+        {"batchnorm": BatchNormDrift(8, math.nan, math.inf, "model.0.bn", ())},
+        {"metrics": Metrics("metrics/mAP50-95(B)", 0.5, 0.5, map50=math.nan)},
+        {"history": (EpochRecord(1, 0.5, {"train/box_loss": math.inf}),)},
+        {"environment": {"of a later version": [1.0, {"nested": -math.inf}]}},
+    ],
+    ids=lambda measured: next(iter(measured)),
+)
+def test_a_value_that_json_does_not_have_is_the_reason_that_is_left(
+    measured: dict[str, Any], tmp_path: Path, summary: RunSummary
+) -> None:
+    for end in ("finish", "record"):
+        folder = claim(tmp_path / end, summary)
+        folder.enter("delivery")
+        whole = msgspec.structs.replace(done(summary), **measured)
+        finish, record = partial(folder.finish, whole), partial(folder.record, **measured)
+        with pytest.raises(QatvalError, match=next(iter(measured))) as raised:
+            (finish if end == "finish" else record)()
+        folder.fail(raised.value)
+        found = load_summary(folder.path)
+        assert found.status == "incomplete"
+        assert found.error is not None
+        assert found.error.message == str(raised.value)
+        assert found.error.stage == "delivery"
+        assert str(raised.value)[:20] in (folder.path / "summary.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("gr\udcfcn", "gr\ufffdn"),  # Latin-1 on disk
+        ("gr\udcc3\udcbcn", "grün"),  # UTF-8 on disk, an ASCII locale
+        ("\udcff\udcfe", "\ufffd\ufffd"),
+        ("grün\n\0", "grün\n\0"),
+    ],
+)
+def test_a_reason_with_any_file_name_in_it_is_left(
+    name: str, told: str, tmp_path: Path, summary: RunSummary
+) -> None:
+    folder = claim(tmp_path, summary)
+    folder.fail(QatvalError(f"{name}.jpg: no such file"))
+    found = load_summary(tmp_path).error
+    assert found is not None
+    assert found.message == f"{told}.jpg: no such file"
+
+
+def refuse_new_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no new file be written, as on a full disk; what there is may be overwritten."""
+
+    def refuse(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+
+
+def test_a_disk_that_is_full_while_failing(
+    tmp_path: Path, summary: RunSummary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = claim(tmp_path, summary)
+    folder.enter("training")
+    (tmp_path / "summary.md").write_text("of a run that all but finished")
+    refuse_new_files(monkeypatch)
+    with pytest.raises(QatvalError, match="No space left"):
+        folder.finish(done(summary))
+    folder.fail(QatvalError("no room on a disk"))
+    found = load_summary(tmp_path)
+    assert found.status == "incomplete"
+    assert found.error is not None
+    assert found.error.message == "no room on a disk"
+    assert not (tmp_path / "summary.md").exists()
+
+
+def test_a_reason_that_does_not_fit_spoils_nothing(
+    tmp_path: Path, summary: RunSummary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = claim(tmp_path, summary)
+    refuse_new_files(monkeypatch)
+    folder.fail(QatvalError("x" * 100_000))
+    assert load_summary(tmp_path).status == "incomplete"
+
+
+@pytest.mark.parametrize("vanished", [False, True])
+def test_nothing_takes_the_place_of_the_reason(
+    vanished: bool, tmp_path: Path, summary: RunSummary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = claim(tmp_path / "run", summary)
+    if vanished:
+        shutil.rmtree(folder.path)
+        (tmp_path / "run").touch()
+    else:  # the reason is in the JSON, whatever becomes of the page
+        monkeypatch.setattr("qatval.run.folder.render_run", lambda _: 1 / 0)
+    folder.fail(QatvalError("the reason"))
+    assert folder.summary.error is not None
+    assert folder.summary.error.message == "the reason"
+    if not vanished:
+        found = load_summary(folder.path).error
+        assert found is not None
+        assert found.message == "the reason"
 
 
 def test_publish_copies_what_is_there(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ tests/validation does that. A session's conftest imports the fixtures from here.
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from qatval.core.summary import load_summary, write_summary
 from qatval.data.shapes import MANIFEST_NAME
 from qatval.run import runner
 from qatval.run.configuration import RunConfig
+from qatval.testing.plugin import Settings
 
 STORED = "stored"
 """Holds the summary of each run in a folder ``method-seed``."""
@@ -25,9 +27,10 @@ CALLS = "calls.txt"
 
 
 @pytest.fixture(scope="session")
-def embedded_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def embedded_dataset(qatval_settings: Settings) -> Path:
     """Return a dataset of nothing but its name."""
-    root = tmp_path_factory.mktemp("data")
+    root = qatval_settings.session_dir / f"data{os.getpid()}"
+    root.mkdir(parents=True)
     (root / MANIFEST_NAME).write_text('{"name": "shapes"}')
     return root
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tempfile
 import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,10 +37,15 @@ def test_again(embedded_scenario, validation_run):
 """
 
 
+OPT_IN = 'pytest_plugins = ["qatval.testing.plugin"]\n'
+
+
 @pytest.fixture(autouse=True)
 def light(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Load no plugin that the sessions do not use: it would be half a second each."""
-    monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:hypothesispytest -p no:syrupy -p no:anyio")
+    """Opt in, and load no plugin that the sessions do not use: it would be half a second each."""
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    monkeypatch.setenv("PYTEST_ADDOPTS", "-p xdist")
+    pytester.makeconftest(OPT_IN)
 
 
 @dataclass(frozen=True)
@@ -69,7 +75,7 @@ class Session:
 @pytest.fixture
 def session(pytester: pytest.Pytester) -> Session:
     pytester.makeini(f"[pytest]\npythonpath = {Path(__file__).parent}")  # of workers too
-    pytester.makeconftest("from stored_runs import embedded_dataset, stored_runs")
+    pytester.makeconftest(OPT_IN + "from stored_runs import embedded_dataset, stored_runs")
     pytester.makepyfile(EMBEDDED_TESTS)
     return Session(pytester)
 
@@ -135,10 +141,23 @@ def test_missing_resources_skip_with_reason_and_remedy(
     result.stdout.fnmatch_lines(
         [
             "*qatval: 3 scenarios could not run*",
-            "3 x no COCO 2017 at datasets/coco2017/source-data (give its folder with --coco-root); "
-            "no checkpoint models/yolo10/checkpoints/yolov10n.pt (qatval checkpoints fetch)",
+            "3 x no COCO 2017 at *datasets/coco2017/source-data (give its folder with "
+            "--coco-root); no checkpoint *models/yolo10/checkpoints/yolov10n.pt (qatval "
+            "checkpoints fetch)",
         ]
     )
+
+
+@pytest.mark.parametrize(
+    "without", [["-p", "no:tmpdir"], ["-p", "no:xdist"], ["-p", "no:cacheprovider", "-n0"]]
+)
+def test_a_session_without_other_plugins(
+    without: list[str], session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(session.pytester.path))
+    session.store()
+    result = session.run(*without, "--strict-markers", "-k", "test_run and ema-smoke-seed0")
+    result.assert_outcomes(passed=1, deselected=11)
 
 
 def test_strict_resources_fail_instead(pytester: pytest.Pytester) -> None:

@@ -13,6 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
+from qatval.core.checkout import located
 from qatval.core.detectors import Detector, detector_of
 from qatval.core.detectors.yolo10 import FAMILY as YOLO10
 from qatval.core.errors import UsageError
@@ -30,7 +31,7 @@ class Variant:
     """A detector of one size.
 
     Attributes:
-        checkpoint: Where the official checkpoint is expected.
+        checkpoint: Where the official checkpoint is expected, from the current folder.
         architecture: Ultralytics' model file.
         embedded_checkpoint: What a run on the embedded dataset starts from, None if there is none.
         validated: Whether the scenarios of ``pytest`` are made of it and a machine is to have it.
@@ -94,6 +95,11 @@ class Profile:
         return {**self.overrides, **schedule, **run}
 
 
+def default_coco_root() -> Path:
+    """Return where COCO 2017 is expected, from the current folder."""
+    return located(DEFAULT_COCO_ROOT)
+
+
 @functools.cache
 def _presets(name: str) -> dict[str, Any]:
     return tomllib.loads((files("qatval.core.presets") / f"{name}.toml").read_text("utf-8"))
@@ -123,7 +129,7 @@ def profile_names() -> tuple[str, ...]:
 def variant(name: str) -> Variant:
     """Return a variant by name; raise UsageError with the choices if there is none."""
     preset = _choose("variant", name, _presets("variants"))
-    paths = {key: Path(value) for key, value in preset.items() if key.endswith("checkpoint")}
+    paths = {k: located(Path(v)) for k, v in preset.items() if k.endswith("checkpoint")}
     requires = tuple(preset.get("requires", ()))
     return Variant(name=name, **{**preset, **paths, "requires": requires})
 
