@@ -46,6 +46,21 @@ class Git(Record, frozen=True):
     dirty: bool | None
 
 
+class ClassesRecord(Record, frozen=True):
+    """How the dataset's classes were found in the checkpoint.
+
+    Attributes:
+        match: In the ``"same"`` order, ``"mapped"`` by name from another one, or ``"unknown"``: one
+            of the two has no names.
+        rows: By the dataset's class index the checkpoint's, where they were mapped.
+        renamed: The dataset's name -> the checkpoint's, where they are written differently.
+    """
+
+    match: Literal["same", "mapped", "unknown"]
+    rows: tuple[int, ...] | None = None
+    renamed: dict[str, str] | None = None
+
+
 class Model(Record, frozen=True):
     """What was trained; ``imgsz`` is the side of the square network input in pixels."""
 
@@ -53,6 +68,7 @@ class Model(Record, frozen=True):
     checkpoint: str
     imgsz: Number
     checkpoint_sha256: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")] | None = None
+    classes: ClassesRecord | None = None
 
 
 class StartRecord(Record, frozen=True):
@@ -185,7 +201,13 @@ class Requested(Record, frozen=True):
 
 
 class DatasetRecord(Record, frozen=True):
-    """The data; ``identity`` is what they are wherever they lie, ``name`` what that is called."""
+    """The data.
+
+    Attributes:
+        identity: What they are, wherever they lie.
+        name: What that is called.
+        unlabelled: Of each split the classes that its annotation file has no annotation of.
+    """
 
     coco_root: str
     dataset_yaml: str
@@ -194,6 +216,7 @@ class DatasetRecord(Record, frozen=True):
     requested: Requested | None = None
     name: str | None = None
     identity: dict[str, Any] | None = None
+    unlabelled: dict[str, tuple[str, ...]] | None = None
 
 
 class TrainingRecord(Record, frozen=True, kw_only=True):

@@ -178,6 +178,7 @@ def _write_entry(
                 raise QatvalError(f"{annotations}: lists no images; expected at least one")
             labels[split] = training_labels(index, rows)
             _warn_of_dropped(annotations, labels[split].counts)
+            _warn_of_unlabelled(annotations, _unlabelled(index))
             save_arrays(folder / f"{split}.npz", split_arrays(index, rows, labels[split]))
         write_annotations(indexes["val"], selections["val"].rows, folder / VAL_ANNOTATIONS)
         drawn = presets_of(request.coco_root) == "shapes"
@@ -190,6 +191,7 @@ def _write_entry(
             },
             "asked": request.asked(),
             "counts": {split: vars(labels[split].counts) for split in indexes},
+            "unlabelled": {split: _unlabelled(index) for split, index in indexes.items()},
             "class_names": train.category_names,
             "category_ids": train.category_ids.tolist(),
             "coco_root": str(request.coco_root),
@@ -223,6 +225,19 @@ def _warn_of_dropped(annotations: Path, counts: LabelCounts) -> None:
         said = "%s: %d boxes dropped (%d of no area, %d outside the image, %d duplicates)"
         why = counts.degenerate, counts.outside, counts.duplicate
         _log.warning(said, annotations, dropped, *why)
+
+
+def _unlabelled(index: AnnotationIndex) -> list[str]:
+    """Return the names of the categories that an annotation file lists and never uses."""
+    used = set(index.classes.tolist())
+    return [name for row, name in enumerate(index.category_names) if row not in used]
+
+
+def _warn_of_unlabelled(annotations: Path, names: Sequence[str]) -> None:
+    if names:
+        shown = ", ".join(f"'{name}'" for name in names[:3]) + (", ..." if len(names) > 3 else "")
+        said = "%s: no annotation is of these categories (%d): %s"
+        _log.warning(said, annotations, len(names), shown)
 
 
 def _list_digest(image_list: Path) -> str:

@@ -14,6 +14,7 @@ from functools import partial
 import torch
 from msgspec.structs import replace
 
+from qatval.core.classes import ClassMatch
 from qatval.core.files import atomic_write, sha256_of
 from qatval.core.measurements import (
     Bootstrap,
@@ -23,7 +24,7 @@ from qatval.core.measurements import (
     LayerCoverage,
 )
 from qatval.core.progress import Progress
-from qatval.core.summary import RunSummary
+from qatval.core.summary import ClassesRecord, RunSummary
 from qatval.data.coco_protocol import TOLERANCE, CocoResult, evaluate_coco
 from qatval.quant.batchnorm import drift
 from qatval.quant.integer import integer_layers
@@ -82,6 +83,7 @@ def _known_before(
     """Return the summary with what the training and the data say, before anything is delivered."""
     setup, trajectory, summary = trained.setup, trained.trajectory, folder.summary
     subset = setup.subset
+    unlabelled = subset.provenance["unlabelled"]
     gpu = torch.cuda.get_device_name(setup.device) if setup.device.type == "cuda" else None
     training = replace(
         summary.training,
@@ -126,7 +128,11 @@ def _known_before(
         quantization = replace(quantization, coverage=_coverage(setup.naive.layers))
     return replace(
         summary,
-        model=replace(summary.model, checkpoint_sha256=sha256_of(config.checkpoint)),
+        model=replace(
+            summary.model,
+            checkpoint_sha256=sha256_of(config.checkpoint),
+            classes=_classes(setup.classes),
+        ),
         quantization=quantization,
         method=known,
         dataset=replace(
@@ -135,6 +141,7 @@ def _known_before(
             val_images=len(subset.val),
             name=subset.dataset_name,
             identity=dict(subset.identity),
+            unlabelled=unlabelled and {split: tuple(names) for split, names in unlabelled.items()},
         ),
         training=training,
         artifacts=artifacts,
@@ -144,6 +151,11 @@ def _known_before(
         evaluation=evaluation_settings(config.profile.imgsz, config.variant.detector),
         oscillation=trajectory and trajectory.oscillation,
     )
+
+
+def _classes(found: ClassMatch) -> ClassesRecord:
+    rows = found.rows if found.kind == "mapped" else None
+    return ClassesRecord(found.kind, rows, found.renamed or None)
 
 
 def _coverage(layers: Sequence[LayerCoverage]) -> Coverage:

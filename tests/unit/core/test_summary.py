@@ -19,7 +19,14 @@ METHODS = ["baseline", "ema+qc", "dampen+ema+qc", "bn", "ptq", "fp32", "fp32+ema
 
 # What the builder leaves out, so that every part of the form is in one document or another.
 ALL_ELSE = {
-    "model": {"checkpoint_sha256": "0" * 64},
+    "model": {
+        "checkpoint_sha256": "0" * 64,
+        "classes": {
+            "match": "mapped",
+            "rows": [1, 0],
+            "renamed": {"traffic_light": "traffic light"},
+        },
+    },
     "method": {
         "bn": {"how": "shifted"},
         "ema": {"updates": 96},
@@ -27,7 +34,10 @@ ALL_ELSE = {
         "rounding": {"images": 128, "by": "gptq"},
         "post_training": [{"implementation": "a.b:C", "settings": {}, "report": {"x": 1}}],
     },
-    "dataset": {"requested": {"train_images": None, "val_images": 128}},
+    "dataset": {
+        "requested": {"train_images": None, "val_images": 128},
+        "unlabelled": {"val": ["toaster"]},
+    },
     "training": {
         "fused": True,
         "tracked": True,
