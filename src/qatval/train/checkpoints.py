@@ -133,8 +133,8 @@ def _open_zip(path: Path, archive: zipfile.ZipFile) -> tuple[Any, Callable[[str]
         archive.read(f"{root}version")
     except zipfile.BadZipFile as error:
         raise QatvalError(
-            f"{path} was saved with torch's checksums switched off, so that nobody can tell whether "
-            "it is whole; save it again after torch.serialization.set_crc32_options(True)"
+            f"{path} was saved with torch's checksums switched off, so that nobody can tell "
+            "whether it is whole; save it again after torch.serialization.set_crc32_options(True)"
         ) from error
     order = f"{root}byteorder"
     _refuse_byteorder(path, archive.read(order).decode() if order in names else "little")

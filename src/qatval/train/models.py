@@ -253,8 +253,8 @@ def _refuse_fused(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -
     if folded and not any(name.endswith(statistics) for name in tensors):
         raise QatvalError(
             f"{path} is fused: {len(folded)} BatchNorm layers are folded into convolutions, and "
-            "only a model that has them can be fine-tuned; give the checkpoint as its training left it, "
-            "saved before fuse() or an export"
+            "only a model that has them can be fine-tuned; give the checkpoint that its training "
+            "left, saved before fuse() or an export"
         )
 
 

@@ -25,7 +25,7 @@ import torch
 _ALLOWED = (
     *("torch.*Storage", "torch.nn.*", "torch._utils._rebuild_*", "torch._tensor._rebuild_*"),
     *("torch.Tensor", "torch.device", "torch.float*", "torch.bfloat16", "torch.int*", "torch.bool"),
-    *("torch.per_*", "torch.complex*"),
+    *("torch.per_*", "torch.complex*", "torch.serialization._get_layout"),
     *("ultralytics.*", "torchvision.transforms.*", "pathlib.*Path", "collections.*", "datetime.*"),
     *("numpy.dtype*", "numpy.ndarray", "numpy.*.scalar", "numpy.*._reconstruct", "numpy.*[0-9]"),
     *("argparse.Namespace", "types.SimpleNamespace", "copyreg._reconstructor", "_codecs.encode"),
