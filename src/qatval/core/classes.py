@@ -66,7 +66,7 @@ def match_classes(dataset: Sequence[str], checkpoint: Sequence[str] | None) -> C
             return _matched(dataset, checkpoint, rows)
     for names, whose in ((checkpoint, "the checkpoint's"), (dataset, "the dataset's")):
         if all(_PLACEHOLDER.fullmatch(name.strip()) for name in names):
-            reason = f"{whose} class names are placeholders such as '{names[0]}'"
+            reason = f"{whose} class names are placeholders such as {names[0]!r}"
             return ClassMatch("unknown", same, {}, _unknown(reason))
     raise QatvalError(_difference(dataset, checkpoint))
 
@@ -98,7 +98,7 @@ def _matched(
             f"{moved} are mapped by name"
         )
     if renamed:
-        shown = [f"'{name}' for '{theirs}'" for name, theirs in renamed.items()]
+        shown = [f"{name!r} for {theirs!r}" for name, theirs in renamed.items()]
         said.append(f"class names are taken for the same: {_first(shown)}")
     return ClassMatch("mapped" if moved else "same", rows, renamed, "; ".join(said))
 
@@ -113,13 +113,13 @@ def _difference(dataset: Sequence[str], checkpoint: Sequence[str]) -> str:
         if count > 1:
             return (
                 f"its classes cannot be told from the dataset's: {whose} has {count} named "
-                f"'{name}'; name every class once"
+                f"{name!r}; name every class once"
             )
     known = {_plain(name) for name in dataset}, {_plain(name) for name in checkpoint}
-    ours = [f"'{name}'" for name in dataset if _plain(name) not in known[1]]
-    theirs = [f"'{name}'" for name in checkpoint if _plain(name) not in known[0]]
+    ours = [repr(name) for name in dataset if _plain(name) not in known[1]]
+    theirs = [repr(name) for name in checkpoint if _plain(name) not in known[0]]
     if not ours:  # different only as lists of plain names
-        ours, theirs = [f"'{n}'" for n in dataset], [f"'{n}'" for n in checkpoint]
+        ours, theirs = list(map(repr, dataset)), list(map(repr, checkpoint))
     return (
         f"detects other classes: the dataset has {_first(ours)} where the checkpoint has "
         f"{_first(theirs)}; give a checkpoint of these classes, or name the dataset's categories "

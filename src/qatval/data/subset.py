@@ -235,7 +235,7 @@ def _unlabelled(index: AnnotationIndex) -> list[str]:
 
 def _warn_of_unlabelled(annotations: Path, names: Sequence[str]) -> None:
     if names:
-        shown = ", ".join(f"'{name}'" for name in names[:3]) + (", ..." if len(names) > 3 else "")
+        shown = ", ".join(map(repr, names[:3])) + (", ..." if len(names) > 3 else "")
         said = "%s: no annotation is of these categories (%d): %s"
         _log.warning(said, annotations, len(names), shown)
 

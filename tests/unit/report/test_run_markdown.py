@@ -56,3 +56,23 @@ def test_a_recorded_text_cannot_break_the_page():
     text = render_run(build_summary(error="<script>\n# Stable: all is well\n"))
     assert "<script>" not in text
     assert text.count("\n# ") == 0
+
+
+@pytest.mark.parametrize(
+    ("model", "dataset", "line"),
+    [
+        ({"match": "same"}, {"train": [], "val": []}, None),
+        ({"match": "mapped", "rows": [1, 0]}, None, "- classes: mapped by name from the check"),
+        ({"match": "unknown"}, None, "- classes: not compared: the checkpoint or the dataset has"),
+        (
+            {"match": "same", "renamed": {"traffic_light": "traffic light"}},
+            {"train": [], "val": ["a", "b", "c", "d"]},
+            "- classes: 'traffic_light' is the checkpoint's 'traffic light'; 4 without annotation "
+            "in val (a, b, c, ...)",
+        ),
+    ],
+)
+def test_how_the_classes_were_found(model, dataset, line):
+    changes = {"model": {"classes": model}, "dataset": {"unlabelled": dataset}}
+    text = render_run(build_summary(changes=changes))
+    assert line in text if line else "- classes" not in text

@@ -143,9 +143,11 @@ def test_a_renumbered_dataset_scores_what_the_original_scores(tmp_path: Path) ->
     assert second.class_names != tuple(map(str.upper, first.class_names))
     assert one.value > 0.6
     same_detections([one, two], [first, second])
-    # The mean over classes is summed in another order, which may move its last bit.
     for name, value in one.metrics.items():
-        assert two.metrics[name] == pytest.approx(value, rel=1e-15, abs=0), name
+        # The mean over classes is summed in another order, which may move its last bit; precision
+        # and recall are those at a score, interpolated.
+        exact = 1e-15 if "mAP" in name else 1e-6
+        assert two.metrics[name] == pytest.approx(value, rel=exact, abs=0), name
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason=f"the real data are not at {REAL}")
