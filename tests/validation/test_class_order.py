@@ -85,6 +85,6 @@ def test_other_classes_are_refused_before_any_training(tmp_path: Path) -> None:
         device="cpu",
         cache_dir=tmp_path / "cache",
     )
-    with pytest.raises(QatvalError, match="the dataset has 'disc' where the checkpoint has 'circ"):
+    with pytest.raises(QatvalError, match="the dataset has 'disc', only the checkpoint has 'c"):
         runner.run(config, Progress("other", quiet=True))
     assert "'disc'" in read_summary(tmp_path / "run")[1]["error"]["message"]

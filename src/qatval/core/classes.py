@@ -121,7 +121,7 @@ def _difference(dataset: Sequence[str], checkpoint: Sequence[str]) -> str:
     if not ours:  # different only as lists of plain names
         ours, theirs = list(map(repr, dataset)), list(map(repr, checkpoint))
     return (
-        f"detects other classes: the dataset has {_first(ours)} where the checkpoint has "
+        f"detects other classes: only the dataset has {_first(ours)}, only the checkpoint has "
         f"{_first(theirs)}; give a checkpoint of these classes, or name the dataset's categories "
         "as the checkpoint does if they are the same things"
     )

@@ -249,7 +249,8 @@ def _classes(summary: RunSummary) -> str:
     if found and found.match == "unknown":
         said.append("not compared: the checkpoint or the dataset has no names of classes")
     if found and found.renamed:
-        said += [f"'{ours}' is the checkpoint's '{name}'" for ours, name in found.renamed.items()]
+        pairs = [f"'{ours}' is the checkpoint's '{name}'" for ours, name in found.renamed.items()]
+        said += pairs[:3] + ([f"so are {len(pairs) - 3} more"] if len(pairs) > 3 else [])
     for split, names in (summary.dataset.unlabelled or {}).items():
         if names:
             shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

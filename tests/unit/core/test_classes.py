@@ -80,11 +80,14 @@ def test_digits_that_are_names_on_both_sides_are_names() -> None:
 @pytest.mark.parametrize(
     ("dataset", "says"),
     [
-        (("person", "traffic light", "hot dog", "tie"), "has 'tie' where the checkpoint has 'T-Sh"),
-        (("a", "b", "c", "d"), "has 'a', 'b', 'c' and 1 more where .* 'hot dog' and 1 more; give"),
-        (("aeroplane", "traffic light", "hot dog", "T-Shirt"), "'aeroplane' where .* 'person';"),
+        (
+            ("person", "traffic light", "hot dog", "tie"),
+            "only the dataset has 'tie', only the checkpoint has 'T-S",
+        ),
+        (("a", "b", "c", "d"), "has 'a', 'b', 'c' and 1 more, .* 'hot dog' and 1 more; give"),
+        (("aeroplane", "traffic light", "hot dog", "T-Shirt"), "'aeroplane', .* 'person';"),
         (("person", "person", "hot dog", "T-Shirt"), "the dataset has 2 named 'person'"),
-        (("7", "traffic light", "hot dog", "T-Shirt"), "'7' where the checkpoint has 'person'"),
+        (("7", "traffic light", "hot dog", "T-Shirt"), "'7', only the checkpoint has 'person'"),
     ],
 )
 def test_other_names_are_refused_with_the_difference(dataset: tuple[str, ...], says: str) -> None:
