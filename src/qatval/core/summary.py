@@ -46,6 +46,21 @@ class Git(Record, frozen=True):
     dirty: bool | None
 
 
+class ClassesRecord(Record, frozen=True):
+    """How the dataset's classes were found in the checkpoint.
+
+    Attributes:
+        match: In the ``"same"`` order, ``"mapped"`` by name from another one, or ``"unknown"``: one
+            of the two has no names.
+        rows: By the dataset's class index the checkpoint's, where they were mapped.
+        renamed: The dataset's name -> the checkpoint's, where they are written differently.
+    """
+
+    match: Literal["same", "mapped", "unknown"]
+    rows: tuple[int, ...] | None = None
+    renamed: dict[str, str] | None = None
+
+
 class Model(Record, frozen=True):
     """What was trained; ``imgsz`` is the side of the square network input in pixels."""
 
@@ -53,6 +68,7 @@ class Model(Record, frozen=True):
     checkpoint: str
     imgsz: Number
     checkpoint_sha256: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")] | None = None
+    classes: ClassesRecord | None = None
 
 
 class StartRecord(Record, frozen=True):
@@ -185,10 +201,14 @@ class Requested(Record, frozen=True):
 
 
 class DatasetRecord(Record, frozen=True):
-    """The data; ``identity`` is what they are wherever they lie, ``name`` what that is called.
+    """The data.
 
-    ``counts`` says for each split what became of its annotations, ``worrying_share`` from which
-    share of dropped and cut ones on the run was warned of them.
+    Attributes:
+        identity: What they are, wherever they lie.
+        name: What that is called.
+        counts: For each split, what became of its annotations.
+        worrying_share: From which share of dropped and cut ones on the run was warned of them.
+        unlabelled: Of each split the classes that its annotation file has no annotation of.
     """
 
     coco_root: str
@@ -200,6 +220,7 @@ class DatasetRecord(Record, frozen=True):
     identity: dict[str, Any] | None = None
     counts: dict[str, dict[str, Count]] | None = None
     worrying_share: Share | None = None
+    unlabelled: dict[str, tuple[str, ...]] | None = None
 
 
 class TrainingRecord(Record, frozen=True, kw_only=True):

@@ -64,8 +64,8 @@ class Subset:
         identity: What the data are and nothing about where they lie, JSON-able. Two subsets are
             the same data iff their identities are equal. Only ``train.seed`` and
             ``train.image_ids_sha256`` depend on the seed.
-        provenance: The identity, where the data lie, asked-for and effective counts, and what was
-            dropped or cut, JSON-able.
+        provenance: The identity, where the data lie, asked-for and effective counts, what was
+            dropped or cut, and which classes a split's annotation file never uses, JSON-able.
     """
 
     directory: Path
@@ -115,6 +115,8 @@ def open_subset(directory: Path) -> Subset:
                 "cache_entry": str(directory),
                 "asked": record["asked"],
                 "counts": record["counts"],
+                # Of an entry that an older qatval wrote nobody knows it.
+                "unlabelled": record.get("unlabelled"),
             },
         )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -202,6 +202,7 @@ def _write_entry(
             counts[split] = replace(counted, merged=int(records.sum()) - len(rows))
             refuse_nothing(split, counts[split], annotations)
             _tell_of_changes(annotations, counts[split])
+            _warn_of_unlabelled(annotations, _unlabelled(index))
             save_arrays(folder / f"{split}.npz", split_arrays(left, training_labels(left)))
             if split == "val":
                 write_annotations(left, folder / VAL_ANNOTATIONS)
@@ -215,6 +216,7 @@ def _write_entry(
             },
             "asked": request.asked(),
             "counts": {split: vars(counted) for split, counted in counts.items()},
+            "unlabelled": {split: _unlabelled(index) for split, index in single.items()},
             "class_names": single["train"].category_names,
             "category_ids": single["train"].category_ids.tolist(),
             "coco_root": str(request.coco_root),
@@ -229,6 +231,19 @@ def _write_entry(
 def _tell_of_changes(annotations: Path, counts: LabelCounts) -> None:
     if counts.merged or counts.boxes + counts.crowd < counts.annotations:
         _log.warning("%s: not all is as the file has it: %s", annotations, losses(counts))
+
+
+def _unlabelled(index: AnnotationIndex) -> list[str]:
+    """Return the names of the categories that an annotation file lists and never uses."""
+    used = set(index.classes.tolist())
+    return [name for row, name in enumerate(index.category_names) if row not in used]
+
+
+def _warn_of_unlabelled(annotations: Path, names: Sequence[str]) -> None:
+    if names:
+        shown = ", ".join(map(repr, names[:3])) + (", ..." if len(names) > 3 else "")
+        said = "%s: no annotation is of these categories (%d): %s"
+        _log.warning(said, annotations, len(names), shown)
 
 
 def _list_digest(image_list: Path) -> str:

@@ -228,6 +228,7 @@ def _setup(summary: RunSummary) -> Iterator[str]:
     rows = {
         "variant": f"{model.variant}, {model.imgsz} px, from `{model.checkpoint}`",
         "dataset": f"{dataset.name or dataset.dataset_yaml}: {images}",
+        "classes": escape(_classes(summary)),
         "quantization": f"{quantization_label(quantization)}: {in_words(quantization)}",
         "training": f"{f'profile {training.profile}, ' if training.profile else ''}"
         f"{formatting.count(training.epochs, 'epoch')}, batch {training.batch}, "
@@ -239,6 +240,23 @@ def _setup(summary: RunSummary) -> Iterator[str]:
         "time": ", ".join(f"{stage} {formatting.duration(seconds)}" for stage, seconds in spent),
     }
     yield bullets(f"{label}: {' '.join(text.split())}" for label, text in rows.items() if text)
+
+
+def _classes(summary: RunSummary) -> str:
+    """Say how the dataset's classes were found in the checkpoint, if not simply in order."""
+    found, said = summary.model.classes, []
+    if found and found.match == "mapped":
+        said.append("mapped by name from the checkpoint's order to the dataset's")
+    if found and found.match == "unknown":
+        said.append("not compared: the checkpoint or the dataset has no names of classes")
+    if found and found.renamed:
+        pairs = [f"'{ours}' is the checkpoint's '{name}'" for ours, name in found.renamed.items()]
+        said += pairs[:3] + ([f"so are {len(pairs) - 3} more"] if len(pairs) > 3 else [])
+    for split, names in (summary.dataset.unlabelled or {}).items():
+        if names:
+            shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+            said.append(f"{len(names)} without annotation in {split} ({shown})")
+    return "; ".join(said)
 
 
 def _coverage(summary: RunSummary) -> Iterator[str]:

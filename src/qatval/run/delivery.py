@@ -14,6 +14,7 @@ from functools import partial
 import torch
 from msgspec.structs import replace
 
+from qatval.core.classes import ClassMatch
 from qatval.core.files import atomic_write, sha256_of
 from qatval.core.measurements import (
     Bootstrap,
@@ -23,7 +24,7 @@ from qatval.core.measurements import (
     LayerCoverage,
 )
 from qatval.core.progress import Progress
-from qatval.core.summary import RunSummary
+from qatval.core.summary import ClassesRecord, RunSummary
 from qatval.data.coco_protocol import TOLERANCE, CocoResult, evaluate_coco
 from qatval.data.labels import WORRYING_SHARE, label_warnings
 from qatval.quant.batchnorm import drift
@@ -83,6 +84,7 @@ def _known_before(
     """Return the summary with what the training and the data say, before anything is delivered."""
     setup, trajectory, summary = trained.setup, trained.trajectory, folder.summary
     subset = setup.subset
+    unlabelled = subset.provenance["unlabelled"]
     gpu = torch.cuda.get_device_name(setup.device) if setup.device.type == "cuda" else None
     training = replace(
         summary.training,
@@ -127,7 +129,11 @@ def _known_before(
         quantization = replace(quantization, coverage=_coverage(setup.naive.layers))
     return replace(
         summary,
-        model=replace(summary.model, checkpoint_sha256=sha256_of(config.checkpoint)),
+        model=replace(
+            summary.model,
+            checkpoint_sha256=sha256_of(config.checkpoint),
+            classes=_classes(setup.classes),
+        ),
         quantization=quantization,
         method=known,
         dataset=replace(
@@ -138,6 +144,7 @@ def _known_before(
             identity=dict(subset.identity),
             counts=subset.provenance["counts"],
             worrying_share=WORRYING_SHARE,
+            unlabelled=unlabelled and {split: tuple(names) for split, names in unlabelled.items()},
         ),
         training=training,
         artifacts=artifacts,
@@ -148,6 +155,11 @@ def _known_before(
         oscillation=trajectory and trajectory.oscillation,
         warnings=label_warnings(subset.provenance),
     )
+
+
+def _classes(found: ClassMatch) -> ClassesRecord:
+    rows = found.rows if found.kind == "mapped" else None
+    return ClassesRecord(found.kind, rows, found.renamed or None)
 
 
 def _coverage(layers: Sequence[LayerCoverage]) -> Coverage:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from qatval.core.classes import ClassMatch
 from qatval.core.measurements import LayerCoverage
 from qatval.data.subset import Subset
 from qatval.quant.batchnorm import reestimate
@@ -44,7 +45,8 @@ class Setup:
     """What all trainings of a run have in common.
 
     Attributes:
-        reference: The FP32 checkpoint, on the device.
+        reference: The FP32 checkpoint, on the device, its classes in the dataset's order.
+        classes: How the dataset's classes were found in it.
         subset: The data.
         evaluator: Scores models on its validation images.
         images: The calibration images.
@@ -59,6 +61,7 @@ class Setup:
     """
 
     reference: nn.Module
+    classes: ClassMatch
     subset: Subset
     evaluator: Evaluator
     images: CalibrationImages

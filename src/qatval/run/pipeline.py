@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import logging
 import math
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +30,7 @@ from qatval.run.models import QuantizedCheckpoint, Setup, TrainedModels
 from qatval.train.calibration import CalibrationImages
 from qatval.train.dataset import refuse_unfit
 from qatval.train.evaluation import evaluator
-from qatval.train.models import CheckpointInfo, load_pretrained, save_checkpoint
+from qatval.train.models import CheckpointInfo, load_matched, save_checkpoint
 from qatval.train.patches import logging_to
 from qatval.train.trainer import QatTrainer, train
 from qatval.train.trajectory import (
@@ -40,6 +41,8 @@ from qatval.train.trajectory import (
 )
 
 Folders = Mapping[str, RunFolder]
+
+_log = logging.getLogger(__name__)
 
 _WAITING = "other methods"  # the stage of a run whose turn it is not
 
@@ -101,7 +104,9 @@ def _set_up(config: RunConfig, folders: Folders, work: Path, progress: Progress)
     )
 
     _enter(folders, progress, "FP32 checkpoint")
-    model = load_pretrained(config.checkpoint, variant.architecture, subset.class_names)
+    model, classes = load_matched(config.checkpoint, variant.architecture, subset.class_names)
+    if classes.said:
+        _log.warning("%s: %s", config.checkpoint, classes.said)
     refuse_unfit(
         len(subset.train),
         images.count,
@@ -132,6 +137,7 @@ def _set_up(config: RunConfig, folders: Folders, work: Path, progress: Progress)
             save_checkpoint(started.path, quantized, info)
     return Setup(
         reference=model,
+        classes=classes,
         subset=subset,
         evaluator=scorer,
         images=images,

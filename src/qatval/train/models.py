@@ -1,18 +1,17 @@
 """Detection models: building them, and reading and writing their checkpoints safely.
 
-Two kinds of file exist. A ``.pt`` file is a pickle, which means untrusted input: it is loaded
-under an allowlist of model classes and nothing in it runs. What qatval writes itself is
-safetensors: float32 tensors and JSON metadata, nothing to execute and nothing rounded to fp16,
-which would move weights that sit on a rounding threshold to the next code.
+Two kinds of file exist. A ``.pt`` file is a pickle, which means untrusted input: nothing in it runs
+(`qatval.train.checkpoints`). What qatval writes itself is safetensors: float32 tensors and JSON
+metadata, nothing to execute and nothing rounded to fp16, which would move weights that sit on a
+rounding threshold to the next code.
 """
 
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal
@@ -22,14 +21,16 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
-from ultralytics.nn.tasks import DetectionModel, torch_safe_load
+from ultralytics.nn.tasks import DetectionModel
 
+from qatval.core.classes import ClassMatch, match_classes
 from qatval.core.detectors import detector_of
 from qatval.core.errors import QatvalError
 from qatval.core.files import atomic_write
 from qatval.core.quantization import Quantization
 from qatval.quant.integer import blank_integer_layer
 from qatval.quant.layers import insert_quantizers
+from qatval.train.checkpoints import Layer, SavedModel, read_torch_file
 
 # What convolutions on a CPU, and on a GPU in mixed precision, would turn weights and images into
 # at every step. On a GPU under Windows Ultralytics measured steps three times as long with it.
@@ -152,17 +153,30 @@ def _load_strictly(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) 
 
 
 def load_pretrained(path: Path, architecture: str, class_names: Sequence[str]) -> DetectionModel:
-    """Load the FP32 model to fine-tune, from an Ultralytics ``.pt`` or a file of qatval's own.
+    """Load the FP32 model to fine-tune; as `load_matched`, which says more."""
+    return load_matched(path, architecture, class_names)[0]
+
+
+def load_matched(
+    path: Path, architecture: str, class_names: Sequence[str]
+) -> tuple[DetectionModel, ClassMatch]:
+    """Load the FP32 model to fine-tune, from a ``.pt`` or a file of qatval's own.
+
+    Its classes are put in the dataset's order: the head's rows are looked up by name, which moves
+    numbers and changes none.
 
     Args:
-        path: The checkpoint.
+        path: The checkpoint. A ``.pt`` is never trusted: nothing in it runs.
         architecture: Ultralytics' model file that the checkpoint must fit.
-        class_names: The dataset's classes; the checkpoint must have as many.
+        class_names: The dataset's classes; the checkpoint must have the same, in any order.
+
+    Returns:
+        The model, and how its classes were found in the file.
 
     Raises:
-        QatvalError: If the file is missing, not a checkpoint, refused (naming the offending
-            class), truncated, of another architecture, with another number of classes or with
-            weights that are not finite (naming the tensor).
+        QatvalError: If the file is missing, truncated, damaged, refused (naming the offending
+            class), an export, fused, of another architecture, with other classes or with weights
+            that are not finite (naming the tensor).
     """
     if not path.is_file():
         raise QatvalError(
@@ -175,20 +189,83 @@ def load_pretrained(path: Path, architecture: str, class_names: Sequence[str]) -
             raise QatvalError(
                 f"{path} holds {info.kind} weights: expected an FP32 checkpoint to fine-tune"
             )
-        tensors = safetensors.torch.load_file(path)
-    elif path.suffix == ".pt":
-        tensors = _read_ultralytics(path)
+        saved = SavedModel(safetensors.torch.load_file(path), info.class_names)
+    elif path.suffix in (".pt", ".pth"):
+        saved = read_torch_file(path)
     else:
         raise QatvalError(f"{path}: expected a .pt or .safetensors checkpoint")
-    rows = detector_of(architecture).class_rows
-    classes = [tensor.shape[0] for name, tensor in tensors.items() if fnmatchcase(name, rows)]
-    if classes and classes[0] != len(class_names):
+    model = build_model(architecture, class_names)
+    _refuse_fused(model, saved.tensors, path)
+    saved, match = _in_order_of(class_names, saved, detector_of(architecture).class_layers, path)
+    _load_strictly(model, saved.tensors, path)
+    _refuse_other_layers(model, saved.layers, path)
+    _refuse_not_finite(model, path)
+    return model.eval(), match
+
+
+def _in_order_of(
+    class_names: Sequence[str], saved: SavedModel, layers: str, path: Path
+) -> tuple[SavedModel, ClassMatch]:
+    """Return the weights with the rows of `layers`, one a class, in the order of the dataset."""
+    rows = {
+        name
+        for name in saved.tensors
+        if fnmatchcase(name.rpartition(".")[0], layers) and saved.tensors[name].dim() > 0
+    }
+    classes = next((len(saved.tensors[name]) for name in sorted(rows)), None)
+    if classes is not None and classes != len(class_names):
         raise QatvalError(
-            f"{path} detects {classes[0]} classes, the dataset has {len(class_names)}: give a "
+            f"{path} detects {classes} classes, the dataset has {len(class_names)}: give a "
             "checkpoint that was trained on this dataset's classes"
         )
-    model = build_model(architecture, class_names)
-    _load_strictly(model, tensors, path)
+    names = saved.class_names
+    try:
+        match = match_classes(
+            class_names, names if names and len(names) == len(class_names) else None
+        )
+    except QatvalError as error:
+        raise QatvalError(f"{path} {error}") from error
+    order = list(match.rows)
+    if order != sorted(order):
+        moved = {name: saved.tensors[name][order] for name in rows}
+        saved = replace(saved, tensors={**saved.tensors, **moved})
+    return saved, match
+
+
+def _refuse_fused(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse weights with BatchNorm folded into them, of which nothing can be unfolded."""
+    statistics = ".running_mean"
+    normalised = [name for name in model.state_dict() if name.endswith(statistics)]
+    folded = [n for n in normalised if n.replace(f".bn{statistics}", ".conv.bias") in tensors]
+    if folded and not any(name.endswith(statistics) for name in tensors):
+        raise QatvalError(
+            f"{path} is fused: {len(folded)} BatchNorm layers are folded into convolutions, and "
+            "only a model that has them can be fine-tuned; give the checkpoint that its training "
+            "left, saved before fuse() or an export"
+        )
+
+
+def _refuse_other_layers(model: nn.Module, layers: Mapping[str, Layer], path: Path) -> None:
+    """Refuse a file whose tensors fit a model that computes something else with them."""
+    for name, module in model.named_modules():
+        saved, kind = layers.get(name), type(module).__name__
+        if saved is None:
+            continue
+        if saved.kind != kind and saved.kind != f"Sync{kind.removesuffix('2d')}":
+            raise QatvalError(
+                f"{path} is of another architecture: its '{name}' is {saved.kind}, expected "
+                f"{kind}; give a checkpoint of the variant as Ultralytics defines it"
+            )
+        for setting, value in saved.settings.items():
+            if (expected := getattr(module, setting, value)) != value:
+                raise QatvalError(
+                    f"{path} is of another architecture: '{name}' has {setting} {value}, expected "
+                    f"{expected}; give a checkpoint of the variant as Ultralytics defines it"
+                )
+
+
+def _refuse_not_finite(model: nn.Module, path: Path) -> None:
+    """Refuse weights that no training, and no verdict about one, can start from."""
     for name, tensor in model.state_dict().items():
         for what, found in (("NaN", tensor.isnan()), ("infinite values", tensor.isinf())):
             if count := int(found.sum()):
@@ -196,7 +273,6 @@ def load_pretrained(path: Path, architecture: str, class_names: Sequence[str]) -
                     f"{path} is damaged: '{name}' holds {count} {what} among {tensor.numel()} "
                     "values; expected numbers, use another checkpoint"
                 )
-    return model.eval()
 
 
 def starting_model(
@@ -217,48 +293,3 @@ def starting_model(
     if spec is not None:
         insert_quantizers(model, spec)
     return model
-
-
-def _read_ultralytics(path: Path) -> dict[str, Tensor]:
-    """Return the float32 tensors of a ``.pt`` file without running anything in it."""
-    try:
-        checkpoint, _ = torch_safe_load(str(path.resolve()), safe_only=True)
-    except Exception as error:
-        # Ultralytics wraps what torch says; the chain's first message names the class.
-        raise QatvalError(_refusal(path, error)) from error
-    found = checkpoint if isinstance(checkpoint, dict) else {}
-    model = found.get("ema") or found.get("model")
-    if not isinstance(model, nn.Module):
-        raise QatvalError(
-            f"{path} is not an Ultralytics checkpoint: expected a model under 'ema' or 'model'"
-        )
-    return {
-        name: tensor.float() if tensor.is_floating_point() else tensor
-        for name, tensor in model.state_dict().items()
-    }
-
-
-# Why a pickle is refused, by what torch says of it.
-_REFUSALS = {
-    r"GLOBAL ([\w.]+)": "refers to '{}', which is not part of a YOLO checkpoint, and loading it "
-    "could run code; use an official checkpoint",
-    r"(unsafe getattr\(.*?\))": "asks for {}; use an official checkpoint",
-    r"(?:No module named|Can't get attribute) '([\w.]+)'": "refers to '{}', which does not exist "
-    "here",
-}
-
-
-def _refusal(path: Path, error: BaseException) -> str:
-    chain: list[BaseException] = []
-    cause: BaseException | None = error
-    while cause is not None and cause not in chain:
-        chain.append(cause)
-        cause = cause.__cause__ or cause.__context__
-    text = "\n".join(str(link) for link in chain)
-    for pattern, reason in _REFUSALS.items():
-        if match := re.search(pattern, text):
-            return f"{path} is refused: it {reason.format(match[1])}"
-    return (
-        f"{path} is not a loadable checkpoint: empty, truncated or another kind of file; "
-        "download it again"
-    )

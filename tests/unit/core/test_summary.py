@@ -19,7 +19,14 @@ METHODS = ["baseline", "ema+qc", "dampen+ema+qc", "bn", "ptq", "fp32", "fp32+ema
 
 # What the builder leaves out, so that every part of the form is in one document or another.
 ALL_ELSE = {
-    "model": {"checkpoint_sha256": "0" * 64},
+    "model": {
+        "checkpoint_sha256": "0" * 64,
+        "classes": {
+            "match": "mapped",
+            "rows": [1, 0],
+            "renamed": {"traffic_light": "traffic light"},
+        },
+    },
     "method": {
         "bn": {"how": "shifted"},
         "ema": {"updates": 96},
@@ -31,6 +38,7 @@ ALL_ELSE = {
         "requested": {"train_images": None, "val_images": 128},
         "counts": {"train": {"boxes": 3, "crowd": 0}},
         "worrying_share": 0.01,
+        "unlabelled": {"val": ["toaster"]},
     },
     "warnings": ["2.0% of 900 train annotations were dropped"],
     "training": {

@@ -279,3 +279,37 @@ def test_the_default_cache_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     monkeypatch.delenv("QATVAL_CACHE_DIR")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     assert "qatval" in default_cache_dir().parts
+
+
+def test_categories_that_nothing_is_annotated_with_are_told(
+    write_coco: Callable[..., Path],
+    documents: dict[str, dict[str, Any]],
+    build: Build,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    for document in documents.values():
+        for number in range(4):
+            document["categories"].append({"id": 200 + number, "name": f"unused\n{number}"})
+    documents["val"]["annotations"][0]["category_id"] = 202
+    subset = build(write_coco(**documents))
+    unused = [f"unused\n{number}" for number in range(4)]
+    without = [name for name in unused if name != "unused\n2"]
+    assert subset.provenance["unlabelled"] == {"train": unused, "val": without}
+    said = [message for message in caplog.messages if "no annotation is of" in message]
+    assert [message.rpartition("2017.json: ")[2] for message in said] == [
+        r"no annotation is of these categories (4): 'unused\n0', 'unused\n1', 'unused\n2', ...",
+        r"no annotation is of these categories (3): 'unused\n0', 'unused\n1', 'unused\n3'",
+    ]
+
+
+def test_an_entry_of_an_older_tool_does_not_say_what_it_does_not_know(
+    write_coco: Callable[..., Path], build: Build
+) -> None:
+    root = write_coco()
+    subset = build(root)
+    assert subset.provenance["unlabelled"] == {"train": [], "val": []}
+    file = subset.directory / "subset.json"
+    record = json.loads(file.read_text())
+    del record["unlabelled"]
+    file.write_text(json.dumps(record))
+    assert build(root).provenance["unlabelled"] is None

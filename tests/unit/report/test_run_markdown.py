@@ -64,3 +64,23 @@ def test_warnings_stand_before_the_values():
         "## Accuracy"
     )
     assert "## Warnings" not in render_run(build_summary())
+
+
+@pytest.mark.parametrize(
+    ("model", "dataset", "line"),
+    [
+        ({"match": "same"}, {"train": [], "val": []}, None),
+        ({"match": "mapped", "rows": [1, 0]}, None, "- classes: mapped by name from the check"),
+        ({"match": "unknown"}, None, "- classes: not compared: the checkpoint or the dataset has"),
+        (
+            {"match": "same", "renamed": {"traffic_light": "traffic light"}},
+            {"train": [], "val": ["a", "b", "c", "d"]},
+            "- classes: 'traffic_light' is the checkpoint's 'traffic light'; 4 without annotation "
+            "in val (a, b, c, ...)",
+        ),
+    ],
+)
+def test_how_the_classes_were_found(model, dataset, line):
+    changes = {"model": {"classes": model}, "dataset": {"unlabelled": dataset}}
+    text = render_run(build_summary(changes=changes))
+    assert line in text if line else "- classes" not in text

@@ -33,8 +33,11 @@ def test_the_patterns_name_the_layers_that_they_say(variant: presets.Variant) ->
     last = [name for name in convs if batchnorm_after(model, name) is None and name not in exempt]
     found = [name for name in convs if any(fnmatchcase(name, p) for p in detector.boundary)]
     assert found == [convs[0], *last]
-    rows = [t for name, t in model.state_dict().items() if fnmatchcase(name, detector.class_rows)]
-    assert [len(tensor) for tensor in rows] == [len(NAMES)]
+    rows = [m for name, m in model.named_modules() if fnmatchcase(name, detector.class_layers)]
+    assert rows
+    assert all(isinstance(m, nn.Conv2d) and m.out_channels == len(NAMES) for m in rows)
+    others = [m for m in model.modules() if isinstance(m, nn.Conv2d) and m not in rows]
+    assert not [m for m in others if m.out_channels == len(NAMES)]
 
 
 def test_every_layer_is_quantized_or_exempt(variant: presets.Variant) -> None:

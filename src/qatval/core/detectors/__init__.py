@@ -26,7 +26,8 @@ class Detector:
         files: Patterns of the names of its model files, Ultralytics' ``*.yaml``.
         boundary: Patterns of the full names of the first and the last convolutions.
         exempt: Pattern of a module's full name -> why that stays in float.
-        class_rows: Pattern of the full name of a weight that has one row per class.
+        class_layers: Pattern of the full names of the layers, of all heads, whose weight and bias
+            have one row per class.
         head: Which head is scored, in the words of summaries.
         nms_iou: Overlap in [0, 1] above which NMS leaves out the box of lower score of a class;
             None where the head is scored as it answers.
@@ -35,7 +36,7 @@ class Detector:
     files: tuple[str, ...]
     boundary: tuple[str, ...]
     exempt: Mapping[str, str]
-    class_rows: str
+    class_layers: str
     head: str
     nms_iou: float | None
 

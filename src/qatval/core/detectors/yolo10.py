@@ -16,7 +16,7 @@ class Yolo10(Detector):
     exempt: Mapping[str, str] = {
         "model.*.dfl.conv": "a frozen arange(16): signed int4 cannot hold 0..15"
     }
-    class_rows = "model.*.cv3.0.2.weight"
+    class_layers = "model.*cv3.[0-9].2"
     head = "one2one"
     nms_iou = None
 

@@ -13,7 +13,7 @@ class Yolo11(Detector):
     files = ("yolo11?.yaml", "yolov8?.yaml")
     boundary = ("model.0.conv", "model.*.cv[23].*.2")
     exempt = Yolo10.exempt
-    class_rows = Yolo10.class_rows
+    class_layers = Yolo10.class_layers
     head = "one2many"
     nms_iou = 0.7  # Ultralytics' own in validation
 
