@@ -39,7 +39,7 @@ def test_all_that_loads_the_checkpoint_has_the_order_of_the_dataset(
     from qatval.data.shapes import draw_dataset
     from qatval.train.models import read_info
 
-    draw_dataset(tmp_path / "data", train_images=8, val_images=8)
+    draw_dataset(tmp_path / "data", train_images=16, val_images=32)
     changed(tmp_path / "data", {"circle": "Circle"}, backwards=True)
     config = configure(
         variant="yolo10n",

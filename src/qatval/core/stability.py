@@ -21,6 +21,10 @@ DEGENERATE_SHARE = 0.01
 LEAST_SHARE_OF_FP32 = 0.5
 """What it must keep for "held" to be the whole truth, and for a scenario to pass."""
 
+LEAST_FP32 = 0.01
+"""mAP 50-95 below which an FP32 checkpoint does not detect the dataset's objects at all. What its
+quantized model holds or loses of that says nothing, whatever the verdict on it."""
+
 Status = Literal["completed-success", "completed-failed", "incomplete"]
 
 
@@ -48,6 +52,17 @@ class Stability:
     def status(self) -> Status:
         """Outcome of a completed run."""
         return "completed-failed" if self.collapsed or self.degenerate else "completed-success"
+
+
+def fp32_warnings(fp32: float) -> tuple[str, ...]:
+    """Return a line if the FP32 checkpoint's value is too small to start from, else nothing."""
+    if fp32 >= LEAST_FP32:
+        return ()
+    return (
+        f"the FP32 checkpoint itself scores {fp32:.4f} on this dataset, below {LEAST_FP32}: "
+        "nothing can be told from its quantized model; look at whether the checkpoint is trained "
+        "for these images (16-bit images are read as 8-bit), and at boxes and classes",
+    )
 
 
 def stability(series: Sequence[float], fp32: float | None = None) -> Stability:

@@ -23,6 +23,7 @@ from qatval.data.labels import (
     LabelCounts,
     Labels,
     one_record_per_file,
+    refuse_fractions,
     settled,
     training_labels,
     without_roots,
@@ -119,6 +120,10 @@ def check_dataset(
             yield Finding("problem", f"{split} labels", "no images are listed", 0)
             continue
         left, counts = settled(index, rows)
+        try:
+            refuse_fractions(index, files[split].annotations)
+        except QatvalError as error:
+            yield Finding("problem", f"{split} annotations", str(error))
         labels[split] = training_labels(left)
         yield from _labels(split, index, rows, counts)
         if files[split].image_dir.is_dir():

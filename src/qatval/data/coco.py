@@ -155,6 +155,8 @@ def read_annotations(path: Path) -> tuple[AnnotationIndex, str]:
     sides = [_column(records, side, np.float64) for side in Box.__struct_fields__]
     boxes = np.stack(sides, axis=1)
     areas = _column(annotations, "area", np.float64)
+    with np.errstate(over="ignore"):
+        box_areas = boxes[:, 2] * boxes[:, 3]
     sizes = [_column(images, side, np.int32)[by_id] for side in ("height", "width")]
     index = AnnotationIndex(
         image_ids=image_ids,
@@ -164,7 +166,7 @@ def read_annotations(path: Path) -> tuple[AnnotationIndex, str]:
         classes=_references(path, annotations, "category", category_ids),
         boxes=boxes,
         # An absent area is the box's, as pycocotools has it for results.
-        areas=np.where(np.isnan(areas), boxes[:, 2] * boxes[:, 3], areas),
+        areas=np.where(np.isnan(areas), box_areas, areas),
         crowds=_column(annotations, "iscrowd", np.bool_),
         category_ids=category_ids,
         category_names=tuple(category.name for category in categories),

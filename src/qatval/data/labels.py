@@ -281,6 +281,22 @@ def _worries(split: str, counts: LabelCounts) -> Iterator[str]:
         )
 
 
+def refuse_fractions(index: AnnotationIndex, annotations: Path) -> None:
+    """Refuse boxes that are fractions of their image, as YOLO's label files have them.
+
+    Raises:
+        QatvalError: Most boxes end within the first pixel.
+    """
+    boxes = index.boxes[(index.boxes[:, 2:] > 0).all(axis=1)]
+    reach = (boxes[:, :2] + boxes[:, 2:]).max(axis=1)
+    if len(reach) and np.median(reach) <= 1:
+        raise QatvalError(
+            f"{annotations}: {int((reach <= 1).sum())} of {len(reach)} boxes end within the first "
+            "pixel, as if they were fractions of the image; COCO's are in pixels: multiply x and "
+            "width by the image's width, y and height by its height"
+        )
+
+
 def refuse_nothing(split: str, counts: LabelCounts, annotations: Path) -> None:
     """Refuse a split of which no label is left.
 

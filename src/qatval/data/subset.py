@@ -30,6 +30,7 @@ from qatval.data.labels import (
     LabelCounts,
     losses,
     one_record_per_file,
+    refuse_fractions,
     refuse_nothing,
     settled,
     training_labels,
@@ -197,6 +198,7 @@ def _write_entry(
             rows, annotations = selections[split].rows, request.files[split].annotations
             if not len(rows):
                 raise QatvalError(f"{annotations}: lists no images; expected at least one")
+            refuse_fractions(index, annotations)
             left, counted = settled(index, rows)
             records = np.bincount(places[split])[rows]
             counts[split] = replace(counted, merged=int(records.sum()) - len(rows))

@@ -24,6 +24,7 @@ from qatval.core.measurements import (
     LayerCoverage,
 )
 from qatval.core.progress import Progress
+from qatval.core.stability import fp32_warnings
 from qatval.core.summary import ClassesRecord, RunSummary
 from qatval.data.coco_protocol import TOLERANCE, CocoResult, evaluate_coco
 from qatval.data.labels import WORRYING_SHARE, label_warnings
@@ -153,7 +154,11 @@ def _known_before(
         history=trajectory and tuple(trajectory.history[method.weights]),
         evaluation=evaluation_settings(config.profile.imgsz, config.variant.detector),
         oscillation=trajectory and trajectory.oscillation,
-        warnings=label_warnings(subset.provenance),
+        warnings=(
+            *label_warnings(subset.provenance),
+            *([setup.classes.said] if setup.classes.kind == "unknown" else []),
+            *fp32_warnings(setup.fp32_value),
+        ),
     )
 
 

@@ -214,9 +214,12 @@ def _in_order_of(
     }
     classes = next((len(saved.tensors[name]) for name in sorted(rows)), None)
     if classes is not None and classes != len(class_names):
+        repeated = sorted({name for name in class_names if class_names.count(name) > 1})
         raise QatvalError(
-            f"{path} detects {classes} classes, the dataset has {len(class_names)}: give a "
-            "checkpoint that was trained on this dataset's classes"
+            f"{path} detects {classes} classes, the dataset has {len(class_names)}"
+            + (f", {repeated[0]!r} among them more than once" if repeated else "")
+            + ": give a checkpoint that was trained on this dataset's classes"
+            + (", or name each of them once" if repeated else "")
         )
     names = saved.class_names
     try:

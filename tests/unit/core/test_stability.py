@@ -6,7 +6,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from qatval.core.stability import stability
+from qatval.core.stability import fp32_warnings, stability
 
 MAP = st.floats(0.0, 1.0)
 
@@ -48,6 +48,13 @@ def test_a_start_never_makes_a_collapse_good(start, series, share):
     collapsing = [*series, share * max(series)]
     assume(stability(collapsing).collapsed)  # from nothing there is no collapse
     assert stability([start, *collapsing]).collapsed
+
+
+@pytest.mark.parametrize(("value", "warned"), [(0.0, 1), (0.0099, 1), (math.nan, 1), (0.01, 0)])
+def test_an_fp32_checkpoint_that_detects_nothing_is_told(value, warned):
+    warnings = fp32_warnings(value)
+    assert len(warnings) == warned
+    assert all(f"scores {value:.4f}" in warning for warning in warnings)
 
 
 def test_nothing_measured_cannot_be_judged():

@@ -245,6 +245,26 @@ def test_nothing_to_learn_or_to_score(
     assert "\n" not in str(caught.value)
 
 
+def fractions(d: dict[str, Any], *, of: tuple[int, int] = (WIDTH, HEIGHT)) -> None:
+    for a in d["annotations"]:
+        a["bbox"] = [side / of[k % 2] for k, side in enumerate(a["bbox"])]
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_boxes_as_fractions_are_refused(tmp_path: Path, split: str) -> None:
+    at_the_corner = annotation([40, 30, 41, 31])  # ends at 1.01 and 1.02
+    documents = {s: document(annotation(GOOD), annotation(GOOD, 2)) for s in ("train", "val")}
+    documents[split]["annotations"].append(at_the_corner)
+    fractions(documents[split])
+    with pytest.raises(QatvalError, match="2 of 3 boxes end within the first pixel, as if"):
+        built(tmp_path / "coco", documents["val"], documents["train"])
+
+
+def test_small_boxes_in_pixels_are_not(tmp_path: Path) -> None:
+    val = document(annotation([0, 0, 1, 1]), annotation([0, 0, 1.5, 1]), annotation([3, 3, 1, 1]))
+    assert_one_truth(built(tmp_path / "coco", val))
+
+
 def counted(**counts: int) -> dict[str, Any]:
     none = dict.fromkeys(LabelCounts.__dataclass_fields__, 0)
     return {"counts": {"val": none | {"annotations": 1000} | counts}}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 from pathlib import Path
@@ -15,6 +16,7 @@ from qatval.core import presets
 from qatval.core.errors import QatvalError
 from qatval.data.shapes import draw_dataset
 from qatval.data.subset import Subset, build_subset
+from qatval.testing.scenarios import REAL_DATA_VARIABLE, RealData
 from qatval.train.evaluation import Evaluation, evaluator
 from qatval.train.models import (
     CheckpointInfo,
@@ -27,9 +29,7 @@ from qatval.train.models import (
 
 ROOT = Path(__file__).parents[3]
 EMBEDDED = ROOT / "models" / "shapes" / "yolo10n.safetensors"
-# Beside the checkout, or beside the folder of its worktrees.
-PLACES = [place / "shared" / "real" for place in (ROOT.parent, ROOT.parents[1])]
-REAL = next((place for place in PLACES if place.is_dir()), PLACES[0])
+REAL = RealData(Path(os.environ.get(REAL_DATA_VARIABLE) or ROOT.parent / "shared" / "real"))
 VARIANTS = [presets.variant(name) for name in presets.variant_names() if name.endswith("n")]
 
 
@@ -150,13 +150,12 @@ def test_a_renumbered_dataset_scores_what_the_original_scores(tmp_path: Path) ->
         assert two.metrics[name] == pytest.approx(value, rel=exact, abs=0), name
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason=f"the real data are not at {REAL}")
 def test_real_photographs_in_another_order(tmp_path: Path) -> None:
-    other = renumbered(
-        REAL / "coco128", tmp_path / "other", lambda name: name.title().replace(" ", "_")
-    )
-    checkpoint = REAL / "yolov10n-coco.safetensors"
-    (one, two), subsets = compared(REAL / "coco128", other, checkpoint, 256, 16, tmp_path)
+    root, checkpoint = REAL.coco_root, REAL.checkpoint("yolo10n")
+    if root is None or checkpoint is None:
+        pytest.skip("; ".join(REAL.missing("yolo10n")))
+    other = renumbered(root, tmp_path / "other", lambda name: name.title().replace(" ", "_"))
+    (one, two), subsets = compared(root, other, checkpoint, 256, 16, tmp_path)
     assert one.value > 0.2
     same_detections([one, two], subsets)
     assert two.value == pytest.approx(one.value, rel=1e-14, abs=0)

@@ -149,7 +149,9 @@ def test_wrong_architecture(official: Path) -> None:
 
 
 def test_wrong_number_of_classes(official: Path) -> None:
-    expect(official, "detects 3 classes, the dataset has 2", names=("a", "b"))
+    expect(official, "detects 3 classes, the dataset has 2: give", names=("a", "b"))
+    message = "the dataset has 4, 'b' among them more than once: give"
+    expect(official, message, names=("a", "b", "c", "b"))
 
 
 def test_other_kind_of_file(tmp_path: Path) -> None:
