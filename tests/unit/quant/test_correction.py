@@ -87,10 +87,10 @@ def test_only_gamma_and_beta_train_and_statistics_stay() -> None:
 @given(spec=specs, seed=st.integers(0, 1000), spread=st.sampled_from(SPREADS))
 def test_a_folded_layer_equals_the_unfolded(spec: Quantization, seed: int, spread: float) -> None:
     """Also where a gamma is negative, which flips the codes of a layer without BatchNorm."""
-    # Only a scale per channel can take up a gamma where no BatchNorm follows.
-    spec = dataclasses.replace(spec, scale_without_batchnorm="per-channel")
-    if not spec.narrow_range:  # its lowest code has no opposite: gammas stay positive
-        spread = min(spread, 0.1)
+    # Where no BatchNorm follows only a scale per channel can take up a gamma, and a negative one
+    # only codes that have an opposite, which the lowest of a grid that is not narrow has not.
+    narrow = spec.narrow_range or spread > 0.1
+    spec = dataclasses.replace(spec, scale_without_batchnorm="per-channel", narrow_range=narrow)
     model = integer_model(spec, seed, shrink=0.7)
     corrected = attach_corrections(model).eval()
     perturb(corrected, seed, spread)
