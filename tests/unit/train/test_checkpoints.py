@@ -118,15 +118,17 @@ def test_a_whole_file_loads_bit_for_bit(kind: str, model: Any, save: Save) -> No
     make, how = (NAMED | UNNAMED)[kind]
     loaded, match = load_matched(save(make(model), **how), ARCHITECTURE, NAMES)
     assert match.kind == ("same" if kind in NAMED else "unknown")
+    found = loaded.state_dict()
     for name, tensor in model.state_dict().items():
-        assert torch.equal(loaded.state_dict()[name], tensor), name
+        assert torch.equal(found[name], tensor), name
 
 
 def test_bfloat16_loads_as_it_is(model: Any, save: Save) -> None:
     saved = copy.deepcopy(model).bfloat16()
     loaded, _ = load_matched(save({"model": saved}), ARCHITECTURE, NAMES)
+    found = loaded.state_dict()
     for name, tensor in saved.state_dict().items():
-        assert torch.equal(loaded.state_dict()[name], tensor.float()), name
+        assert torch.equal(found[name], tensor.float()), name
 
 
 def test_an_object_around_the_average_is_looked_into(
@@ -256,11 +258,26 @@ def test_a_model_of_modelopt_is_no_start(model: Any, save: Save) -> None:
     expect(save({"model": model, "modelopt": {"mode": "int8"}}), "was quantized with modelopt")
 
 
-@pytest.mark.parametrize("how", [{}, OLD], ids=["zip", "old"])
+@pytest.fixture(scope="module")
+def containers(model: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """A whole file in either container; the old one takes half a second to write."""
+    made = {}
+    for kind, how in (("zip", {}), ("old", OLD)):
+        path = tmp_path_factory.mktemp("whole") / "model.pt"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.save({"model": model}, path, **how)
+        made[kind] = path.read_bytes()
+    return made
+
+
+@pytest.mark.parametrize("kind", ["zip", "old"])
 @pytest.mark.parametrize("share", [0.999, 0.5, 0.02, 0.001])
-def test_a_truncated_file_is_called_that(how: Any, share: float, model: Any, save: Save) -> None:
-    path = save({"model": model}, **how)
-    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+def test_a_truncated_file_is_called_that(
+    kind: str, share: float, containers: dict[str, bytes], tmp_path: Path
+) -> None:
+    whole, path = containers[kind], tmp_path / "brought.pt"
+    path.write_bytes(whole[: int(len(whole) * share)])
     expect(path, "is truncated: .*; copy or download it again")
 
 
@@ -285,10 +302,12 @@ def test_a_whole_file_without_checksums_is_not_called_damaged(model: Any, save: 
     expect(path, "was saved with torch's checksums switched off")
 
 
-def test_what_follows_a_whole_file_is_ignored(model: Any, save: Save) -> None:
-    for how in ({}, OLD):
-        path = save({"model": model}, **how)
-        path.write_bytes(path.read_bytes() + b"\n")
+def test_what_follows_a_whole_file_is_ignored(
+    containers: dict[str, bytes], tmp_path: Path
+) -> None:
+    path = tmp_path / "brought.pt"
+    for whole in containers.values():
+        path.write_bytes(whole + b"\n")
         load_matched(path, ARCHITECTURE, NAMES)
 
 

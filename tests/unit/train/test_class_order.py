@@ -69,8 +69,9 @@ def test_whatever_loads_the_checkpoint_again_has_the_same_order() -> None:
         load_pretrained(EMBEDDED, "yolov10n.yaml", names),
         starting_model(EMBEDDED, "yolov10n.yaml", names, None),
     ):
+        found = again.state_dict()
         for name, tensor in reference.state_dict().items():
-            assert torch.equal(again.state_dict()[name], tensor), name
+            assert torch.equal(found[name], tensor), name
 
 
 def test_other_names_are_refused_with_the_file(tmp_path: Path) -> None:
