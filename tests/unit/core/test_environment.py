@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import mmap
 import os
 import shutil
@@ -155,30 +156,33 @@ def test_a_home_that_cannot_be_written(
     assert settings_folder() == (tmp_path / "named", None)
 
 
-@pytest.mark.parametrize("home", ["/proc/nowhere", "/dev/null", None])
-def test_ultralytics_is_given_a_folder_that_can_be_written(
-    home: str | None, tmp_path: Path
-) -> None:
-    program = (
-        "import os, pathlib, platformdirs\n"
-        f"if {home is None}: platformdirs.user_config_path = lambda *a, **k: pathlib.Path('~/x')\n"
-        "import qatval.train\n"
-        "from ultralytics.utils import SETTINGS\n"
-        "SETTINGS.save() if hasattr(SETTINGS, 'save') else None\n"
-        "folder = pathlib.Path(os.environ['YOLO_CONFIG_DIR'])\n"
-        "print(folder, *folder.rglob('*.json'), sep='\\n')"
-    )
+HOMES = ("/proc/nowhere", "/dev/null", "-")
+
+
+@pytest.fixture(scope="module")
+def settings_of(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+    """Return the folder of Ultralytics' settings and the files in it, for each of the homes."""
+    cwd = tmp_path_factory.mktemp("cwd")
     env = {k: v for k, v in os.environ.items() if not k.startswith(("YOLO", "XDG", "MPL"))}
     done = subprocess.run(
-        [sys.executable, "-c", program],
-        env={**env, "HOME": home or "/", "PYTHONPATH": os.pathsep.join(sys.path)},
-        cwd=tmp_path,
+        [sys.executable, Path(__file__).with_name("homeless_process.py"), *HOMES],
+        env={**env, "PYTHONPATH": os.pathsep.join(sys.path)},
+        cwd=cwd,
         capture_output=True,
         text=True,
         check=True,
     )
-    folder, *written = done.stdout.splitlines()
-    assert written
     assert done.stderr == ""
+    assert list(cwd.iterdir()) == []  # no folder called "~"
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    return dict(zip(HOMES, lines, strict=True))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no forks")
+@pytest.mark.parametrize("home", HOMES)
+def test_ultralytics_is_given_a_folder_that_can_be_written(
+    home: str, settings_of: dict[str, list[str]]
+) -> None:
+    folder, *written = settings_of[home]
+    assert written
     assert not Path(folder).exists()  # it was temporary
-    assert list(tmp_path.iterdir()) == []  # no folder called "~"

@@ -302,9 +302,7 @@ def test_a_whole_file_without_checksums_is_not_called_damaged(model: Any, save: 
     expect(path, "was saved with torch's checksums switched off")
 
 
-def test_what_follows_a_whole_file_is_ignored(
-    containers: dict[str, bytes], tmp_path: Path
-) -> None:
+def test_what_follows_a_whole_file_is_ignored(containers: dict[str, bytes], tmp_path: Path) -> None:
     path = tmp_path / "brought.pt"
     for whole in containers.values():
         path.write_bytes(whole + b"\n")
