@@ -218,7 +218,7 @@ class FailedCheck(Record, frozen=True):
     """A check of the measurement that failed: its value cannot be relied on.
 
     Attributes:
-        name: ``"reload"`` or ``"protocols"``.
+        name: ``"reload"``, ``"protocols"`` or ``"checkpoint"``.
         detail: One line with both values and what they may differ by.
     """
 

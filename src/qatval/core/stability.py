@@ -23,7 +23,7 @@ LEAST_SHARE_OF_FP32 = 0.5
 
 LEAST_FP32 = 0.01
 """mAP 50-95 below which an FP32 checkpoint does not detect the dataset's objects at all. What its
-quantized model holds or loses of that says nothing, whatever the verdict on it."""
+quantized model holds or loses of that says nothing, so no run from it is a success."""
 
 Status = Literal["completed-success", "completed-failed", "incomplete"]
 
@@ -54,14 +54,14 @@ class Stability:
         return "completed-failed" if self.collapsed or self.degenerate else "completed-success"
 
 
-def fp32_warnings(fp32: float) -> tuple[str, ...]:
-    """Return a line if the FP32 checkpoint's value is too small to start from, else nothing."""
+def doubt_of_checkpoint(fp32: float) -> str:
+    """Say why an FP32 checkpoint's value is too small to start from, "" where it is not."""
     if fp32 >= LEAST_FP32:
-        return ()
+        return ""
     return (
-        f"the FP32 checkpoint itself scores {fp32:.4f} on this dataset, below {LEAST_FP32}: "
-        "nothing can be told from its quantized model; look at whether the checkpoint is trained "
-        "for these images (16-bit images are read as 8-bit), and at boxes and classes",
+        f"the FP32 checkpoint itself scores {fp32:.4f} on this dataset, below {LEAST_FP32}: look "
+        "at whether it is trained for these images (16-bit ones are read as 8-bit), at boxes and "
+        "at classes"
     )
 
 

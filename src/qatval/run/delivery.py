@@ -24,7 +24,7 @@ from qatval.core.measurements import (
     LayerCoverage,
 )
 from qatval.core.progress import Progress
-from qatval.core.stability import fp32_warnings
+from qatval.core.stability import doubt_of_checkpoint
 from qatval.core.summary import ClassesRecord, RunSummary
 from qatval.data.coco_protocol import TOLERANCE, CocoResult, evaluate_coco
 from qatval.data.labels import WORRYING_SHARE, label_warnings
@@ -72,6 +72,8 @@ def deliver(
                 summary = replace(summary, metrics=replace(summary.metrics, **before))
             series.append(final.value)
         failed += _check_protocols(final, coco)
+    if doubt := doubt_of_checkpoint(setup.fp32_value):
+        failed.append(FailedCheck("checkpoint", doubt))
     summary = finished(summary, series, failed)
     folder.finish(summary)
     value = summary.metrics.final_value
@@ -157,7 +159,6 @@ def _known_before(
         warnings=(
             *label_warnings(subset.provenance),
             *([setup.classes.said] if setup.classes.kind == "unknown" else []),
-            *fp32_warnings(setup.fp32_value),
         ),
     )
 

@@ -15,7 +15,7 @@ import torch
 from qatval.core.errors import QatvalError, UsageError
 from qatval.core.progress import Progress
 from qatval.core.quantization import Start
-from qatval.core.stability import fp32_warnings
+from qatval.core.stability import doubt_of_checkpoint
 from qatval.data.folder import write_dataset_folder
 from qatval.data.subset import build_subset
 from qatval.quant.layers import calibrate_activations, insert_quantizers
@@ -117,8 +117,8 @@ def _set_up(config: RunConfig, folders: Folders, work: Path, progress: Progress)
     )
     fp32_value = scorer.evaluate(model.to(device)).value
     progress.milestone(f"FP32 checkpoint: mAP50-95 {fp32_value:.4f}")
-    for warning in fp32_warnings(fp32_value):  # now too: the training may take days
-        _log.warning("%s: %s", config.checkpoint, warning)
+    if doubt := doubt_of_checkpoint(fp32_value):  # said now too: the training may take days
+        _log.warning("%s: %s", config.checkpoint, doubt)
     naive, started = None, None
     if any(method.quantized for method in config.methods):
         _enter(folders, progress, "untrained model")
