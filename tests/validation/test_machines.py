@@ -51,7 +51,8 @@ def test_a_run_on_a_machine_that_gives_little(
     (tmp_path / "a file").touch()
     start = tmp_path / "anderswo"
     start.mkdir()
-    options = "--variant yolo10n --method ema --profile smoke --device cpu --epochs 1 --imgsz 64"
+    options = "--variant yolo10n --method ema --profile smoke --device cpu"
+    options += " --epochs 1 --imgsz 64 --batch 8"
     places = ["--coco-root", str(photographs), "--run-root", "läufe", "--cache-dir", "höhle"]
     env = {k: v for k, v in os.environ.items() if not k.startswith(SAYS)}
     env["PYTHONPATH"] = os.pathsep.join(sys.path)
