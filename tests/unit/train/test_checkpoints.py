@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import io
 import pickle
 import struct
@@ -174,11 +175,15 @@ def expect(path: Path, says: str) -> str:
     return message
 
 
+@functools.cache
+def fused(architecture: str) -> Any:
+    return build_model(architecture, NAMES).eval().fuse(verbose=False)
+
+
 @pytest.mark.parametrize("content", [lambda m: {"model": m}, lambda m: m, lambda m: m.state_dict()])
 @pytest.mark.parametrize("architecture", ["yolov10n.yaml", "yolo11n.yaml", "yolo26n.yaml"])
 def test_a_fused_model_is_refused_by_that(content: Any, architecture: str, save: Save) -> None:
-    fused = build_model(architecture, NAMES).eval().fuse(verbose=False)
-    path = save(content(fused))
+    path = save(content(fused(architecture)))
     with pytest.raises(QatvalError, match=r"is fused: \d+ BatchNorm layers are folded"):
         load_matched(path, architecture, NAMES)
 
