@@ -14,6 +14,7 @@ import msgspec
 
 from qatval.core.errors import QatvalError
 from qatval.data.coco import AnnotationIndex, read_annotations
+from qatval.data.document import RefusedValueError, read_flag, read_id, read_number, read_side
 
 
 class Faults(dict[str, tuple[int, str]]):
@@ -116,7 +117,7 @@ def _with_new_ids(
 
 
 def _is_category(category: _Category, faults: Faults) -> bool:
-    if isinstance(category.name, str):
+    if isinstance(category.name, str) or type(category.name) is int:
         return True
     faults.add("category without a name", category.id)
     return False
@@ -125,7 +126,7 @@ def _is_category(category: _Category, faults: Faults) -> bool:
 def _is_image(image: _Image, faults: Faults) -> bool:
     if not isinstance(image.file_name, str) or "\0" in image.file_name:
         faults.add("image without a proper file_name", image.id)
-    elif not all(_is_integer(side) and 0 < side < 2**31 for side in (image.height, image.width)):
+    elif not all(_reads(read_side, side) for side in (image.height, image.width)):
         faults.add("image height or width is no positive integer", image.file_name)
     else:
         return True
@@ -136,11 +137,11 @@ def _is_annotation(
     annotation: _Annotation, images: set[int], categories: set[int], faults: Faults
 ) -> bool:
     box = annotation.bbox
-    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
+    if not isinstance(box, list) or len(box) != 4 or not all(_reads(read_number, b) for b in box):
         faults.add("annotation whose bbox is not four numbers", box)
-    elif not _is_number(annotation.area):
+    elif annotation.area is not None and not _reads(read_number, annotation.area):
         faults.add("annotation whose area is no number", annotation.area)
-    elif not isinstance(annotation.iscrowd, int):
+    elif not _reads(read_flag, annotation.iscrowd):
         faults.add("annotation whose iscrowd is not 0 or 1", annotation.iscrowd)
     elif not _is_integer(annotation.image_id) or annotation.image_id not in images:
         faults.add("annotation for an image id that is not listed", annotation.image_id)
@@ -152,8 +153,13 @@ def _is_annotation(
 
 
 def _is_integer(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
+    return _reads(read_id, value)
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+def _reads(read: Callable[[str, Any], object], value: object) -> bool:
+    """Say whether a value is one that `read_annotations` takes."""
+    try:
+        read("", value)
+    except RefusedValueError:
+        return False
+    return True

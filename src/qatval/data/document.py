@@ -137,7 +137,7 @@ class _OddDocument(msgspec.Struct):
     categories: list[_OddCategory]
 
 
-class _RefusedError(Exception):
+class RefusedValueError(Exception):
     """A value of a record that is not what it must be; says so without naming the record."""
 
 
@@ -219,7 +219,7 @@ def _read_each(
     for number, record in enumerate(records):
         try:
             made.append(read(record))
-        except _RefusedError as refused:
+        except RefusedValueError as refused:
             named = "" if record.id is UNSET else f" (id {_shown(record.id)})"
             raise QatvalError(f"{path}: {table}[{number}]{named}: {refused}") from None
     return made
@@ -227,33 +227,34 @@ def _read_each(
 
 def _image(odd: _OddImage) -> Image:
     return Image(
-        id=_id("id", odd.id),
+        id=read_id("id", odd.id),
         file_name=_text("file_name", odd.file_name),
-        height=_side("height", odd.height),
-        width=_side("width", odd.width),
+        height=read_side("height", odd.height),
+        width=read_side("width", odd.width),
     )
 
 
 def _annotation(odd: _OddAnnotation) -> Annotation:
     return Annotation(
-        image_id=_id("image_id", odd.image_id),
-        category_id=_id("category_id", odd.category_id),
+        image_id=read_id("image_id", odd.image_id),
+        category_id=read_id("category_id", odd.category_id),
         bbox=_box(odd.bbox),
-        area=math.nan if odd.area in (UNSET, None) else _number("area", odd.area),
-        iscrowd=_flag("iscrowd", odd.iscrowd),
+        area=math.nan if odd.area in (UNSET, None) else read_number("area", odd.area),
+        iscrowd=read_flag("iscrowd", odd.iscrowd),
     )
 
 
 def _category(odd: _OddCategory) -> Category:
     name = odd.name
     return Category(
-        id=_id("id", odd.id),
+        id=read_id("id", odd.id),
         name=str(name) if type(name) is int else _text("name", name),
         supercategory=odd.supercategory,
     )
 
 
-def _id(field: str, value: Any) -> int:
+def read_id(field: str, value: Any) -> int:
+    """Read an id, also a whole float; RefusedValueError for all else."""
     whole = _whole(value)
     if whole is None:
         remedy = _TEXT_FOR_AN_ID if isinstance(value, str) else ""
@@ -263,7 +264,8 @@ def _id(field: str, value: Any) -> int:
     return whole
 
 
-def _side(field: str, value: Any) -> int:
+def read_side(field: str, value: Any) -> int:
+    """Read a side of an image in px; RefusedValueError for what is none."""
     whole = _whole(value)
     if whole is None or not 1 <= whole < 2**31:
         remedy = "; write the image's own size"
@@ -271,7 +273,8 @@ def _side(field: str, value: Any) -> int:
     return whole
 
 
-def _flag(field: str, value: Any) -> int:
+def read_flag(field: str, value: Any) -> int:
+    """Read what stands for yes or no; RefusedValueError for all else."""
     if value is UNSET or value is None or (isinstance(value, float) and math.isnan(value)):
         return 0
     if isinstance(value, bool):
@@ -285,10 +288,11 @@ def _flag(field: str, value: Any) -> int:
 def _box(value: Any) -> Box:
     if not isinstance(value, list) or len(value) != 4:
         raise _unlike("bbox", value, "four numbers: x, y, width and height in pixels")
-    return Box(*(_number(f"bbox[{place}]", side) for place, side in enumerate(value)))
+    return Box(*(read_number(f"bbox[{place}]", side) for place, side in enumerate(value)))
 
 
-def _number(field: str, value: Any) -> float:
+def read_number(field: str, value: Any) -> float:
+    """Read a number; RefusedValueError for all else."""
     if type(value) is int or isinstance(value, float):
         try:
             return float(value)
@@ -316,8 +320,8 @@ def _whole(value: Any) -> int | None:
     return None
 
 
-def _unlike(field: str, value: Any, expected: str, remedy: str = "") -> _RefusedError:
-    return _RefusedError(
+def _unlike(field: str, value: Any, expected: str, remedy: str = "") -> RefusedValueError:
+    return RefusedValueError(
         f"{field} is {_shown(value)}, expected {expected}{remedy or '; correct the export'}"
     )
 

@@ -114,6 +114,20 @@ def test_it_goes_on_after_the_first_problem(check: Any, root: Path) -> None:
     assert "of these lines are marked NO" in printed.splitlines()[-1]
 
 
+def test_what_is_read_is_no_fault_beside_one(check: Any, root: Path) -> None:
+    def odd(document: dict[str, Any]) -> None:
+        for annotation in document["annotations"]:
+            annotation.update(iscrowd=None, area=None, image_id=float(annotation["image_id"]))
+        document["images"][0].update(width=float(document["images"][0]["width"]))
+        document["annotations"][0]["bbox"].pop()
+
+    rewrite(root, odd)
+    code, printed = check()
+    assert code == 1
+    (line,) = lines(printed, "NO")
+    assert "bbox is not four numbers (1 times" in line
+
+
 def test_as_json(check: Any, root: Path) -> None:
     next((root / "train2017").iterdir()).unlink()
     code, printed = check("--json")
