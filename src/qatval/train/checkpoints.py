@@ -1,7 +1,8 @@
 """Reading what torch saved, without running anything in it.
 
 A ``.pt`` file is a pickle beside the storages of its tensors. `qatval.train.unpickling` makes
-records of the pickle; here the weights are found among them and made into tensors.
+records of the pickle; here the weights are found among them and made into tensors. What is decoded
+is bounded by the file's size, whatever it says of itself.
 """
 
 from __future__ import annotations
@@ -21,13 +22,22 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from qatval.core.errors import QatvalError
-from qatval.train.unpickling import Inert, RefusedError, Unpickler
+from qatval.core.errors import QatvalError, quoted
+from qatval.core.presets import MAX_CLASS_NAME
+from qatval.train.tensor_files import require_file
+from qatval.train.unpickling import MAX_PICKLE_BYTES, Inert, RefusedError, Storage, Unpickler
 
 _OLD_MAGIC = 0x1950A86A20F9469CFC6C  # of the container before torch 1.6
 _WRAPPERS = re.compile(r"(?:module\.|_orig_mod\.|model\.)*(?=\d+\.)")
 _WEIGHTS = ("ema", "model", "ema_state_dict", "model_state_dict", "state_dict", "module")
 _SETTINGS = ("eps", "kernel_size", "stride", "padding", "dilation", "groups")
+
+_MAX_PARTS = 100_000  # modules, parameters and buffers; a YOLOv10m has 4,000
+_MAX_DEPTH = 64  # of modules in modules; a YOLOv10m has 9
+_MAX_RECORDS = 65_535  # in a zip archive; a YOLOv10m has 809
+_MAX_NAME = 300  # characters of a tensor's
+_MAX_SIDES = 8  # of a tensor
+_MAX_MEASURE = 2**40  # of its sides and strides
 
 _AGAIN = "copy or download it again"
 _GIVE = "give the .pt or .safetensors checkpoint"
@@ -67,6 +77,7 @@ def read_torch_file(path: Path) -> SavedModel:
         QatvalError: If the file is truncated, damaged, of another kind, names what a checkpoint
             has no use for, or holds no weights of a detector. The message says which.
     """
+    require_file(path)
     try:
         with path.open("rb") as file:
             saved, read = _open(path, file)
@@ -75,7 +86,7 @@ def read_torch_file(path: Path) -> SavedModel:
         raise QatvalError(f"cannot read checkpoint {path}: {error.strerror or error}") from error
     except RefusedError as error:
         raise QatvalError(
-            f"{path} is refused: it refers to '{error}', which is not part of a YOLO checkpoint, "
+            f"{path} is refused: it refers to {error}, which is not part of a YOLO checkpoint, "
             "and loading it could run code; use an official checkpoint, or save the state dict of "
             "the model alone"
         ) from error
@@ -93,7 +104,7 @@ def read_torch_file(path: Path) -> SavedModel:
 # What a pickle that something else wrote, or that was altered, can raise in an unpickler or here.
 _MALFORMED = (
     *(pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError, LookupError),
-    *(RuntimeError, OverflowError, struct.error),
+    *(RuntimeError, OverflowError, MemoryError, struct.error),
 )
 
 
@@ -106,10 +117,37 @@ def _open(path: Path, file: BinaryIO) -> tuple[Any, Callable[[str], bytes]]:
             raise QatvalError(
                 f"{path} is truncated: it begins as a checkpoint and its end is missing; {_AGAIN}"
             )
+        _refuse_many_records(path, file)
         return _open_zip(path, zipfile.ZipFile(file))
     if head[:1] == b"\x80":
         return _open_old(path, file)
     raise QatvalError(f"{path} is not a loadable checkpoint: {_kind_of(head)}")
+
+
+def _refuse_many_records(path: Path, file: BinaryIO) -> None:
+    """Refuse an archive with more records than a checkpoint has, before objects are made of them.
+
+    Every record has an entry that begins with these bytes, and weights hardly ever hold them.
+    """
+    file.seek(0)
+    blocks = iter(lambda: file.read(1 << 20), b"")
+    if sum(block.count(b"PK\1\2") for block in blocks) > _MAX_RECORDS:
+        raise QatvalError(
+            f"{path} is not a loadable checkpoint: a zip archive of more than {_MAX_RECORDS} "
+            f"records; {_GIVE}"
+        )
+
+
+def _refuse_expanding(path: Path, archive: zipfile.ZipFile) -> None:
+    """Refuse records that are read as more than the file has: compressed, or one in another."""
+    sizes = [record.file_size for record in archive.infolist()]
+    if sum(sizes) > path.stat().st_size or any(
+        record.compress_type != zipfile.ZIP_STORED for record in archive.infolist()
+    ):
+        raise QatvalError(
+            f"{path} is not a loadable checkpoint: torch.save wrote no zip archive whose records "
+            f"are compressed or overlap; {_GIVE} as it was saved"
+        )
 
 
 def _open_zip(path: Path, archive: zipfile.ZipFile) -> tuple[Any, Callable[[str], bytes]]:
@@ -123,11 +161,12 @@ def _open_zip(path: Path, archive: zipfile.ZipFile) -> tuple[Any, Callable[[str]
                 "exported from"
             )
     if not roots:
-        inside = f"it holds '{names[0]}'" if names else "it is empty"
+        inside = f"it holds {quoted(names[0])}" if names else "it is empty"
         raise QatvalError(
             f"{path} is not a loadable checkpoint: a zip archive that torch.save did not write "
             f"({inside}); {_GIVE}"
         )
+    _refuse_expanding(path, archive)
     root = roots[0]
     try:
         archive.read(f"{root}version")
@@ -138,34 +177,39 @@ def _open_zip(path: Path, archive: zipfile.ZipFile) -> tuple[Any, Callable[[str]
         ) from error
     order = f"{root}byteorder"
     _refuse_byteorder(path, archive.read(order).decode() if order in names else "little")
+    if archive.getinfo(f"{root}data.pkl").file_size > MAX_PICKLE_BYTES:
+        raise QatvalError(
+            f"{path} is not a loadable checkpoint: its pickle is larger than "
+            f"{MAX_PICKLE_BYTES >> 20} MiB; save the model or its state dict alone"
+        )
     saved = Unpickler(io.BytesIO(archive.read(f"{root}data.pkl"))).load()
     return saved, lambda key: archive.read(f"{root}data/{key}")
 
 
 def _open_old(path: Path, file: BinaryIO) -> tuple[Any, Callable[[str], bytes]]:
+    head = io.BytesIO(file.read(MAX_PICKLE_BYTES))
     try:
-        magic = Unpickler(file).load()
+        magic = Unpickler(head).load()
         if magic != _OLD_MAGIC:
             raise QatvalError(
                 f"{path} is not a loadable checkpoint: a pickle that torch.save did not write; "
                 "save the model with torch.save"
             )
-        _, system = Unpickler(file).load(), Unpickler(file).load()
+        _, system = Unpickler(head).load(), Unpickler(head).load()
         _refuse_byteorder(path, "little" if system["little_endian"] else "big")
-        unpickler = Unpickler(file)
+        unpickler = Unpickler(head)
         saved = unpickler.load()
+        keys = Unpickler(head).load()
+        file.seek(head.tell())
         blocks = {}
-        for key in Unpickler(file).load():
-            (count,) = struct.unpack("<q", file.read(8))
+        for key in keys:
+            (count,) = struct.unpack("<Q", file.read(8))
             blocks[key] = file.tell(), count * unpickler.storages[key].dtype.itemsize
-            if file.seek(sum(blocks[key])) > path.stat().st_size:
+            if sum(blocks[key]) > path.stat().st_size:
                 raise EOFError
+            file.seek(sum(blocks[key]))
     except (EOFError, struct.error) as error:
         raise _truncated(path) from error
-    except pickle.UnpicklingError as error:
-        if "truncated" in str(error):
-            raise _truncated(path) from error
-        raise
 
     def read(key: str) -> bytes:
         start, length = blocks[key]
@@ -226,50 +270,92 @@ def _saved_model(path: Path, saved: Any, read: Callable[[str], bytes]) -> SavedM
             f"{path} is not an Ultralytics checkpoint: expected a model under 'ema' or 'model', a "
             "model alone or its state dict"
         )
-    layers = {}
-    if isinstance(model, Inert):
-        records: dict[str, Any] = {}
-        for name, kind, fields in _walk(model, ""):
-            prefix = f"{name}." if name else ""
-            kept_out = fields.get("_non_persistent_buffers_set") or ()
-            held = {**fields["_parameters"], **fields["_buffers"]}
-            records |= {
-                f"{prefix}{n}": t for n, t in held.items() if t is not None and n not in kept_out
-            }
-            if not fields["_modules"]:
-                layers[name] = Layer(kind, {k: fields[k] for k in _SETTINGS if k in fields})
-    else:
-        records = {str(name): record for name, record in model.items() if record is not None}
+    records, layers = _content(model)
     cut = _wrapping(list(records))
     storages: dict[str, Tensor] = {}
     tensors = {}
+    left = path.stat().st_size  # one byte an element is the least that any tensor takes
     for name, record in records.items():
         tensor = _tensor(path, name, record, read, storages)
+        left -= tensor.numel()
+        if left < 0:
+            raise ValueError("tensors that overlap")
         tensors[_unwrapped(name, cut)] = tensor.float() if tensor.is_floating_point() else tensor
     return SavedModel(
         tensors, _find_names(model, saved), {_unwrapped(n, cut): v for n, v in layers.items()}
     )
 
 
-def _find_weights(saved: Any) -> Inert | Mapping[Any, Any] | None:
+def _content(model: Inert | Mapping[Any, Any]) -> tuple[dict[str, Any], dict[str, Layer]]:
+    """Return what stands for tensors in a module or a state dict, and the layers, by name."""
+    if isinstance(model, Mapping):
+        return {_name(key): record for key, record in model.items() if record is not None}, {}
+    records: dict[str, Any] = {}
+    layers = {}
+    left = _MAX_PARTS
+    for name, module in _walk(model, "", _MAX_DEPTH):
+        fields = module.fields()
+        held = {**fields["_parameters"], **fields["_buffers"]}
+        left -= 1 + len(held) + len(fields["_modules"])
+        if left < 0:
+            raise ValueError("modules that contain themselves")
+        kept_out = fields.get("_non_persistent_buffers_set") or set()
+        if not isinstance(kept_out, set):
+            raise TypeError("names of buffers")
+        prefix = f"{name}." if name else ""
+        records |= {
+            _name(prefix, n): t for n, t in held.items() if t is not None and n not in kept_out
+        }
+        if not fields["_modules"]:
+            settings = {k: _setting(fields[k]) for k in _SETTINGS if k in fields}
+            layers[name] = Layer(module.of.kind, settings)
+    return records, layers
+
+
+def _find_weights(saved: Any, seen: set[int] | None = None) -> Inert | Mapping[Any, Any] | None:
     """Return the module or the state dict in what a file holds."""
+    seen = set() if seen is None else seen
+    if id(saved) in seen:
+        return None
+    seen.add(id(saved))
     if isinstance(saved, Inert):
-        return saved if "_modules" in saved.fields() else _find_weights(saved.fields())
+        return saved if "_modules" in saved.fields() else _find_weights(saved.fields(), seen)
     if not isinstance(saved, Mapping):
         return None
     if any(isinstance(name, str) and _WRAPPERS.match(name) for name in saved):
         return saved
-    candidates = (_find_weights(saved[key]) for key in _WEIGHTS if saved.get(key) is not None)
+    candidates = (_find_weights(saved[key], seen) for key in _WEIGHTS if saved.get(key) is not None)
     return next((found for found in candidates if found is not None), None)
 
 
-def _walk(module: Any, name: str) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
-    """Yield name, class and attributes of a module and of all in it, as a file has them."""
-    fields = module.fields()
-    yield name, type(module).__name__, fields
-    for part, child in fields["_modules"].items():
+def _walk(module: Inert, name: str, depth: int) -> Iterator[tuple[str, Inert]]:
+    """Yield a module and all in it, each with its name."""
+    if not depth:
+        raise ValueError("modules that contain themselves")
+    yield name, module
+    for part, child in module.fields()["_modules"].items():
         if child is not None:
-            yield from _walk(child, f"{name}.{part}" if name else part)
+            yield from _walk(child, _name(f"{name}." if name else "", part), depth - 1)
+
+
+def _name(*parts: Any) -> str:
+    """Return a name that a file has for a tensor or a module, joined."""
+    if sum(map(len, parts)) > _MAX_NAME:
+        raise ValueError("a name that is too long")
+    return "".join(parts)
+
+
+def _setting(value: Any) -> Any:
+    """Return a layer's setting: a number, a word, or some of them."""
+    flat = value if isinstance(value, tuple) else (value,)
+    if len(flat) > _MAX_SIDES or not all(
+        isinstance(v, float)
+        or (isinstance(v, int) and abs(v) < _MAX_MEASURE)
+        or (isinstance(v, str) and len(v) < _MAX_NAME)
+        for v in flat
+    ):
+        raise ValueError("a setting of a layer")
+    return value
 
 
 def _wrapping(names: Sequence[str]) -> str | None:
@@ -288,16 +374,22 @@ def _find_names(model: Any, saved: Any) -> tuple[str, ...] | None:
     if isinstance(saved, Mapping):
         places += [saved.get(key) for key in _WEIGHTS]
     for place in places:
-        while isinstance(place, Inert | Mapping):
+        for _ in range(_MAX_DEPTH):
+            if not isinstance(place, Inert | Mapping):
+                break
             fields = place.fields() if isinstance(place, Inert) else place
             names = fields.get("names")
             if isinstance(names, Mapping) and set(names) == set(range(len(names))):
                 names = [names[index] for index in range(len(names))]
-            if isinstance(names, list | tuple) and all(isinstance(name, str) for name in names):
+            if isinstance(names, list | tuple) and all(map(_is_class_name, names)):
                 return tuple(names) or None
             inner = fields.get("_modules") or {}
             place = next((inner[k] for k in ("module", "model", "_orig_mod") if k in inner), None)
     return None
+
+
+def _is_class_name(name: Any) -> bool:
+    return isinstance(name, str) and len(name) <= MAX_CLASS_NAME
 
 
 def _tensor(
@@ -308,14 +400,20 @@ def _tensor(
     storages: dict[str, Tensor],
 ) -> Tensor:
     """Make a tensor of what a file says about it; each storage is read once."""
-    said = record.name if isinstance(record, Inert) else type(record).__name__
+    said = record.of.name if isinstance(record, Inert) else type(record).__name__
     if said in ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state"):
         return _tensor(path, name, record.arguments[0], read, storages)
     if said not in ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor"):
         raise QatvalError(
-            f"{path}: '{name}' is no plain tensor but of '{said}'; expected an FP32 checkpoint"
+            f"{path}: {quoted(name)} is no plain tensor but of '{said}'; expected an FP32 "
+            "checkpoint"
         )
     storage, offset, size, stride = record.arguments[:4]
+    if not isinstance(storage, Storage) or len(size) > _MAX_SIDES or len(stride) != len(size):
+        raise TypeError("a tensor of what is no storage")
+    measures = (storage.offset, offset, *size, *stride)
+    if not all(isinstance(v, int) and 0 <= v < _MAX_MEASURE for v in measures):
+        raise ValueError("a tensor's measures")
     if storage.key not in storages:
         content = bytearray(read(storage.key))
         storages[storage.key] = (
@@ -325,5 +423,5 @@ def _tensor(
         )
     elements = storages[storage.key]
     if math.prod(size) > elements.numel():
-        raise ValueError(f"{name} is larger than its storage")
+        raise ValueError("a tensor larger than its storage")
     return elements.as_strided(tuple(size), tuple(stride), storage.offset + offset)

@@ -291,8 +291,9 @@ def _refuse_other_layers(model: nn.Module, layers: Mapping[str, Layer], path: Pa
         for setting, value in saved.settings.items():
             if (expected := getattr(module, setting, value)) != value:
                 raise QatvalError(
-                    f"{path} is of another architecture: '{name}' has {setting} {value}, expected "
-                    f"{expected}; give a checkpoint of the variant as Ultralytics defines it"
+                    f"{path} is of another architecture: '{name}' has {setting} {value!r}, "
+                    f"expected {expected!r}; give a checkpoint of the variant as Ultralytics "
+                    "defines it"
                 )
 
 
