@@ -37,6 +37,7 @@ class Variant:
     Attributes:
         checkpoint: Where the official checkpoint is expected, from the current folder.
         architecture: Ultralytics' model file.
+        sha256: Digest of the official checkpoint, None if it is not known.
         embedded_checkpoint: What a run on the embedded dataset starts from, None if there is none.
         validated: Whether the scenarios of ``pytest`` are made of it and a machine is to have it.
         requires: Variants whose runs must have held before it may be trained: the stage gate.
@@ -45,6 +46,7 @@ class Variant:
     name: str
     checkpoint: Path
     architecture: str
+    sha256: str | None = None
     embedded_checkpoint: Path | None = None
     validated: bool = False
     requires: tuple[str, ...] = ()
