@@ -144,7 +144,7 @@ def _truncated(path: Path) -> QatvalError:
 def _refuse_byteorder(path: Path, order: str) -> None:
     if order != sys.byteorder:
         raise QatvalError(
-            f"{path} was saved on a machine with {order}-endian numbers, this one is "
+            f"{path} was saved on a machine with {quoted(order)}-endian numbers, this one is "
             f"{sys.byteorder}-endian; save it again on a machine like this"
         )
 
