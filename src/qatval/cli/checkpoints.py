@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 
 from qatval.core.errors import UsageError
-from qatval.core.presets import validated_variants, variant, variant_names
+from qatval.core.presets import Variant, validated_variants, variant, variant_names
 from qatval.data import checkpoints as checkpoint_store
+from qatval.data.download import Progress
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -49,34 +50,52 @@ def fetch(args: argparse.Namespace) -> int:
     files = _files(args)
     if args.source.endswith(".pt") and len(files) != 1:
         raise UsageError("checkpoints fetch: --from names one .pt file, so name the one variant")
-    for file in files:
-        progress = _progress_line(file.name)
-        print(checkpoint_store.fetch(file.name, file.parent, source=args.source, progress=progress))
+    for file, official in files:
+        path = checkpoint_store.fetch(
+            file.name,
+            file.parent,
+            source=args.source,
+            known=official.sha256,
+            check=_check,
+            progress=_progress_line(file.name),
+        )
+        print(path)
     return 0
 
 
 def verify(args: argparse.Namespace) -> int:
     """Print one line for each checkpoint; exit code 1 where one is missing or altered."""
-    verdicts = [checkpoint_store.verify(file.name, file.parent) for file in _files(args)]
+    verdicts = [
+        checkpoint_store.verify(file.name, file.parent, known=official.sha256, check=_check)
+        for file, official in _files(args)
+    ]
     for verdict in verdicts:
         print(f"{'ok' if verdict.sound else 'NOT ok':6}  {verdict.name}  {verdict.message}")
     return 0 if all(verdict.sound for verdict in verdicts) else 1
 
 
-def _files(args: argparse.Namespace) -> list[Path]:
+def _check(path: Path) -> None:
+    """Read a file that nothing is known of, as a run would; refuse what is no checkpoint."""
+    from qatval.train.checkpoints import read_torch_file
+
+    read_torch_file(path)
+
+
+def _files(args: argparse.Namespace) -> list[tuple[Path, Variant]]:
     """Return where the variants or files asked for are kept; without any, those validated."""
-    known = {name: variant(name).checkpoint for name in variant_names()}
-    by_file = {path.name: path for path in known.values()}
+    known = {name: variant(name) for name in variant_names()}
+    by_file = {official.checkpoint.name: official for official in known.values()}
     files = []
     for name in args.names or validated_variants():
-        path = known.get(name) or by_file.get(name)
-        if path is None:
+        official = known.get(name) or by_file.get(name)
+        if official is None:
             raise UsageError(f"unknown checkpoint '{name}': expected one of {', '.join(known)}")
-        files.append((args.dir or path.parent) / path.name)
+        path = official.checkpoint
+        files.append(((args.dir or path.parent) / path.name, official))
     return files
 
 
-def _progress_line(name: str) -> checkpoint_store.Progress:
+def _progress_line(name: str) -> Progress:
     def show(done: int, expected: int | None) -> None:
         if sys.stderr.isatty():
             total = f" of {expected / 1e6:.1f}" if expected else ""

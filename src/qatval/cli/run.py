@@ -33,7 +33,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         required=True,
         metavar="M[,M]",
         help=f"{', '.join(methods.method_names())}, or other parts joined with + "
-        f"({', '.join(methods.part_names())}); several with commas",
+        f"({', '.join(methods.part_names())}); several with commas"
+        + "".join(f"; {line}" for line in methods.packages_left_out()).replace("%", "%%"),
     )
     parser.add_argument(
         "--with-controls",

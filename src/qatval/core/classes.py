@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from qatval.core.errors import QatvalError
+from qatval.core.errors import QatvalError, quoted
 
 # What tools write where nobody named the classes: "0", "class0", "class_7", "Category 3".
 _PLACEHOLDER = re.compile(r"(?:class|cls|category|label|object|item)?[\s_-]*\d+", re.IGNORECASE)
@@ -66,7 +66,7 @@ def match_classes(dataset: Sequence[str], checkpoint: Sequence[str] | None) -> C
             return _matched(dataset, checkpoint, rows)
     for names, whose in ((checkpoint, "the checkpoint's"), (dataset, "the dataset's")):
         if all(_PLACEHOLDER.fullmatch(name.strip()) for name in names):
-            reason = f"{whose} class names are placeholders such as {names[0]!r}"
+            reason = f"{whose} class names are placeholders such as {quoted(names[0])}"
             return ClassMatch("unknown", same, {}, _unknown(reason))
     raise QatvalError(_difference(dataset, checkpoint))
 
@@ -98,7 +98,7 @@ def _matched(
             f"{moved} are mapped by name"
         )
     if renamed:
-        shown = [f"{name!r} for {theirs!r}" for name, theirs in renamed.items()]
+        shown = [f"{quoted(name)} for {quoted(theirs)}" for name, theirs in renamed.items()]
         said.append(f"class names are taken for the same: {_first(shown)}")
     return ClassMatch("mapped" if moved else "same", rows, renamed, "; ".join(said))
 
@@ -113,13 +113,13 @@ def _difference(dataset: Sequence[str], checkpoint: Sequence[str]) -> str:
         if count > 1:
             return (
                 f"its classes cannot be told from the dataset's: {whose} has {count} named "
-                f"{name!r}; name every class once"
+                f"{quoted(name)}; name every class once"
             )
     known = {_plain(name) for name in dataset}, {_plain(name) for name in checkpoint}
-    ours = [repr(name) for name in dataset if _plain(name) not in known[1]]
-    theirs = [repr(name) for name in checkpoint if _plain(name) not in known[0]]
+    ours = [quoted(name) for name in dataset if _plain(name) not in known[1]]
+    theirs = [quoted(name) for name in checkpoint if _plain(name) not in known[0]]
     if not ours:  # different only as lists of plain names
-        ours, theirs = list(map(repr, dataset)), list(map(repr, checkpoint))
+        ours, theirs = list(map(quoted, dataset)), list(map(quoted, checkpoint))
     return (
         f"detects other classes: only the dataset has {_first(ours)}, only the checkpoint has "
         f"{_first(theirs)}; give a checkpoint of these classes, or name the dataset's categories "

@@ -12,6 +12,7 @@ import sys
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _REFUSED = (errno.EACCES, errno.EROFS)
+_SHOWN = 80  # characters
 
 
 class QatvalError(Exception):
@@ -24,6 +25,14 @@ class UsageError(QatvalError):
     """The command itself is wrong: an unknown choice, a value out of range (exit code 2)."""
 
     exit_code = 2
+
+
+def quoted(text: str) -> str:
+    """Return what a file says as an error may show it: in quotes, on one line, cut short.
+
+    Control characters are escaped: no file moves the cursor of a terminal.
+    """
+    return repr(text) if len(text) <= _SHOWN else f"{text[:_SHOWN]!r}..."
 
 
 def from_system(error: BaseException) -> QatvalError | None:

@@ -12,6 +12,10 @@ from qatval.core.errors import UsageError
 FLOAT_MODE = "fp32"
 """The quantization mode of a float control."""
 
+# Every layer's name is held against every pattern, and checkpoints bring their own.
+_MAX_PATTERNS = 64
+_MAX_PATTERN = 200  # characters
+
 ScaleGranularity = Literal["per-tensor", "per-channel"]
 
 Scaling = Literal["learned", "statistics"]
@@ -91,6 +95,12 @@ class Quantization:
         ):
             if bits is not None and not 2 <= bits <= 8:
                 raise UsageError(f"{name} bits must lie in 2..8, got {bits}")
+        patterns = (*self.boundary, *self.exempt)
+        if len(patterns) > _MAX_PATTERNS or any(len(p) > _MAX_PATTERN for p in patterns):
+            raise UsageError(
+                f"layers are named by up to {_MAX_PATTERNS} patterns of up to {_MAX_PATTERN} "
+                f"characters, got {len(patterns)}"
+            )
 
     @property
     def mode(self) -> str:

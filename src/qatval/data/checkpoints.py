@@ -1,28 +1,31 @@
-"""The official checkpoints: fetched once, resumably, and held to their first SHA-256 ever after."""
+"""The official checkpoints: fetched once, and held to one SHA-256 ever after, their pin.
+
+That is the one that ``core/presets/variants.toml`` knows; where it knows none, that of the file
+that was fetched or verified first, recorded in ``checksums.json`` beside it.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import http.client
-import json
-import re
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
-from urllib.parse import urlsplit
+from typing import Annotated, NamedTuple
 
-from qatval.core.errors import QatvalError
+import msgspec
+
+from qatval.core.errors import QatvalError, quoted
 from qatval.core.files import atomic_write, sha256_of, to_json
+from qatval.core.presets import variant, variant_names
+from qatval.data.download import Progress, download
 
 RELEASE_URL = "https://github.com/ultralytics/assets/releases/download/v8.4.0"
 CHECKSUMS_NAME = "checksums.json"
-TIMEOUT_S = 30.0
-CHUNK_BYTES = 1 << 20
+_MAX_CHECKSUMS_BYTES = 1 << 20
 
-Progress = Callable[[int, int | None], None]
-"""Called with the bytes so far and the bytes expected, None where the server does not say."""
+_Digest = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-fA-F]{64}\Z")]
+
+Check = Callable[[Path], object]
+"""Raises QatvalError, naming the path, for a file that is no checkpoint."""
 
 
 class Verdict(NamedTuple):
@@ -33,135 +36,160 @@ class Verdict(NamedTuple):
     message: str
 
 
-def fetch(name: str, directory: Path, *, source: str = RELEASE_URL, progress: Progress) -> Path:
+class _Pin(NamedTuple):
+    """The digest that a file must have, who says so, and what to do if it is to have another."""
+
+    digest: str
+    says: str
+    otherwise: str
+
+
+def fetch(
+    name: str,
+    directory: Path,
+    *,
+    source: str = RELEASE_URL,
+    known: str | None = None,
+    check: Check,
+    progress: Progress,
+) -> Path:
     """Fetch a checkpoint unless it is there already.
 
     An interrupted download goes on where it stopped. The file appears under its name only when it
-    is whole and has the digest on record; the first download puts its digest on record.
+    is whole and has the pinned digest; where none is pinned it must be a checkpoint, and is pinned.
 
     Args:
         name: File name, e.g. ``"yolov10n.pt"``.
         directory: Where it belongs; created where missing.
         source: Address of the folder that holds the file, or of the file itself if it ends in
             ``.pt``: ``https:``, ``http:`` or ``file:``.
+        known: SHA-256 of the official file, None if qatval does not know it.
+        check: Tells what is no checkpoint.
         progress: Told how far the download is.
 
     Raises:
-        QatvalError: The address does not answer, the transfer breaks off, or the content is not
-            what the record says.
+        QatvalError: It cannot be downloaded (`qatval.data.download.download`), its content is no
+            checkpoint or not what is pinned, or it cannot be put in its place.
     """
     target = directory / name
-    recorded = _read_checksums(directory).get(name)
+    pin = _pin(target, known)
     if target.is_file():
-        digest = sha256_of(target)
-        if recorded is not None and recorded != digest:
-            raise _altered(target, recorded, digest)
+        digest = _checked(target, pin, check)
+    elif target.exists():
+        raise QatvalError(f"{target}: expected a file or nothing; remove what is there")
     else:
         url = source if source.endswith(".pt") else f"{source.rstrip('/')}/{name}"
-        if urlsplit(url).scheme not in ("https", "http", "file"):
-            raise QatvalError(f"{url}: expected an address that begins with https:, http: or file:")
+        # One partial file for each address: bytes of different origin must never mix.
+        origin = hashlib.sha256(url.encode("utf-8", "surrogateescape")).hexdigest()[:8]
+        partial = directory / f"{name}.{origin}.part"
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            # One partial file for each address: bytes of different origin must never mix.
-            origin = hashlib.sha256(url.encode()).hexdigest()[:8]
-            partial = directory / f"{name}.{origin}.part"
-            _download(url, partial, progress)
-            digest = sha256_of(partial)
+            download(url, partial, progress)
+            digest = _checked_download(partial, url, pin, check)
+            partial.replace(target)
         except OSError as error:
             raise QatvalError(
                 f"{target}: cannot be written ({error.strerror}); check the folder and disk space"
             ) from error
-        if recorded is not None and recorded != digest:
-            partial.unlink()
-            remedy = "fetch it from another address, or delete the entry if you trust this file"
-            raise QatvalError(f"{url}: {_differing(recorded, digest)} for {name}; {remedy}")
-        partial.replace(target)
-    if recorded is None:
-        _record_checksum(directory, name, digest)
+    if pin is None:
+        _record(target, digest)
     return target
 
 
-def verify(name: str, directory: Path) -> Verdict:
-    """Compare a checkpoint with the digest on record; a file without one is put on record."""
+def verify(name: str, directory: Path, *, known: str | None = None, check: Check) -> Verdict:
+    """Compare a checkpoint with its pin; one without is pinned. Arguments are those of `fetch`."""
     target = directory / name
     if not target.is_file():
         return Verdict(name, False, f"missing; 'qatval checkpoints fetch {name}' gets it")
-    digest, recorded = sha256_of(target), _read_checksums(directory).get(name)
-    if recorded is None:
-        _record_checksum(directory, name, digest)
+    pin = _pin(target, known)
+    try:
+        digest = _checked(target, pin, check)
+    except QatvalError as error:
+        return Verdict(name, False, str(error))
+    if pin is None:
+        _record(target, digest)
         return Verdict(name, True, f"{digest}, recorded now")
-    if recorded != digest:
-        return Verdict(name, False, str(_altered(target, recorded, digest)))
     return Verdict(name, True, digest)
 
 
-def _download(url: str, partial: Path, progress: Progress) -> None:
-    have = partial.stat().st_size if partial.exists() else 0
-    request = urllib.request.Request(url)
-    if have and not url.startswith("file:"):
-        request.add_header("Range", f"bytes={have}-")
+def hold_to_pin(path: Path) -> None:
+    """Refuse a checkpoint that is not the one that is pinned, where one is.
+
+    Raises:
+        QatvalError: It says what was expected, what came and what to do. A file that is missing is
+            left to others to tell.
+    """
+    if not path.is_file():
+        return
+    variants = map(variant, variant_names())
+    known = (v.sha256 for v in variants if v.checkpoint.resolve() == path.resolve())
+    if (pin := _pin(path, next(known, None))) is not None:
+        _checked(path, pin, lambda _: None)
+
+
+def _pin(target: Path, known: str | None) -> _Pin | None:
+    if known is not None:
+        return _Pin(known, "qatval knows the official file by", "")
+    recorded = _read_checksums(target.parent).get(target.name)
+    if recorded is None:
+        return None
+    remedy = f", or remove its entry in {target.parent / CHECKSUMS_NAME} if you trust this file"
+    return _Pin(recorded.lower(), f"{CHECKSUMS_NAME} records", remedy)
+
+
+def _checked(target: Path, pin: _Pin | None, check: Check) -> str:
+    """Return the digest of a file that is what it should be."""
+    digest = sha256_of(target)
+    if pin is None:
+        check(target)
+    elif pin.digest != digest:
+        raise QatvalError(
+            f"{target}: {_differing(digest, pin)}; delete the file and fetch it again with 'qatval "
+            f"checkpoints fetch'{pin.otherwise}"
+        )
+    return digest
+
+
+def _checked_download(partial: Path, url: str, pin: _Pin | None, check: Check) -> str:
+    """Return the digest of what was downloaded; remove what is not what it should be."""
+    digest = sha256_of(partial)
     try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
-            at = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
-            resumed = response.status == 206 and at is not None and int(at[1]) == have
-            have = have if resumed else 0
-            length = response.headers.get("Content-Length")
-            expected = have + int(length) if length else None
-            with partial.open("ab" if resumed else "wb") as file:
-                while chunk := response.read(CHUNK_BYTES):
-                    file.write(chunk)
-                    have += len(chunk)
-                    progress(have, expected)
-    except urllib.error.HTTPError as error:
-        if error.code == 416 and have:
-            # What is there is as long as the file, or belongs to another one: start afresh.
-            partial.unlink()
-            return _download(url, partial, progress)
-        raise QatvalError(
-            f"{url}: the server answered {error.code} {error.reason}; check the address or give "
-            "another with --from"
-        ) from error
-    except urllib.error.URLError as error:
-        raise QatvalError(
-            f"{url}: not reachable ({error.reason}); check the address and the network, or give "
-            "another address with --from"
-        ) from error
-    except (http.client.HTTPException, TimeoutError, ConnectionError) as error:
-        raise _broken_off(url, have, repr(error)) from error
-    if expected is not None and have < expected:
-        raise _broken_off(url, have, f"expected {expected} bytes")
+        if pin is None:
+            check(partial)
+        elif pin.digest != digest:
+            raise QatvalError(
+                f"{url}: {_differing(digest, pin)}; fetch it from another address{pin.otherwise}"
+            )
+    except QatvalError as error:
+        partial.unlink()
+        if pin is not None:
+            raise
+        said = str(error).removeprefix(f"{partial} ")
+        raise QatvalError(f"{url}: what it sent {said}") from error
+    return digest
 
 
-def _broken_off(url: str, have: int, reason: str) -> QatvalError:
-    return QatvalError(
-        f"{url}: broke off after {have} bytes ({reason}); fetch again and it goes on from there"
-    )
-
-
-def _altered(target: Path, recorded: str, digest: str) -> QatvalError:
-    remedy = "delete the file and fetch it again"
-    return QatvalError(f"{target}: {_differing(recorded, digest)}; {remedy}")
-
-
-def _differing(recorded: str, digest: str) -> str:
-    return f"SHA-256 is {digest[:16]}..., {CHECKSUMS_NAME} records {recorded[:16]}..."
+def _differing(digest: str, pin: _Pin) -> str:
+    return f"SHA-256 is {digest[:16]}..., {pin.says} {pin.digest[:16]}..."
 
 
 def _read_checksums(directory: Path) -> dict[str, str]:
     path = directory / CHECKSUMS_NAME
+    remedy = "restore it, or delete it to record digests anew"
     try:
-        content = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
+        if not path.exists():
+            return {}
+        if not path.is_file() or path.stat().st_size > _MAX_CHECKSUMS_BYTES:
+            raise QatvalError(f"{path}: expected a file of up to 1 MiB; {remedy}")
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, _Digest])
+    # Text that is no UTF-8 is a ValueError, nested too deep a RecursionError.
+    except (OSError, ValueError, RecursionError) as error:
         raise QatvalError(
-            f"{path}: cannot be read ({error}); restore it, or delete it to record digests anew"
+            f"{path}: expected a JSON object of file names and SHA-256 digests "
+            f"({quoted(str(error))}); {remedy}"
         ) from error
-    if not isinstance(content, dict):
-        raise QatvalError(f"{path}: expected a JSON object of file name and SHA-256; restore it")
-    return {str(name): str(digest) for name, digest in content.items()}
 
 
-def _record_checksum(directory: Path, name: str, digest: str) -> None:
-    checksums = {**_read_checksums(directory), name: digest}
-    atomic_write(directory / CHECKSUMS_NAME, to_json(dict(sorted(checksums.items()))))
+def _record(target: Path, digest: str) -> None:
+    checksums = {**_read_checksums(target.parent), target.name: digest}
+    atomic_write(target.parent / CHECKSUMS_NAME, to_json(dict(sorted(checksums.items()))))

@@ -16,6 +16,7 @@ from pathlib import Path
 from qatval.core.errors import QatvalError, from_system
 from qatval.core.progress import Progress
 from qatval.core.summary import RunSummary
+from qatval.data.checkpoints import hold_to_pin
 from qatval.run.configuration import RunConfig
 from qatval.run.folder import RunFolder
 from qatval.run.record import announced, run_name
@@ -89,6 +90,7 @@ def _explained(error: BaseException, config: RunConfig) -> BaseException:
 def _find_checkpoint(config: RunConfig) -> None:
     """Refuse a checkpoint that is not there, before the subset is built, with the right remedy."""
     path, variant = config.checkpoint, config.variant
+    hold_to_pin(path)
     if path.is_file() or not config.coco_root.is_dir():  # a missing dataset is said first
         return
     remedy = "name a .pt or .safetensors file with --checkpoint"

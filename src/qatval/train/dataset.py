@@ -2,13 +2,15 @@
 
 Ultralytics would look for one text file per image and keep a ``.cache`` beside them, a pickle
 that it loads without asking. Overriding the two methods that find images and labels takes both
-away: nothing is written next to the data, and nothing there is executed.
+away: nothing is written next to the data, and nothing there is executed. An ``.npy`` file that
+it would load in the place of the image beside it, or delete, is not looked for.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from ultralytics.data.dataset import YOLODataset
@@ -96,6 +98,8 @@ class SubsetDataset(YOLODataset):  # type: ignore[misc]
             data={"names": dict(enumerate(class_names)), "channels": 3},
             task="detect",
         )
+        # Where no file can be: below the image, which is one.
+        self.npy_files = [Path(file, "never.npy") for file in self.im_files]
 
     @staticmethod
     def collate_fn(batch: list[dict[str, Any]]) -> dict[str, Any]:

@@ -9,28 +9,31 @@ rounding threshold to the next code.
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
-from ultralytics.nn.tasks import DetectionModel
+from ultralytics.nn.tasks import DetectionModel, guess_model_scale
+from ultralytics.utils import ROOT, YAML
 
 from qatval.core.classes import ClassMatch, match_classes
 from qatval.core.detectors import detector_of
-from qatval.core.errors import QatvalError
+from qatval.core.errors import QatvalError, UsageError, quoted
 from qatval.core.files import atomic_write
+from qatval.core.presets import refuse_unknown_model
 from qatval.core.quantization import Quantization
 from qatval.quant.integer import blank_integer_layer
 from qatval.quant.layers import insert_quantizers
 from qatval.train.checkpoints import Layer, SavedModel, read_torch_file
+from qatval.train.tensor_files import read_metadata, read_tensors
 
 # What convolutions on a CPU, and on a GPU in mixed precision, would turn weights and images into
 # at every step. On a GPU under Windows Ultralytics measured steps three times as long with it.
@@ -41,7 +44,7 @@ Kind = Literal["float", "latent", "integer"]
 
 @dataclass(frozen=True)
 class CheckpointInfo:
-    """Metadata of a checkpoint that qatval wrote.
+    """Metadata of a checkpoint that qatval wrote, or a stranger.
 
     Attributes:
         kind: ``"float"``: an FP32 model; ``"latent"``: a fake-quantized one with its latent
@@ -49,12 +52,21 @@ class CheckpointInfo:
         architecture: Ultralytics' model file, e.g. ``"yolov10n.yaml"``.
         class_names: Classes in the order of the head's outputs.
         quantization: Of the model, None for a float one.
+
+    Raises:
+        UsageError: If no variant has the architecture, the class names are beyond the bounds of
+            `refuse_unknown_model`, or latent weights come without their quantization.
     """
 
     kind: Kind
     architecture: str
     class_names: tuple[str, ...]
     quantization: Quantization | None = None
+
+    def __post_init__(self) -> None:
+        refuse_unknown_model(self.architecture, self.class_names)
+        if self.kind == "latent" and self.quantization is None:
+            raise UsageError("latent weights need the quantization that they were trained with")
 
 
 def build_model(architecture: str, class_names: Sequence[str]) -> DetectionModel:
@@ -63,9 +75,11 @@ def build_model(architecture: str, class_names: Sequence[str]) -> DetectionModel
     Its weights lie in memory as the images of `SubsetDataset` do, channels last.
 
     Raises:
-        UsageError: If no family knows the architecture.
+        UsageError: If no variant has the architecture, or the class names are beyond the bounds of
+            `refuse_unknown_model`.
     """
-    model = DetectionModel(architecture, nc=len(class_names), verbose=False)
+    refuse_unknown_model(architecture, class_names)
+    model = DetectionModel(_definition(architecture), nc=len(class_names), verbose=False)
     model.names = dict(enumerate(class_names))
     detector_of(architecture).prepare(model)
     for parameter in model.parameters():
@@ -75,6 +89,18 @@ def build_model(architecture: str, class_names: Sequence[str]) -> DetectionModel
         if parameter.dim() == 4 and not parameter.is_contiguous(memory_format=MEMORY_FORMAT):
             parameter.data = parameter.contiguous(memory_format=MEMORY_FORMAT)
     return model
+
+
+def _definition(architecture: str) -> dict[str, Any]:
+    """Return Ultralytics' own model file of this name, as its models read it.
+
+    Ultralytics itself would rather take a file of that name in the current folder, and evaluates
+    what that says of activations.
+    """
+    of_all_sizes = re.sub(r"(\d)[a-z]\.yaml$", r"\1.yaml", architecture)
+    shipped = {file.name: file for file in (ROOT / "cfg" / "models").rglob("*.yaml")}
+    definition: dict[str, Any] = YAML.load(shipped.get(architecture) or shipped[of_all_sizes])
+    return {**definition, "scale": guess_model_scale(architecture), "yaml_file": architecture}
 
 
 def save_checkpoint(path: Path, model: nn.Module, info: CheckpointInfo) -> None:
@@ -88,20 +114,18 @@ def read_info(path: Path) -> CheckpointInfo:
     """Read the metadata of a checkpoint that qatval wrote.
 
     Raises:
-        QatvalError: If the file is missing, damaged, or not from qatval.
+        QatvalError: If the file is missing, damaged, not from qatval, or says what no preset may.
     """
     try:
-        with safetensors.safe_open(path, "pt") as file:
-            return msgspec.json.decode((file.metadata() or {})["qatval"], type=CheckpointInfo)
-    except OSError as error:
-        raise QatvalError(f"cannot read checkpoint {path}: {error.strerror or error}") from error
-    except safetensors.SafetensorError as error:
-        raise QatvalError(
-            f"{path} is damaged: expected a whole safetensors file ({error}); copy it again"
-        ) from error
-    except (KeyError, msgspec.DecodeError) as error:
+        return msgspec.json.decode(read_metadata(path)["qatval"], type=CheckpointInfo)
+    # A JSON text nested too deep is a RecursionError.
+    except (KeyError, msgspec.DecodeError, RecursionError) as error:
         raise QatvalError(
             f"{path} holds no qatval metadata: expected a checkpoint that qatval wrote"
+        ) from error
+    except UsageError as error:
+        raise QatvalError(
+            f"{path} is of no model that qatval builds: {error}; give another checkpoint"
         ) from error
 
 
@@ -112,7 +136,7 @@ def load_checkpoint(path: Path, device: str | torch.device = "cpu") -> Detection
         QatvalError: If the file is missing, damaged, or does not fit its own metadata.
     """
     info = read_info(path)
-    tensors = safetensors.torch.load_file(path)
+    tensors = read_tensors(path)
     model = build_model(info.architecture, info.class_names)
     if info.kind == "latent":
         assert info.quantization is not None
@@ -122,8 +146,13 @@ def load_checkpoint(path: Path, device: str | torch.device = "cpu") -> Detection
             scale = tensors.get(f"{name}.scale")
             if isinstance(module, nn.Conv2d) and scale is not None:
                 # QC's fold may have given the layer a scale per channel: that follows the file.
+                if scale.shape not in ((), (module.out_channels, 1, 1, 1)):
+                    raise QatvalError(
+                        f"{path} is damaged: expected one scale for '{name}' or one per output "
+                        f"channel, got the shape {tuple(scale.shape)}; copy it again"
+                    )
                 rounded = f"{name}.input_scale" in tensors
-                layer = blank_integer_layer(module, scale, quantized_input=rounded)
+                layer = blank_integer_layer(module, scale.float(), quantized_input=rounded)
                 model.set_submodule(name, layer)
         model.requires_grad_(False)
     _load_strictly(model, tensors, path)
@@ -135,7 +164,7 @@ def _load_strictly(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) 
     missing = sorted(expected.keys() - tensors.keys())
     surplus = sorted(tensors.keys() - expected.keys())
     if missing or surplus:
-        example = f"no '{missing[0]}'" if missing else f"an unknown '{surplus[0]}'"
+        example = f"no '{missing[0]}'" if missing else f"an unknown {quoted(surplus[0])}"
         raise QatvalError(
             f"{path} is of another architecture: {len(missing)} tensors are missing and "
             f"{len(surplus)} unknown ({example}); give the checkpoint of the variant asked for"
@@ -189,7 +218,7 @@ def load_matched(
             raise QatvalError(
                 f"{path} holds {info.kind} weights: expected an FP32 checkpoint to fine-tune"
             )
-        saved = SavedModel(safetensors.torch.load_file(path), info.class_names)
+        saved = SavedModel(read_tensors(path), info.class_names)
     elif path.suffix in (".pt", ".pth"):
         saved = read_torch_file(path)
     else:
@@ -262,8 +291,9 @@ def _refuse_other_layers(model: nn.Module, layers: Mapping[str, Layer], path: Pa
         for setting, value in saved.settings.items():
             if (expected := getattr(module, setting, value)) != value:
                 raise QatvalError(
-                    f"{path} is of another architecture: '{name}' has {setting} {value}, expected "
-                    f"{expected}; give a checkpoint of the variant as Ultralytics defines it"
+                    f"{path} is of another architecture: '{name}' has {setting} {value!r}, "
+                    f"expected {expected!r}; give a checkpoint of the variant as Ultralytics "
+                    "defines it"
                 )
 
 

@@ -12,10 +12,12 @@ from typing import Literal
 
 import msgspec
 
+from qatval.core.errors import QatvalError, quoted
 from qatval.core.files import atomic_write
 from qatval.core.measurements import EpochRecord, Oscillation
 from qatval.core.presets import BatchNorm
 from qatval.core.quantization import Quantization
+from qatval.quant.methods import implementations
 from qatval.quant.methods.averaging import Averaging
 from qatval.quant.methods.part import Weights
 from qatval.quant.methods.stabilizer import StabilizerPart
@@ -105,8 +107,21 @@ def read_trajectory(directory: Path) -> Trajectory:
 
 
 def read_plan(directory: Path) -> TrainingPlan:
-    """Read the plan of the training in a work directory."""
-    return msgspec.json.decode((directory / "plan.json").read_bytes(), type=TrainingPlan)
+    """Read the plan of the training in a work directory.
+
+    Raises:
+        QatvalError: If it names a class that no installed part is.
+    """
+    content = (directory / "plan.json").read_bytes()
+    plan = msgspec.json.decode(content, type=TrainingPlan)
+    known = implementations()
+    for part in plan.stabilizers:
+        if part.implementation not in known:
+            raise QatvalError(
+                f"{directory / 'plan.json'}: expected a stabilizer of an installed package, got "
+                f"{quoted(part.implementation)}; start the training anew"
+            )
+    return plan
 
 
 def write(directory: Path, record: TrainingPlan | Trajectory) -> None:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import functools
 import hashlib
+import io
 import json
+import os
 import re
 import threading
 from collections.abc import Iterator
@@ -16,8 +20,10 @@ import pytest
 
 from qatval.cli import checkpoints as command
 from qatval.core.errors import QatvalError, UsageError
-from qatval.data import checkpoints as checkpoint_store
-from qatval.data.checkpoints import CHECKSUMS_NAME, fetch, verify
+from qatval.core.presets import variant, variant_names
+from qatval.data import checkpoints as store
+from qatval.data import download
+from qatval.data.checkpoints import CHECKSUMS_NAME, hold_to_pin
 
 CONTENT = bytes(range(256)) * 1000
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
@@ -75,6 +81,15 @@ def server() -> Iterator[Server]:
 
 def quiet(done: int, expected: int | None) -> None:
     pass
+
+
+def no_web_page(path: Path) -> None:
+    if path.read_bytes().startswith(b"<html"):
+        raise QatvalError(f"{path} is a web page")
+
+
+fetch = functools.partial(store.fetch, check=no_web_page)
+verify = functools.partial(store.verify, check=no_web_page)
 
 
 def test_a_file_is_fetched_once_and_put_on_record(server: Server, tmp_path: Path) -> None:
@@ -173,17 +188,102 @@ def test_bad_addresses(server: Server, tmp_path: Path, source: str, message: str
 def test_a_server_that_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import socket
 
-    monkeypatch.setattr(checkpoint_store, "TIMEOUT_S", 0.2)
+    monkeypatch.setattr(download, "TIMEOUT_S", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
         with pytest.raises(QatvalError, match="timed out"):
             fetch(NAME, tmp_path, source=url, progress=quiet)
 
 
-def test_a_damaged_record_is_not_ignored(server: Server, tmp_path: Path) -> None:
-    (tmp_path / CHECKSUMS_NAME).write_text("{")
-    with pytest.raises(QatvalError, match="restore it, or delete it"):
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{",
+        "[]",
+        f'{{"{NAME}": {{"a": 1}}}}',
+        f'{{"{NAME}": "abc"}}',
+        f'{{"{NAME}": "{DIGEST}\\n"}}',
+        "[" * 100_000,
+        f'{{"{NAME}": {"[" * 100_000}',
+        "\udce9",
+        " " * 2_000_000,
+    ],
+    ids=["cut", "list", "nested", "short", "newline", "deep", "deep value", "no UTF-8", "large"],
+)
+def test_an_odd_record_is_not_ignored(server: Server, tmp_path: Path, content: str) -> None:
+    (tmp_path / CHECKSUMS_NAME).write_bytes(content.encode("utf-8", "surrogateescape"))
+    for use in (
+        lambda: fetch(NAME, tmp_path, source=server.url, progress=quiet),
+        lambda: hold_to_pin(tmp_path / CHECKSUMS_NAME),
+    ):
+        with pytest.raises(QatvalError, match="restore it, or delete it") as caught:
+            use()
+        assert "\n" not in str(caught.value)
+
+
+def test_a_folder_or_a_pipe_in_the_place_of_a_file(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "a" / NAME).mkdir(parents=True)
+    with pytest.raises(QatvalError, match="expected a file or nothing; remove what is there"):
+        fetch(NAME, tmp_path / "a", source=server.url, progress=quiet)
+    (tmp_path / "b").mkdir()
+    os.mkfifo(tmp_path / "b" / CHECKSUMS_NAME)
+    with pytest.raises(QatvalError, match="expected a file of up to 1 MiB"):
+        fetch(NAME, tmp_path / "b", source=server.url, progress=quiet)
+    (tmp_path / "c").touch()
+    with pytest.raises(QatvalError, match=r"cannot be written \((File exists|Not a directory)\)"):
+        fetch(NAME, tmp_path / "c" / "d", source=server.url, progress=quiet)
+    assert server.requests == []
+
+
+def test_what_is_no_checkpoint_is_not_pinned(server: Server, tmp_path: Path) -> None:
+    server.content = b"<html>Please log in"
+    with pytest.raises(QatvalError, match=rf"{NAME}: what it sent is a web page$"):
         fetch(NAME, tmp_path, source=server.url, progress=quiet)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / NAME).write_bytes(server.content)
+    with pytest.raises(QatvalError, match="is a web page"):
+        fetch(NAME, tmp_path, source=server.url, progress=quiet)
+    assert not verify(NAME, tmp_path).sound
+    assert [path.name for path in tmp_path.iterdir()] == [NAME]
+
+
+def test_a_digest_that_qatval_knows_comes_first(server: Server, tmp_path: Path) -> None:
+    (tmp_path / CHECKSUMS_NAME).write_text(json.dumps({NAME: DIGEST}))
+    with pytest.raises(QatvalError, match=r"qatval knows the official file by 0000.*address$"):
+        fetch(NAME, tmp_path, source=server.url, progress=quiet, known="0" * 64)
+    (tmp_path / CHECKSUMS_NAME).unlink()
+    fetch(NAME, tmp_path, source=server.url, progress=quiet, known=DIGEST)
+    assert verify(NAME, tmp_path, known=DIGEST).sound
+    assert not verify(NAME, tmp_path, known="0" * 64).sound
+    assert [path.name for path in tmp_path.iterdir()] == [NAME]
+
+
+def test_a_checkpoint_is_held_to_its_pin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / NAME
+    hold_to_pin(file)
+    file.write_bytes(CONTENT)
+    hold_to_pin(file)
+    (tmp_path / CHECKSUMS_NAME).write_text(json.dumps({NAME: DIGEST.upper(), "other.pt": "0" * 64}))
+    hold_to_pin(file)
+    file.write_bytes(CONTENT[:-1])
+    with pytest.raises(
+        QatvalError, match=rf"checksums\.json records {DIGEST[:16]}.*or remove its entry"
+    ):
+        hold_to_pin(file)
+    (tmp_path / CHECKSUMS_NAME).unlink()
+    official = dataclasses.replace(variant("yolo10n"), checkpoint=file, sha256=DIGEST)
+    monkeypatch.setattr(store, "variant", lambda name: official)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(QatvalError, match="qatval knows the official file by") as caught:
+        hold_to_pin(Path(NAME))
+    assert "entry" not in str(caught.value)
+    file.write_bytes(CONTENT)
+    hold_to_pin(Path(NAME))
+
+
+@pytest.mark.parametrize("name", variant_names())
+def test_known_digests_are_digests(name: str) -> None:
+    assert re.fullmatch("[0-9a-f]{64}", variant(name).sha256 or "0" * 64)
 
 
 def run(*words: str) -> int:
@@ -194,7 +294,20 @@ def run(*words: str) -> int:
     return code
 
 
-def test_the_command(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture(scope="module")
+def checkpoint() -> bytes:
+    """What torch saves of a detector's state."""
+    import torch
+
+    content = io.BytesIO()
+    torch.save({"model.0.conv.weight": torch.ones(2, 3)}, content)
+    return content.getvalue()
+
+
+def test_the_command(
+    server: Server, tmp_path: Path, checkpoint: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.content = checkpoint
     place = ["--dir", str(tmp_path)]
     assert run("fetch", "yolo10n", "--from", server.url, *place) == 0
     assert capsys.readouterr().out == f"{tmp_path / NAME}\n"
@@ -205,3 +318,10 @@ def test_the_command(server: Server, tmp_path: Path, capsys: pytest.CaptureFixtu
         run("fetch", "yolo9n", *place)
     with pytest.raises(UsageError, match="name the one variant"):
         run("fetch", "--from", f"{server.url}/{NAME}", *place)
+
+
+def test_the_command_refuses_what_a_run_could_not_read(server: Server, tmp_path: Path) -> None:
+    server.content = b"<html>Please log in"
+    with pytest.raises(QatvalError, match="what it sent is not a loadable checkpoint: a web page"):
+        run("fetch", "yolo10n", "--from", server.url, "--dir", str(tmp_path))
+    assert list(tmp_path.iterdir()) == []

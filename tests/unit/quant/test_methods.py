@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import dataclasses
+import io
+import re
 import sys
 from collections.abc import Iterator
 from itertools import product
@@ -13,7 +17,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qatval.core.errors import UsageError
+from qatval.cli import run
+from qatval.core.errors import QatvalError, UsageError
 from qatval.core.summary import AddedPart
 from qatval.quant import methods
 from qatval.quant.methods import Method, describe, method, part_names, with_controls
@@ -166,10 +171,10 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: outside\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[qatval.methods]\noutside = outside\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    for cached in (methods._presets, methods._parts):
+    for cached in (methods._presets, methods._catalogue):
         cached.cache_clear()
     yield tmp_path
-    for cached in (methods._presets, methods._parts):
+    for cached in (methods._presets, methods._catalogue):
         cached.cache_clear()
     sys.modules.pop("outside", None)
 
@@ -187,22 +192,81 @@ def test_an_installed_package_adds_a_part(package: Path) -> None:
     assert "Done: no settings; at the end n 2" in list(describe(done))
 
 
+def named_and_not_in_the_way(says: str) -> None:
+    """A package is named where its methods are listed or asked for, and all others are there."""
+    assert {"ema", "qc", "dampen"} <= set(part_names())
+    assert method("ema+qc").parts
+    (line,) = methods.packages_left_out()
+    with pytest.raises(UsageError) as caught:
+        method("still")
+    parser = argparse.ArgumentParser()
+    run.add_parser(parser.add_subparsers())
+    helped = io.StringIO()
+    with contextlib.redirect_stdout(helped), pytest.raises(SystemExit, match="0"):
+        parser.parse_args(["run", "--help"])
+    listed = " ".join(helped.getvalue().split())
+    for text in (line, str(caught.value), listed):
+        assert re.search(f"package 'outside'.* adds no methods .*{says}", text), text
+        assert text.isprintable()
+
+
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ("", r"holds no methods\.toml with parts"),
-        ("[part", r"holds no methods\.toml with parts"),
-        ("[part.odd]\nname = 1", "part 'odd' of package 'outside' must be one of untrained,"),
+        ("", "KeyError"),
+        ("[part", "TOMLDecodeError"),
+        ("part = 3", "TypeError"),
+        ("[part.odd]\nname = 1", "its part 'odd' must be one of"),
+        ("[part.odd.untrained]\nname = 1", "TypeError"),
+        ("[part.odd.stabilizer]\n", "TypeError"),
+        ("a = " + "[" * 9999, "RecursionError|TOMLDecodeError"),
     ],
 )
-def test_a_broken_package_is_one_line(content: str, says: str, package: Path) -> None:
+def test_a_broken_file_is_one_line(content: str, says: str, package: Path) -> None:
     (package / "outside" / "methods.toml").write_text(content)
-    with pytest.raises(UsageError, match=says):
-        part_names()
+    named_and_not_in_the_way(says)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "raise RuntimeError('100 %\\x1b[2J\\n' * 99)",
+        "import does_not_exist",
+        "raise SystemExit(3)",
+        "def",
+        "import outside.more",
+    ],
+)
+def test_a_package_that_cannot_be_imported_is_one_line(code: str, package: Path) -> None:
+    (package / "outside" / "__init__.py").write_text(code)
+    named_and_not_in_the_way("Error|SystemExit")
+
+
+def test_a_package_without_a_file_or_that_is_gone(package: Path) -> None:
+    (package / "outside" / "methods.toml").unlink()
+    named_and_not_in_the_way("FileNotFoundError")
 
 
 @pytest.mark.parametrize("name", ["ema", "baseline", '"a+b"'])
 def test_a_package_cannot_take_a_name(name: str, package: Path) -> None:
     (package / "outside" / "methods.toml").write_text(f"[part.{name}.untrained]\n")
-    with pytest.raises(UsageError, match="package 'outside' cannot name a method part"):
-        part_names()
+    named_and_not_in_the_way("it cannot name a part")
+
+
+def test_a_plan_names_no_class_that_is_not_installed(package: Path, tmp_path: Path) -> None:
+    from qatval.train.trajectory import TrainingPlan, read_plan, write
+
+    averaging = method("ema").averaging
+    assert averaging is not None
+    for name in ("still", "dampen"):
+        training = method(name).training
+        assert training is not None
+        stabilizers = training.stabilizers
+        plan = TrainingPlan("s", "yolov10n.yaml", None, None, averaging, ("raw",), 1)
+        write(tmp_path, dataclasses.replace(plan, stabilizers=stabilizers))
+        assert read_plan(tmp_path).stabilizers[0].implementation == stabilizers[0].implementation
+    for foreign in ("os:system", "outside:Other", "qatval.quant.dampening:math"):
+        other = dataclasses.replace(stabilizers[0], implementation=foreign)
+        write(tmp_path, dataclasses.replace(plan, stabilizers=(other,)))
+        with pytest.raises(QatvalError, match=f"of an installed package, got '{foreign}'"):
+            read_plan(tmp_path)

@@ -394,4 +394,4 @@ def test_a_big_endian_file_is_refused(save: Save) -> None:
     with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(path, "w") as new:
         for name in names:
             new.writestr(name, b"big" if name.endswith("byteorder") else old.read(name))
-    expect(path, "big-endian")
+    expect(path, "with 'big'-endian numbers")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -16,10 +16,14 @@ from typing import Any, Literal
 from qatval.core.checkout import located
 from qatval.core.detectors import Detector, detector_of
 from qatval.core.detectors.yolo10 import FAMILY as YOLO10
-from qatval.core.errors import UsageError
+from qatval.core.errors import UsageError, quoted
 from qatval.core.quantization import Quantization, Start
 
 DEFAULT_COCO_ROOT = Path("datasets/coco2017/source-data")
+MAX_CLASSES = 20_000
+"""Beyond the largest label set of a public detection dataset (V3Det: 13,204)."""
+MAX_CLASS_NAME = 1000
+"""Characters; LVIS and Objects365 stay below 60."""
 
 BatchNorm = Literal["running", "anchored"]
 """What BatchNorm statistics a training is scored and ends with: running averages over its batches,
@@ -33,6 +37,7 @@ class Variant:
     Attributes:
         checkpoint: Where the official checkpoint is expected, from the current folder.
         architecture: Ultralytics' model file.
+        sha256: Digest of the official checkpoint, None if it is not known.
         embedded_checkpoint: What a run on the embedded dataset starts from, None if there is none.
         validated: Whether the scenarios of ``pytest`` are made of it and a machine is to have it.
         requires: Variants whose runs must have held before it may be trained: the stage gate.
@@ -41,6 +46,7 @@ class Variant:
     name: str
     checkpoint: Path
     architecture: str
+    sha256: str | None = None
     embedded_checkpoint: Path | None = None
     validated: bool = False
     requires: tuple[str, ...] = ()
@@ -132,6 +138,29 @@ def variant(name: str) -> Variant:
     paths = {k: located(Path(v)) for k, v in preset.items() if k.endswith("checkpoint")}
     requires = tuple(preset.get("requires", ()))
     return Variant(name=name, **{**preset, **paths, "requires": requires})
+
+
+def refuse_unknown_model(architecture: str, class_names: Sequence[str]) -> None:
+    """Refuse to build anything but a variant's architecture, for classes within bounds.
+
+    Ultralytics takes an architecture for the path of a model file, or for its content, and
+    evaluates what stands there: no file of a stranger may name one.
+
+    Raises:
+        UsageError: It says what was expected and what came.
+    """
+    known = [variant(name).architecture for name in variant_names()]
+    if architecture not in known:
+        raise UsageError(
+            f"unknown architecture {quoted(architecture)}: expected one of {', '.join(known)}"
+        )
+    if not 1 <= len(class_names) <= MAX_CLASSES:
+        raise UsageError(f"expected 1 to {MAX_CLASSES} classes, got {len(class_names)}")
+    if long := next((name for name in class_names if len(name) > MAX_CLASS_NAME), None):
+        raise UsageError(
+            f"expected class names of up to {MAX_CLASS_NAME} characters, got {quoted(long)} of "
+            f"{len(long)}"
+        )
 
 
 def profile(dataset: str, name: str) -> Profile:

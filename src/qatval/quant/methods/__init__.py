@@ -3,28 +3,29 @@
 A name joins parts with ``+``: ``baseline`` has none, ``dampen+ema+qc`` dampens oscillations in
 training, takes the moving average and corrects it. Parts are tables of ``methods.toml`` and of the
 same file in any installed package that names itself in the entry-point group ``qatval.methods``;
-the key of a part's table is its kind, a class of `KINDS`. Nothing here imports torch.
+the key of a part's table is its kind, a class of `KINDS`. What is installed is trusted as code is;
+a package that cannot be used is named, and in nobody's way. Nothing here imports torch.
 """
 
 from __future__ import annotations
 
 import functools
 import tomllib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import entry_points
 from importlib.resources import files
 from typing import Any
 
-from qatval.core.errors import UsageError
+from qatval.core.errors import UsageError, quoted
 from qatval.core.presets import Profile
 from qatval.core.summary import BatchNormRecord, EmaRecord, MethodRecord, QcRecord
 from qatval.quant.methods.averaging import Averaging
 from qatval.quant.methods.batchnorm import OtherStatistics, Reestimated, Shifted
 from qatval.quant.methods.correction import Correction
 from qatval.quant.methods.in_float import InFloat
-from qatval.quant.methods.part import Part, Training, Weights
+from qatval.quant.methods.part import ClassPart, Part, Training, Weights
 from qatval.quant.methods.post_training import PostTrainingPart
 from qatval.quant.methods.rounding import Rounding
 from qatval.quant.methods.stabilizer import StabilizerPart
@@ -162,42 +163,61 @@ def describe(record: MethodRecord) -> Iterator[str]:
         yield from kind.describe(record)
 
 
+@dataclass(frozen=True)
+class _Catalogue:
+    """Every part that there is.
+
+    Attributes:
+        parts: By name, in the order that method names have them.
+        left_out: A line for each installed package whose parts cannot be used.
+    """
+
+    parts: dict[str, Part]
+    left_out: tuple[str, ...]
+
+
 @functools.cache
 def _presets() -> dict[str, Any]:
-    """Return the shipped preset file, with the parts of installed packages added."""
-    found = tomllib.loads((files("qatval.quant.methods") / "methods.toml").read_text("utf-8"))
-    kinds = {kind.kind for kind in KINDS}
-    for entry in entry_points(group=ENTRY_POINTS):
-        try:
-            text = (files(entry.module) / "methods.toml").read_text("utf-8")
-            added = dict(tomllib.loads(text)["part"])
-        except (ImportError, OSError, KeyError, ValueError) as error:
-            raise UsageError(
-                f"package '{entry.module}' says that it adds methods, but holds no methods.toml "
-                f"with parts ({error}): mend or uninstall it"
-            ) from error
-        for name, part in added.items():
-            if name in found["part"] or name == BASELINE or "+" in name:
-                raise UsageError(f"package '{entry.module}' cannot name a method part '{name}'")
-            if len(part.keys() & kinds) != 1:
-                raise UsageError(
-                    f"part '{name}' of package '{entry.module}' must be one of "
-                    f"{', '.join(kind.kind for kind in KINDS)}"
-                )
-            found["part"][name] = part
-    return found
+    """Return the shipped preset file."""
+    return tomllib.loads((files("qatval.quant.methods") / "methods.toml").read_text("utf-8"))
 
 
 @functools.cache
-def _parts() -> dict[str, Part]:
-    """Return every part by name, in the order that method names have them."""
-    tables = _presets()["part"]
-    return {
-        name: kind(name, **table[kind.kind])
-        for kind in KINDS
-        for name, table in tables.items()
-        if kind.kind in table
-    }
+def _catalogue() -> _Catalogue:
+    """Return the shipped parts and those of installed packages, which must not be in the way."""
+    found = {name: _part(name, table) for name, table in _presets()["part"].items()}
+    left_out = []
+    for entry in entry_points(group=ENTRY_POINTS):
+        try:
+            found |= _parts_of(entry.module, found)
+        except (Exception, SystemExit) as error:  # importing a package runs it
+            said = (
+                str(error) if isinstance(error, UsageError) else f"{type(error).__name__}: {error}"
+            )
+            left_out.append(
+                f"package {quoted(entry.module)} adds no methods ({quoted(said)}): mend or "
+                "uninstall it"
+            )
+    parts = {n: p for kind in KINDS for n, p in found.items() if type(p) is kind}
+    return _Catalogue(parts, tuple(left_out))
+
+
+def _parts_of(package: str, taken: Mapping[str, Part]) -> dict[str, Part]:
+    """Return the parts of an installed package; raise whatever importing it and its file raise."""
+    tables = tomllib.loads((files(package) / "methods.toml").read_text("utf-8"))["part"]
+    for name in tables:
+        if name in taken or name == BASELINE or "+" in name:
+            raise UsageError(f"it cannot name a part '{name}'")
+    return {name: _part(name, table) for name, table in tables.items()}
+
+
+def _part(name: str, table: Mapping[str, Any]) -> Part:
+    kinds = [kind for kind in KINDS if kind.kind in table]
+    if len(kinds) != 1:
+        raise UsageError(
+            f"its part '{name}' must be one of {', '.join(kind.kind for kind in KINDS)}"
+        )
+    return kinds[0](name, **table[kinds[0].kind])
 
 
 def method_names() -> tuple[str, ...]:
@@ -207,7 +227,18 @@ def method_names() -> tuple[str, ...]:
 
 def part_names() -> tuple[str, ...]:
     """Return the parts that names are made of, in the order that names have them."""
-    return tuple(_parts())
+    return tuple(_catalogue().parts)
+
+
+def packages_left_out() -> tuple[str, ...]:
+    """Return a line for each installed package that is to add parts, and whose cannot be used."""
+    return _catalogue().left_out
+
+
+def implementations() -> frozenset[str]:
+    """Return the classes, as ``"module:Class"``, that parts may be: no others are imported."""
+    parts = _catalogue().parts.values()
+    return frozenset(part.implementation for part in parts if isinstance(part, ClassPart))
 
 
 def calibration_images() -> int:
@@ -219,17 +250,17 @@ def method(name: str) -> Method:
     """Return what a name stands for.
 
     Raises:
-        UsageError: If a part is unknown or given twice, the parts are not in order (one method has
-            one name), or they cannot be combined.
+        UsageError: If a part is unknown (packages that should add some are named) or given twice,
+            the parts are not in order (one method has one name), or they cannot be combined.
     """
     if name == BASELINE:
         return Method()
-    found, known = name.split("+"), _parts()
+    found, known = name.split("+"), _catalogue().parts
     for part in found:
         if part not in known:
             raise UsageError(
-                f"unknown method '{name}': expected {BASELINE}, or parts of {', '.join(known)} "
-                "joined with +"
+                f"unknown method {quoted(name)}: expected {BASELINE}, or parts of "
+                f"{'; '.join((', '.join(known) + ' joined with +', *packages_left_out()))}"
             )
     ordered = [part for part in known if part in found]
     if found != ordered:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
-from qatval.core.errors import UsageError
+from qatval.core.errors import UsageError, quoted
 from qatval.core.presets import Profile
 from qatval.core.quantization import Quantization
 from qatval.core.summary import MethodRecord
@@ -216,10 +216,10 @@ class ClassPart(Part):
         module, _, name = self.implementation.partition(":")
         try:
             found: Any = getattr(importlib.import_module(module), name)
-        except (ImportError, AttributeError, ValueError) as error:
+        except Exception as error:  # importing a package's module runs it
             raise UsageError(
-                f"cannot import the method '{self.implementation}': {error}; a preset names a "
-                "class as 'module:Class'"
+                f"cannot import the method '{self.implementation}': {quoted(str(error))}; a preset "
+                "names a class as 'module:Class'"
             ) from error
         if not (isinstance(found, type) and issubclass(found, base)):
             raise UsageError(
