@@ -217,7 +217,7 @@ def _summaries(path: Path, unreadable: list[Unreadable]) -> Iterator[Path]:
 def _why_none(path: Path) -> str:
     try:
         if stat.S_ISDIR(path.stat().st_mode):
-            os.listdir(path)
+            next(path.iterdir(), None)  # raises where it may not look
             return f"holds no {SUMMARY_NAME}"
         return "neither a file nor a folder"
     except FileNotFoundError:

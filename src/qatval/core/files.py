@@ -68,7 +68,7 @@ def read_regular(path: Path, limit: int) -> bytes:
         QatvalError: It cannot be read, is no regular file, or is larger.
     """
     try:
-        with open(path, "rb", opener=_at_once) as stream:  # noqa: PTH123  (Path has no opener)
+        with open(path, "rb", opener=_at_once) as stream:
             status = os.fstat(stream.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise QatvalError(f"cannot read {path}: no regular file")

@@ -15,9 +15,11 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from qatval.core.bounded_json import UnfitJsonError, decode_bounded
 from qatval.core.digests import FileDigest, read_digested, write_digested
 from qatval.core.errors import QatvalError
 from qatval.core.files import encoded
+from qatval.core.formatting import printable
 from qatval.core.measurements import (
     BatchNormDrift,
     Count,
@@ -38,13 +40,10 @@ from qatval.core.stability import Status
 SCHEMA_VERSION = "1.1"
 SUMMARY_NAME = "run_summary.json"
 LOG_NAME = "ultralytics.log"
+"""What Ultralytics said; the runs of one command go on writing to it after one has finished."""
 
-# A hundred times what a run writes. What is decoded takes up to forty times the room.
-_MOST_BYTES = 8 * 2**20
-# What no run records, and sums, squares or recursion over it could not stand.
-_LARGEST_NUMBER = 1e50
-_DEEPEST = 64
-_BOM = b"\xef\xbb\xbf"
+# Thirty times what a run writes. What is decoded takes up to forty times the room.
+_MOST_BYTES = 4 * 2**20
 _REASON = 300  # characters of why a summary is refused, which may quote it
 
 
@@ -371,56 +370,27 @@ def read_summary(path: Path) -> tuple[RunSummary, dict[str, Any]]:
         QatvalError: One line that says why the file cannot be used: missing, too large, truncated
             or not JSON, of a newer schema version, or no run summary.
     """
-    return read_verified(path)[:2]
+    return read_verified(path / SUMMARY_NAME if path.is_dir() else path)[:2]
 
 
-def read_verified(path: Path) -> tuple[RunSummary, dict[str, Any], bool | None]:
+def read_verified(file: Path) -> tuple[RunSummary, dict[str, Any], bool | None]:
     """Read a summary as `read_summary` does, and say whether the digest beside it fits.
 
     Returns:
         What `read_summary` returns, and as third None where there is no digest.
+
+    Raises:
+        QatvalError: As `read_summary` does.
     """
-    file = path / SUMMARY_NAME if path.is_dir() else path
     content, fits = read_digested(file, _MOST_BYTES)
     try:
-        return *_parsed(content), fits
-    except _UnusableError as error:
-        changed = "" if fits is not False else "; it was changed after the run wrote it"
-        raise QatvalError(f"{file} {str(error):.{_REASON}}{changed}") from error
-
-
-class _UnusableError(Exception):
-    """Why a content cannot be used as a summary."""
-
-
-def _parsed(content: bytes) -> tuple[RunSummary, dict[str, Any]]:
-    try:
-        document = msgspec.json.decode(content.removeprefix(_BOM))
+        document = decode_bounded(content)
         version = document.get("schema_version") if isinstance(document, dict) else None
         if isinstance(version, str) and version.split(".")[0] != "1":
-            raise _UnusableError(f"has schema version {version:.20}, this qatval reads 1.x")
-        _refuse_boundless(document)
-        return msgspec.convert(document, RunSummary), document
-    except msgspec.ValidationError as error:
-        raise _UnusableError(f"is not a run summary: {error}") from error
-    except UnicodeDecodeError as error:  # msgspec lets it through
-        raise _UnusableError(f"is not valid JSON (byte {error.start} is not UTF-8)") from error
-    except msgspec.DecodeError as error:
-        raise _UnusableError(f"is not valid JSON ({error}): truncated?") from error
-    except RecursionError as error:
-        raise _UnusableError("is not a run summary: too deeply nested") from error
-
-
-def _refuse_boundless(value: Any, depth: int = 0) -> None:
-    """Refuse numbers and depths that nothing could be done with, wherever they are."""
-    if isinstance(value, float | int):
-        if not -_LARGEST_NUMBER <= value <= _LARGEST_NUMBER:
-            raise _UnusableError(
-                f"is not a run summary: it holds a number above {_LARGEST_NUMBER:g}"
-            )
-    elif isinstance(value, dict | list):
-        if depth == _DEEPEST:
-            raise _UnusableError(f"is not a run summary: nested more than {_DEEPEST} deep")
-        for inner in value.values() if isinstance(value, dict) else value:
-            if inner is not None and not isinstance(inner, str):
-                _refuse_boundless(inner, depth + 1)
+            raise UnfitJsonError(f"has schema version {version:.20}, this qatval reads 1.x")
+        return msgspec.convert(document, RunSummary), document, fits
+    except (UnfitJsonError, msgspec.ValidationError) as error:
+        what = "" if isinstance(error, UnfitJsonError) else "is not a run summary: "
+        why = printable(f"{what}{error}")
+        changed = "; it was changed after the run wrote it" if fits is False else ""
+        raise QatvalError(f"{file} {why:.{_REASON}}{changed}") from error
