@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from qatval.cli.options import add_shared
+from qatval.core.digests import digest_beside
 from qatval.core.formatting import count, terminal_line
+from qatval.core.summary import SUMMARY_NAME
 
 if TYPE_CHECKING:
     from qatval.analysis.runs import LoadedRun
@@ -41,7 +43,7 @@ def verify(args: argparse.Namespace) -> int:
         if more := len(differences[_SHOWN:]):
             print(terminal_line(f"NO  {run.root}: {count(more, 'more file')} that differ"))
         if not differences:
-            print(terminal_line(f"{_sound(run)}"))
+            print(terminal_line(_sound(run)))
         differ |= bool(differences)
     for item in unreadable:
         print(terminal_line(f"NO  {item.reason}"))
@@ -61,6 +63,6 @@ def _sound(run: LoadedRun) -> str:
     files = run.summary.files
     if files is not None:
         return f"ok  {run.root}: {count(len(files) + 1, 'file')} as the run left them"
-    if run.completed:
+    if run.completed or not digest_beside(run.root / SUMMARY_NAME).exists():
         return f"--  {run.root}: has no digests, an older qatval wrote it"
     return f"ok  {run.root}: incomplete, its summary is as it was written"

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from qatval.analysis import gate
 from qatval.analysis.comparison import compare
@@ -28,10 +29,7 @@ def finish(root: Path, summary: RunSummary) -> Path:
         (root / name).write_bytes(random.Random(name).randbytes(5000))
     (root / LOG_NAME).write_text("started")
     own = [root / name for name in ("summary.md", "dataset", "ultralytics")]
-    files = {
-        name: {"bytes": d.bytes, "sha256": d.sha256} for name, d in digests_of(root, own).items()
-    }
-    write_summary(root, changed(summary, {"files": files}))
+    write_summary(root, replace(summary, files=digests_of(root, own)))
     return root
 
 
@@ -108,10 +106,11 @@ def test_a_lost_digest_of_the_summary_is_said(root: Path) -> None:
     assert differences(root) == (f"{SUMMARY_NAME}.sha256 is missing",)
 
 
+@pytest.mark.parametrize("error", [None, "interrupted"])
 def test_a_run_of_an_older_tool_has_no_digests(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], error: str | None
 ) -> None:
-    write_summary(tmp_path / "old", build_summary("ema"))
+    write_summary(tmp_path / "old", build_summary("ema", error=error))
     (tmp_path / "old" / f"{SUMMARY_NAME}.sha256").unlink()
     assert differences(tmp_path / "old") == ()
     assert main(["verify", str(tmp_path)]) == 0
@@ -123,7 +122,7 @@ def test_an_incomplete_run_has_that_of_its_summary(
 ) -> None:
     write_summary(tmp_path / "run", build_summary("ema", error="interrupted"))
     assert main(["verify", str(tmp_path)]) == 0
-    assert "incomplete" in capsys.readouterr().out
+    assert capsys.readouterr().out.startswith("ok")
     file = tmp_path / "run" / SUMMARY_NAME
     file.write_text(file.read_text().replace("interrupted", "out of luck"))
     assert main(["verify", str(tmp_path)]) == 1
