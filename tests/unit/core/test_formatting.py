@@ -23,3 +23,7 @@ def test_what_a_terminal_would_act_on_is_quoted(text, shown):
 def test_a_line_on_a_terminal_ends():
     assert len(terminal_line("x" * 100_000)) == 2001
     assert terminal_line("x" * 2000) == "x" * 2000
+
+
+def test_a_line_on_a_terminal_is_one():
+    assert terminal_line("a\nb\x1b[2J") == r"a\nb\x1b[2J"

@@ -59,12 +59,28 @@ def change(document: Any, draw: random.Random) -> None:
         del holder[key]
     elif what < 0.15 and isinstance(holder, list):
         holder += copy.deepcopy(holder)
+    elif what < 0.25:
+        equal(document, draw.choice(["epoch", "seed", "imgsz", "kl_mean", "train/box_loss"]), draw)
     elif what < 0.9 and isinstance(value, float | int):
         holder[key] = draw.choice(NUMBERS)
     elif what < 0.9 and isinstance(value, str):
         holder[key] = draw.choice(TEXTS)
     else:
         holder[key] = copy.deepcopy(draw.choice([*NUMBERS, *TEXTS, *OTHERS]))
+
+
+def equal(document: Any, name: str, draw: random.Random) -> None:
+    """Give every number of one name one value."""
+    value = draw.choice(NUMBERS)
+    stack = [document]
+    while stack:
+        holder = stack.pop()
+        items = holder.items() if isinstance(holder, dict) else enumerate(holder)
+        for key, inner in list(items):
+            if isinstance(inner, dict | list):
+                stack.append(inner)
+            elif key == name:
+                holder[key] = value
 
 
 def mutated(draw: random.Random) -> bytes:
@@ -134,6 +150,12 @@ EXTREMES: dict[str, Any] = {
     "no changes": {"method": {"qc": {"changes": None}}},
     "odd changes": {"method": {"qc": {"changes": {"": 7}}}},
     "late epoch": {"history": [{"epoch": 10**40, "value": 0.1}]},
+    "equal losses": {
+        "history": [{"epoch": 1, "value": 0.1, "metrics": {"train/x": 1e49, "val/x": 1e49}}]
+    },
+    "one layer's drift": {
+        "batchnorm": {"layers": [{"name": "x", "kl_mean": 1e49, "kl_max": 1e49}]}
+    },
     "seed": {"training": {"seed": -(10**45)}},
     "deep": {"evaluation": {"x": json.loads("[" * 60 + "]" * 60)}},
 }
