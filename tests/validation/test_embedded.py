@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from qatval.analysis.evidence import additional_files, file_differences
 from qatval.analysis.runs import LoadedRun
 from qatval.core.schema import violations
 from qatval.core.summary import read_summary
@@ -22,6 +23,9 @@ def test_run_is_stable(
 
     assert violations(summary) == []
     assert read_summary(run.root)[1] == summary
+    assert run.summary.files is not None
+    assert not file_differences(run.root, run.summary.files)
+    assert not [*additional_files(run.root, run.summary.files)]
     assert summary["status"] == "completed-success"
     assert summary["stability"]["collapsed"] is False
     assert threshold_failures(run) == []

@@ -19,6 +19,7 @@ from qatval.core import formatting
 from qatval.core.summary import SUMMARY_NAME, write_summary
 from qatval.data.coco import read_annotations
 from qatval.data.shapes import draw_dataset
+from qatval.data.subset import build_subset
 from qatval.report.comparison import Written, write_comparison
 from qatval.testing import build_summary, build_thresholds
 
@@ -92,7 +93,9 @@ def report(tmp_path_factory) -> Written:
     """Methods with their controls at two precisions, with a collapse and an incomplete run."""
     folder = tmp_path_factory.mktemp("report")
     coco = folder / "coco"
-    draw_dataset(coco, seed=0, train_images=1, val_images=24, size=128)
+    draw_dataset(coco, seed=0, train_images=8, val_images=24, size=128)
+    cache = folder / "cache"
+    subset = build_subset(coco, train_images=8, val_images=24, seed=0, cache_dir=cache)
     for method, finals in FINALS.items():
         for seed, final in enumerate(finals):
             curve = [0.3, 0.48, 0.55, 0.60, 0.62, 0.63]
@@ -103,8 +106,8 @@ def report(tmp_path_factory) -> Written:
             artifacts = {
                 "run_root": str(root),
                 "predictions": "predictions.json",
-                "val_annotations": str(coco / "annotations" / "instances_val2017.json"),
-                "val_image_dir": str(coco / "val2017"),
+                "val_annotations": str(subset.val_annotations),
+                "val_image_dir": str(subset.val.image_dir),
             }
             summary = build_summary(method, seed, values, changes={"artifacts": artifacts})
             write_summary(root, summary)
@@ -123,7 +126,7 @@ def report(tmp_path_factory) -> Written:
     (folder / "runs" / "broken" / SUMMARY_NAME).write_text("{")
     runs, unreadable = collect([folder / "runs"])
     document = compare(runs, unreadable, recorded=build_thresholds(baseline=0.645, ema=0.655))
-    return write_comparison(document, runs, folder / "comparison.html")
+    return write_comparison(document, runs, folder / "comparison.html", cache)
 
 
 def _detections(coco: Path, method: str, seed: int) -> list[dict]:

@@ -20,6 +20,7 @@ from qatval.analysis.document import (
     Varying,
 )
 from qatval.analysis.effects import method_order
+from qatval.analysis.evidence import in_short
 from qatval.analysis.intervals import spread
 from qatval.analysis.posttraining import against_post_training
 from qatval.analysis.rules import Check, Result
@@ -27,7 +28,7 @@ from qatval.analysis.runs import LoadedRun, Unreadable
 from qatval.analysis.thresholds import Thresholds
 from qatval.core import formatting
 from qatval.core.quantization import brief, quantization_label
-from qatval.core.stability import PRIMARY_METRIC
+from qatval.core.stability import PRIMARY_METRIC, share
 
 SCHEMA_VERSION = "1.1"
 
@@ -67,6 +68,12 @@ def compare(
     recorded = recorded or thresholds.load()
     unique, warnings = _unique(runs)
     warnings += [f"{run.run_id}: {said}" for run in unique if (said := run.contradiction)]
+    warnings += [
+        f"{run.run_id} is not what the run left: {in_short(run.differences)}; see 'qatval verify "
+        f"{run.root}'"
+        for run in unique
+        if run.differences
+    ]
     warnings += _warned_of(unique)
     grouped = _named_groups(unique)
     groups_of: dict[str, list[str]] = {}
@@ -185,7 +192,6 @@ def _group_entry(
 
 def _run_entry(run: LoadedRun, groups: list[str], check: Check | None) -> RunEntry:
     summary, metrics, error = run.summary, run.summary.metrics, run.summary.error
-    best = metrics.best_value
     stage = f" (in {error.stage})" if error and error.stage else ""
     return RunEntry(
         run_id=run.run_id,
@@ -202,9 +208,9 @@ def _run_entry(run: LoadedRun, groups: list[str], check: Check | None) -> RunEnt
         created_at=summary.created_at,
         status=summary.status,
         outcome=run.outcome,
-        best_value=best,
+        best_value=metrics.best_value,
         final_value=run.final,
-        final_over_best_ratio=run.final / best if best and run.final is not None else None,
+        final_over_best_ratio=share(run.final, metrics.best_value),
         fp32_value=metrics.fp32_value,
         ptq_value=metrics.value("ptq_value"),
         start_value=metrics.value("start_value"),

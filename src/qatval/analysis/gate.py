@@ -6,7 +6,8 @@ completed one without collapse, in a comparison that covers all three methods. O
 other precisions and float controls are other experiments. A completed run that kept nothing worth
 holding (its best value below 1 % of the FP32 checkpoint's, 0 or not finite), or whose value a check
 of the measurement disputes, has not held either. Incomplete runs count neither for nor against the
-gate unless asked to; then each one closes it.
+gate unless asked to; then each one closes it. So does every run whose files are not those that it
+left, whatever its summary says now: it may have been one that counts.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Iterable, Sequence
 
 from qatval.analysis.comparability import conditions, difference_text, differing_conditions, groups
 from qatval.analysis.document import Gate, UnmetCriterion
+from qatval.analysis.evidence import in_short
 from qatval.analysis.runs import LoadedRun
 from qatval.core import presets
 from qatval.quant.methods import method_names
@@ -41,9 +43,19 @@ def decide(
     Returns:
         Its reasons are a line per variant where it is open, else one per criterion not met.
     """
+    runs = list(runs)
     counted = [run for run in runs if run.mode == MODE and (run.completed or count_incomplete)]
     judged = [_judge(name, [run for run in counted if run.variant == name]) for name in required]
-    unmet = [criterion for missing, _ in judged for criterion in missing]
+    unmet = [
+        UnmetCriterion(
+            run.variant,
+            f"run {run.run_id} is not what it left: {in_short(run.differences)}",
+            [run.run_id],
+        )
+        for run in runs
+        if run.differences
+    ]
+    unmet += [criterion for missing, _ in judged for criterion in missing]
     held = [line for _, evidence in judged for line in evidence]
     reasons = [f"{criterion.variant}: {criterion.reason}" for criterion in unmet]
     return Gate(not unmet, reasons or held, unmet)

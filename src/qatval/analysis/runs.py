@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import math
 import os
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from qatval.analysis.evidence import file_differences, summary_differences
 from qatval.core.errors import QatvalError
 from qatval.core.measurements import Bootstrap
 from qatval.core.quantization import FLOAT_MODE
-from qatval.core.stability import Stability, stability
-from qatval.core.summary import SUMMARY_NAME, RunSummary, read_summary
+from qatval.core.stability import Stability, share, stability
+from qatval.core.summary import SUMMARY_NAME, RunSummary, read_verified
 
 Outcome = Literal["stable", "collapsed", "degenerate", "disputed", "incomplete"]
 """``disputed``: a check of the measurement itself failed, so that its value cannot be relied on."""
@@ -41,11 +43,14 @@ class LoadedRun:
         summary: What it says.
         recorded: The JSON of the same, with keys that this version does not know: what makes runs
             comparable is taken from here, so that nothing unknown is ever averaged away.
+        differences: In what the run's files are not those that it left, a line each, as far as
+            `collect` was asked to look.
     """
 
     root: Path
     summary: RunSummary
     recorded: Mapping[str, Any]
+    differences: tuple[str, ...] = ()
 
     @property
     def run_id(self) -> str:
@@ -130,8 +135,7 @@ class LoadedRun:
     @property
     def kept(self) -> float | None:
         """Final value over the FP32 checkpoint's, None where either is unknown."""
-        fp32 = self.summary.metrics.fp32_value
-        return self.final / fp32 if self.final is not None and fp32 else None
+        return share(self.final, self.summary.metrics.fp32_value)
 
     @property
     def contradiction(self) -> str | None:
@@ -150,40 +154,73 @@ class LoadedRun:
         )
 
 
-def collect(paths: Iterable[Path]) -> tuple[list[LoadedRun], list[Unreadable]]:
+def collect(
+    paths: Iterable[Path], *, verify: bool = False
+) -> tuple[list[LoadedRun], list[Unreadable]]:
     """Read the runs at and below some paths, a run that is reached twice once.
 
     Args:
         paths: Run roots, summary files, or folders that hold runs at any depth.
+        verify: Whether to compare all that a run left with its digests; its summary always is.
 
     Returns:
         The runs in order of path, and what could not be read with the reason.
     """
     runs: list[LoadedRun] = []
     unreadable: list[Unreadable] = []
-    seen: set[Path] = set()
+    seen: set[str] = set()
     for path in paths:
-        files = list(_summaries(path))
-        for file in files:
-            if (resolved := file.resolve()) in seen:
+        found = False
+        for file in _summaries(path, unreadable):
+            found = True
+            # not Path.resolve(), which raises for links in a circle
+            if (resolved := os.path.realpath(file)) in seen:
                 continue
             seen.add(resolved)
             try:
-                runs.append(LoadedRun(file.parent, *read_summary(file)))
+                runs.append(_read(file, verify=verify))
             except QatvalError as error:
                 unreadable.append(Unreadable(file, str(error)))
-        if not files:
-            what = f"holds no {SUMMARY_NAME}" if path.is_dir() else "no such file or folder"
-            unreadable.append(Unreadable(path, f"{path}: {what}"))
+        if not found:
+            unreadable.append(Unreadable(path, f"{path}: {_why_none(path)}"))
     return runs, unreadable
 
 
-def _summaries(path: Path) -> Iterator[Path]:
-    if path.is_file():
+def _read(file: Path, *, verify: bool) -> LoadedRun:
+    summary, recorded, fits = read_verified(file)
+    differences = summary_differences(file, summary, fits)
+    if verify and summary.files:
+        differences += file_differences(file.parent, summary.files)
+    return LoadedRun(file.parent, summary, recorded, tuple(differences))
+
+
+def _summaries(path: Path, unreadable: list[Unreadable]) -> Iterator[Path]:
+    """Yield summaries at and below a path, and list the folders that cannot be looked into."""
+    if os.path.isfile(path):  # noqa: PTH113  (Path.is_file raises where it may not look)
         yield path
         return
-    for folder, subfolders, files in os.walk(path):
-        subfolders.sort()
-        if SUMMARY_NAME in files:
+
+    def refused(error: OSError) -> None:
+        folder = Path(error.filename)
+        if folder != path:
+            reason = f"cannot look into {folder}: {error.strerror}"
+            unreadable.append(Unreadable(folder, reason))
+
+    for folder, subfolders, files in os.walk(path, onerror=refused):
+        # hidden ones hold what is not finished, or is being replaced
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        if SUMMARY_NAME in files or SUMMARY_NAME in subfolders:
             subfolders.clear()  # what lies below a run root is the run's own
             yield Path(folder) / SUMMARY_NAME
+
+
+def _why_none(path: Path) -> str:
+    try:
+        if stat.S_ISDIR(path.stat().st_mode):
+            next(path.iterdir(), None)  # raises where it may not look
+            return f"holds no {SUMMARY_NAME}"
+        return "neither a file nor a folder"
+    except FileNotFoundError:
+        return "no such file or folder"
+    except (OSError, ValueError) as error:
+        return f"cannot be read ({error})"

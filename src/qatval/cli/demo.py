@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
             runner.run(settled, progress)
     runs, unreadable = collect(roots)
     comparison = compare(runs, unreadable)
-    written = write_comparison(comparison, runs, args.out / "comparison.json")
+    written = write_comparison(comparison, runs, args.out / "comparison.json", args.cache_dir)
     print(terminal_table(comparison))
     print(f"comparison: {written.markdown}")
     print(f"report: {written.html}")

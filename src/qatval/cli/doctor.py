@@ -20,6 +20,7 @@ from qatval.cli.options import add_shared
 from qatval.core.environment import settings_folder
 from qatval.core.errors import QatvalError
 from qatval.core.files import why_unwritable
+from qatval.core.formatting import terminal_line
 from qatval.core.presets import validated_variants, variant
 
 if TYPE_CHECKING:
@@ -63,7 +64,8 @@ def report(args: argparse.Namespace) -> int:
     """Print one line for each piece; exit code 0 if the embedded data can be run on the CPU."""
     levels = set()
     for subject, finding in examine(args.coco_root, args.cache_dir):
-        print(f"{_MARKS[finding.level]}  {subject:14} {finding.message}", flush=True)
+        line = f"{_MARKS[finding.level]}  {subject:14} {finding.message}"
+        print(terminal_line(line), flush=True)
         levels.add(finding.level)
     if "missing" in levels:
         print("A run is not possible yet: see the lines marked NO.")

@@ -6,6 +6,7 @@ import argparse
 import sys
 
 from qatval.cli.options import add_shared
+from qatval.core.formatting import terminal_line
 
 OPEN, CLOSED = 0, 3
 
@@ -28,11 +29,11 @@ def decide(args: argparse.Namespace) -> int:
     from qatval.analysis import gate
     from qatval.analysis.runs import collect
 
-    runs, unreadable = collect(args.run_roots)
+    runs, unreadable = collect(args.run_roots, verify=True)
     for item in unreadable:
-        print(f"qatval: warning: {item.reason}", file=sys.stderr)
+        print(terminal_line(f"qatval: warning: {item.reason}"), file=sys.stderr)
     decision = gate.decide(runs, count_incomplete=args.count_incomplete)
     print(f"yolo10m gate: {'open' if decision.yolo10m_allowed else 'closed'}")
     for reason in decision.reasons:
-        print(reason)
+        print(terminal_line(reason))
     return OPEN if decision.yolo10m_allowed else CLOSED

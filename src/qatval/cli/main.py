@@ -14,11 +14,23 @@ from collections.abc import Sequence
 from types import FrameType
 
 from qatval import __version__
-from qatval.cli import cache, checkpoints, dataset, demo, doctor, gate, pretrain, run, summarize
+from qatval.cli import (
+    cache,
+    checkpoints,
+    dataset,
+    demo,
+    doctor,
+    gate,
+    pretrain,
+    run,
+    summarize,
+    verify,
+)
 from qatval.core.environment import prepare_process
 from qatval.core.errors import QatvalError, from_system
+from qatval.core.formatting import terminal_line
 
-_COMMANDS = (demo, run, summarize, gate, dataset, cache, checkpoints, doctor, pretrain)
+_COMMANDS = (demo, run, summarize, gate, verify, dataset, cache, checkpoints, doctor, pretrain)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -42,7 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     args = build_parser().parse_args(argv)
     prepare_process()
-    logging.basicConfig(format="qatval: %(levelname)s: %(message)s", level=logging.WARNING)
+    warnings = logging.StreamHandler()
+    warnings.setFormatter(_OneLine("qatval: %(levelname)s: %(message)s"))
+    logging.basicConfig(handlers=[warnings], level=logging.WARNING)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         code: int = args.handler(args)
@@ -55,9 +69,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         told = error if isinstance(error, QatvalError) else from_system(error)
         if told is None:
             raise
-        print(f"qatval: error: {told}", file=sys.stderr)
+        print(terminal_line(f"qatval: error: {told}"), file=sys.stderr)
         return told.exit_code
     return code
+
+
+class _OneLine(logging.Formatter):
+    """Quotes what names in files of others could do to a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return terminal_line(super().format(record))
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from qatval.cli.options import add_shared
+from qatval.core.formatting import terminal_line
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -28,10 +29,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--strict",
         action="store_true",
-        help="exit with 1 after any warning: a summary that could not be read or contradicts "
-        "itself, a run that was warned of its data",
+        help="compare all that the runs left with their digests, and exit with 1 after any "
+        "warning: a file that was changed, a summary that could not be read or contradicts itself, "
+        "a run that was warned of its data",
     )
-    add_shared(parser, "--count-incomplete")
+    add_shared(parser, "--count-incomplete", "--cache-dir")
     parser.set_defaults(handler=summarize)
 
 
@@ -43,12 +45,12 @@ def summarize(args: argparse.Namespace) -> int:
     from qatval.report.terminal import terminal_table
 
     check_path(args.out_path)
-    runs, unreadable = collect(args.run_roots)
+    runs, unreadable = collect(args.run_roots, verify=args.strict)
     comparison = compare(runs, unreadable, count_incomplete=args.count_incomplete)
-    written = write_comparison(comparison, runs, args.out_path)
+    written = write_comparison(comparison, runs, args.out_path, args.cache_dir)
     print(terminal_table(comparison))
     print(f"report: {written.html}")
     warnings = [item.reason for item in unreadable] + comparison.warnings
     for warning in warnings:
-        print(f"qatval: warning: {warning}", file=sys.stderr)
+        print(terminal_line(f"qatval: warning: {warning}"), file=sys.stderr)
     return 1 if args.strict and warnings else 0

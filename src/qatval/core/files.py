@@ -8,6 +8,7 @@ import json
 import os
 import secrets
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -52,6 +53,55 @@ def encoded(text: str) -> bytes:
     except UnicodeEncodeError:  # a surrogate that stands for no byte
         data = text.encode("utf-8", "replace")
     return data.decode("utf-8", "replace").encode("utf-8")
+
+
+def read_regular(path: Path, limit: int) -> bytes:
+    """Read a file that somebody else may have put there.
+
+    Neither a FIFO nor a device nor an endless file blocks, or fills the memory.
+
+    Args:
+        path: The file; links are followed.
+        limit: The most bytes that it may have.
+
+    Raises:
+        QatvalError: It cannot be read, is no regular file, or is larger.
+    """
+    try:
+        with open(path, "rb", opener=_at_once) as stream:
+            status = os.fstat(stream.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise QatvalError(f"cannot read {path}: no regular file")
+            content = stream.read(limit + 1) if status.st_size <= limit else b""
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise QatvalError(f"cannot read {path}: {reason}") from error
+    if max(status.st_size, len(content)) > limit:
+        raise QatvalError(
+            f"cannot read {path}: {status.st_size:,} bytes, expected at most {limit:,}"
+        )
+    return content
+
+
+def _at_once(path: str, flags: int) -> int:
+    """Open without waiting, as a FIFO that nobody writes to would have it."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def inside(root: Path, recorded: str) -> Path:
+    """Return where a path that is recorded in a file leads, links followed, if within a folder.
+
+    Raises:
+        QatvalError: It leads out of the folder, or cannot be a path.
+    """
+    try:
+        # not Path.resolve(), which raises for links in a circle
+        whole, place = (Path(os.path.realpath(path)) for path in (root, root / recorded))
+    except (OSError, ValueError) as error:
+        raise QatvalError(f"'{recorded:.200}' is no path ({error})") from error
+    if not place.is_relative_to(whole):
+        raise QatvalError(f"'{recorded:.200}' leads out of {root}")
+    return place
 
 
 def why_unwritable(folder: Path) -> str | None:

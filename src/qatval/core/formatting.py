@@ -5,6 +5,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 MISSING = "–"
+_LONGEST = 2000  # characters of one thing that is said on a terminal
+
+
+def printable(text: str) -> str:
+    """Quote what would move a cursor, end a line, turn the direction of writing or be invisible.
+
+    For texts that a file or a folder of somebody else's may have named. Lone surrogates, by which
+    Python hands on the bytes of a file name, are left to whatever encodes them.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c.isprintable() or "\ud800" <= c <= "\udfff" else c.encode("unicode_escape").decode()
+        for c in text
+    )
+
+
+def terminal_line(text: str) -> str:
+    """Return a text as one line that is safe to print; a very long one is cut."""
+    line = printable(text)
+    return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}…"
 
 
 def value(number: float | None) -> str:

@@ -65,6 +65,14 @@ def doubt_of_checkpoint(fp32: float) -> str:
     )
 
 
+def share(part: float | None, whole: float | None) -> float | None:
+    """Return the ratio of two values of the metric, None where one is unknown or nothing is shared.
+
+    A whole below a thousand-millionth is none: no images can tell it from 0.
+    """
+    return None if part is None or whole is None or whole < 1e-9 else part / whole
+
+
 def stability(series: Sequence[float], fp32: float | None = None) -> Stability:
     """Judge the primary metric's values over a run, in order.
 

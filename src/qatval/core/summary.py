@@ -15,8 +15,11 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from qatval.core.bounded_json import UnfitJsonError, decode_bounded
+from qatval.core.digests import FileDigest, read_digested, write_digested
 from qatval.core.errors import QatvalError
-from qatval.core.files import atomic_write
+from qatval.core.files import encoded
+from qatval.core.formatting import printable
 from qatval.core.measurements import (
     BatchNormDrift,
     Count,
@@ -36,6 +39,12 @@ from qatval.core.stability import Status
 
 SCHEMA_VERSION = "1.1"
 SUMMARY_NAME = "run_summary.json"
+LOG_NAME = "ultralytics.log"
+"""What Ultralytics said; the runs of one command go on writing to it after one has finished."""
+
+# Thirty times what a run writes. What is decoded takes up to forty times the room.
+_MOST_BYTES = 4 * 2**20
+_REASON = 300  # characters of why a summary is refused, which may quote it
 
 
 class Git(Record, frozen=True):
@@ -281,7 +290,12 @@ class RunError(Record, frozen=True, kw_only=True):
 
 
 class RunSummary(Record, frozen=True):
-    """One run: a variant, a method, a profile and a seed, and what came of it."""
+    """One run: a variant, a method, a profile and a seed, and what came of it.
+
+    Attributes:
+        files: All that the finished run left in its root but this summary and its log, which other
+            runs of the same command still write to; by name relative to the root, with /.
+    """
 
     schema_version: Annotated[str, Meta(pattern=r"^1\.[0-9]+$")]
     run_id: Annotated[str, Meta(min_length=1)]
@@ -306,6 +320,7 @@ class RunSummary(Record, frozen=True):
     failed_checks: tuple[FailedCheck, ...] | UnsetType = UNSET
     warnings: tuple[str, ...] = ()
     timings: dict[str, float] | None = None
+    files: dict[str, FileDigest] | None = None
 
     def __post_init__(self) -> None:
         """Refuse a summary whose parts contradict each other."""
@@ -324,13 +339,13 @@ class RunSummary(Record, frozen=True):
 
 
 def write_summary(root: Path, summary: RunSummary) -> None:
-    """Write ``run_summary.json`` into a run root.
+    """Write ``run_summary.json`` and its digest into a run root.
 
     Raises:
         ValueError: If the summary breaks the schema, which is a defect of qatval.
         QatvalError: If the run root cannot be written to.
     """
-    atomic_write(root / SUMMARY_NAME, published(summary, "run_summary"))
+    write_digested(root / SUMMARY_NAME, encoded(published(summary, "run_summary")))
 
 
 def load_summary(path: Path) -> RunSummary:
@@ -352,19 +367,30 @@ def read_summary(path: Path) -> tuple[RunSummary, dict[str, Any]]:
         path: The file, or the run root that holds it.
 
     Raises:
-        QatvalError: One line that says why the file cannot be used: missing, truncated or not
-            JSON, of a newer schema version, or no run summary.
+        QatvalError: One line that says why the file cannot be used: missing, too large, truncated
+            or not JSON, of a newer schema version, or no run summary.
     """
-    file = path / SUMMARY_NAME if path.is_dir() else path
+    return read_verified(path / SUMMARY_NAME if path.is_dir() else path)[:2]
+
+
+def read_verified(file: Path) -> tuple[RunSummary, dict[str, Any], bool | None]:
+    """Read a summary as `read_summary` does, and say whether the digest beside it fits.
+
+    Returns:
+        What `read_summary` returns, and as third None where there is no digest.
+
+    Raises:
+        QatvalError: As `read_summary` does.
+    """
+    content, fits = read_digested(file, _MOST_BYTES)
     try:
-        document = msgspec.json.decode(file.read_bytes())
+        document = decode_bounded(content)
         version = document.get("schema_version") if isinstance(document, dict) else None
         if isinstance(version, str) and version.split(".")[0] != "1":
-            raise QatvalError(f"{file} has schema version {version}, this qatval reads 1.x")
-        return msgspec.convert(document, RunSummary), document
-    except OSError as error:
-        raise QatvalError(f"cannot read {file}: {error.strerror}") from error
-    except msgspec.ValidationError as error:
-        raise QatvalError(f"{file} is not a run summary: {error}") from error
-    except msgspec.DecodeError as error:
-        raise QatvalError(f"{file} is not valid JSON ({error}): truncated?") from error
+            raise UnfitJsonError(f"has schema version {version:.20}, this qatval reads 1.x")
+        return msgspec.convert(document, RunSummary), document, fits
+    except (UnfitJsonError, msgspec.ValidationError) as error:
+        what = "" if isinstance(error, UnfitJsonError) else "is not a run summary: "
+        why = printable(f"{what}{error}")
+        changed = "; it was changed after the run wrote it" if fits is False else ""
+        raise QatvalError(f"{file} {why:.{_REASON}}{changed}") from error

@@ -276,15 +276,15 @@ def _joins(
 
 
 def _scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
-    factor = (end - start) / (high - low)
+    factor = (end - start) / ((high - low) or 1.0)  # numbers that no float tells apart
     return lambda value: round(start + (value - low) * factor, 1)
 
 
 def _span(values: Sequence[float]) -> tuple[float, float]:
     low, high = min(values), max(values)
-    margin = 0.08 * (high - low)
-    if margin < 1e-6:  # one value, or as good as one
-        margin = 0.01
+    margin, size = 0.08 * (high - low), max(1.0, abs(low), abs(high))
+    if margin < 1e-6 * size:  # one value, or as good as one
+        margin = 0.01 * size
     return (low if low == 0.0 else low - margin), high + margin
 
 

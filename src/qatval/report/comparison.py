@@ -25,13 +25,16 @@ class Written:
     html: Path
 
 
-def write_comparison(comparison: Comparison, runs: Iterable[LoadedRun], path: Path) -> Written:
+def write_comparison(
+    comparison: Comparison, runs: Iterable[LoadedRun], path: Path, cache_dir: Path | None = None
+) -> Written:
     """Write the three files of a comparison beside each other.
 
     Args:
         comparison: The comparison.
         runs: What it was made from: the HTML report shows their histories and images.
         path: Any of the three; the others differ from it in the suffix.
+        cache_dir: Where the subsets are whose images may be shown, None for the default cache.
 
     Raises:
         UsageError: If the path is none of the three.
@@ -44,7 +47,7 @@ def write_comparison(comparison: Comparison, runs: Iterable[LoadedRun], path: Pa
     written = Written(*(path.with_suffix(suffix) for suffix in SUFFIXES))
     atomic_write(written.json, published(comparison, "comparison"))
     atomic_write(written.markdown, render_comparison(comparison))
-    atomic_write(written.html, render_html(comparison, list(runs)))
+    atomic_write(written.html, render_html(comparison, list(runs), cache_dir))
     return written
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from qatval.analysis.document import Comparison, Group, MethodEntry, RunEntry
 from qatval.core import formatting
-from qatval.report.run_markdown import bullets, document, escape, section, table
+from qatval.report.run_markdown import bullets, code, document, escape, section, table
 from qatval.report.terminal import mean_of, method_numbers, outcome, reference_values
 
 
@@ -29,7 +29,7 @@ def _group(group: Group) -> Iterator[str]:
     if group.not_comparable_with:
         yield f"Not comparable with {escape(group.not_comparable_with)}; it differs in:"
         yield bullets(
-            f"`{it.field}`: {escape(str(it.value))} instead of {escape(str(it.other))}"
+            f"{code(it.field)}: {escape(str(it.value))} instead of {escape(str(it.other))}"
             for it in group.differs_in
         )
     numeric = ("mAP 50-95", "spread", "of FP32", "oscillating", "BatchNorm drift")
@@ -49,7 +49,7 @@ def _group(group: Group) -> Iterator[str]:
         told.append(paired.sentence + pairing)
     yield bullets(escape(text) for text in [*told, *(it.sentence for it in group.references)])
     yield bullets(
-        f"its runs differ in `{varying.field}`: {escape(', '.join(varying.values))}"
+        f"its runs differ in {code(varying.field)}: {escape(', '.join(varying.values))}"
         for varying in group.varying
     )
 

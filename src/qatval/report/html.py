@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import jinja2
 import markupsafe
@@ -35,20 +36,29 @@ _SEED_COLUMNS = 6
 _URGENCY = ("collapsed", "degenerate", "disputed", "incomplete", "stable")
 
 
-def render_html(document: Comparison, runs: Sequence[LoadedRun]) -> str:
-    """Return the report of a comparison and of the runs that it was made from."""
+def render_html(
+    document: Comparison, runs: Sequence[LoadedRun], cache_dir: Path | None = None
+) -> str:
+    """Return the report of a comparison and of the runs that it was made from.
+
+    ``cache_dir`` is where the subsets are whose images may be shown, None for the default cache.
+    """
     loaded = {run.run_id: run for run in reversed(runs)}
     roles = {run.method: run.role for run in document.runs}
     own_styles = styles({method: roles[method] for method in method_order(roles)})
     ranked = sorted(document.runs, key=lambda run: _URGENCY.index(run.outcome))
     detailed = {run.run_id for run in ranked[:DETAILED_RUNS]}
-    groups = [_group(group, document, loaded, own_styles, detailed) for group in document.groups]
+    groups = [
+        _group(group, document, loaded, own_styles, detailed, cache_dir)
+        for group in document.groups
+    ]
     totals = _totals(document)
     shown = [g["images"] for g in groups if isinstance(g["images"], ExampleImages)]
     loader = jinja2.PackageLoader("qatval", "report")
     environment = jinja2.Environment(
         loader=loader,
         autoescape=True,
+        finalize=_shown,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -75,6 +85,13 @@ def render_html(document: Comparison, runs: Sequence[LoadedRun]) -> str:
         open_images=OPEN_IMAGES,
         css=markupsafe.Markup(loader.get_source(environment, "report.css")[0]),
     )
+
+
+def _shown(value: object) -> object:
+    """Quote in a text what a reader would not see, or see elsewhere; markup is the page's own."""
+    if isinstance(value, str) and not isinstance(value, markupsafe.Markup):
+        return formatting.printable(value)
+    return value
 
 
 def _totals(document: Comparison) -> dict[str, int]:
@@ -111,6 +128,7 @@ def _group(
     loaded: Mapping[str, LoadedRun],
     styles: Mapping[str, Style],
     detailed: set[str],
+    cache_dir: Path | None,
 ) -> dict[str, object]:
     """Return what the template shows of comparable runs: their methods side by side."""
     entries = [run for run in document.runs if group.name in run.groups]
@@ -133,7 +151,7 @@ def _group(
         "reference_values": reference_values(group),
         "net": net_chart(group.net_effects, styles),
         "charts": value_charts(group, entries, styles),
-        "images": example_images(members),
+        "images": example_images(members, cache_dir),
         "folded": controls if many else set(),
         "coverage": next((coverage for coverage in coverages if coverage), None),
         "runs": [

@@ -6,6 +6,7 @@ Blocks of Markdown are texts that a blank line stands between.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Container, Iterable, Iterator, Sequence
 from statistics import stdev
 
@@ -20,12 +21,18 @@ from qatval.quant.methods import describe
 _METRIC = "mAP 50-95"
 _LIBRARIES = ("python", "torch", "ultralytics", "brevitas")
 
+# What is Markdown within a line, between words or in an address, and what begins a block.
+_INLINE = re.compile(
+    r"[\\`*|~$]|\](?=[(\[:])|(?<![^\W_])_|_(?![^\W_])|:(?=//)|(?<=www)\.|&(?=[#\w])"
+)
+_BLOCK = re.compile(r"^(?:(\d+)([.)])(?=\s|$)|([#>+=-]))")
+
 
 def render_run(summary: RunSummary) -> str:
     """Return a run's summary as Markdown, the stability outcome first."""
     headline, *verdict = _verdict(summary)
     return document(
-        f"# {headline}: {summary.run_id}",
+        f"# {headline}: {escape(summary.run_id)}",
         *verdict,
         *section("Warnings", [bullets(map(escape, summary.warnings))]),
         *section("Accuracy", _accuracy(summary)),
@@ -61,9 +68,24 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]], *, right: Contai
     return "\n".join([f"| {' | '.join(header)} |", f"|{rule}|", *(f"| {row} |" for row in cells)])
 
 
+class Markdown(str):
+    """A text that is Markdown already."""
+
+
 def escape(text: str) -> str:
-    """Keep a recorded text from becoming Markdown structure."""
-    return " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
+    """Keep a recorded text from becoming structure, a link or an image, on one line."""
+    if isinstance(text, Markdown):
+        return text
+    line = _INLINE.sub(r"\\\g<0>", formatting.printable(" ".join(text.split())))
+    return _BLOCK.sub(r"\1\\\2\3", line).replace("<", "&lt;")
+
+
+def code(text: str) -> Markdown:
+    """Return a recorded text as a span of code."""
+    line = formatting.printable(" ".join(text.split()))
+    ticks = "`" * (1 + max((len(run) for run in re.findall("`+", line)), default=0))
+    space = " " if "`" in line or not line else ""
+    return Markdown(f"{ticks}{space}{line}{space}{ticks}")
 
 
 def _verdict(summary: RunSummary) -> Iterator[str]:
@@ -73,7 +95,7 @@ def _verdict(summary: RunSummary) -> Iterator[str]:
     limit = summary.stability.collapse_threshold_ratio
     if summary.status == "incomplete":
         assert summary.error is not None
-        stage = f" in stage `{summary.error.stage}`" if summary.error.stage else ""
+        stage = f" in stage {code(summary.error.stage)}" if summary.error.stage else ""
         yield "Incomplete"
         yield f"**The run did not finish**: it stopped{stage}. It says nothing about its method."
         yield f"> {escape(summary.error.message)}"
@@ -104,7 +126,7 @@ def _verdict(summary: RunSummary) -> Iterator[str]:
 def _failed(summary: RunSummary, best: str) -> Iterator[str]:
     for check in summary.failed_checks or ():
         detail = escape(check.detail)
-        yield f"**The value is disputed** by the check `{check.name}`: {detail}."
+        yield f"**The value is disputed** by the check {code(check.name)}: {detail}."
     degenerate = summary.stability.degenerate
     if not summary.failed_checks if degenerate is None else degenerate:
         yield (
@@ -134,7 +156,7 @@ def _accuracy(summary: RunSummary) -> Iterator[str]:
         (f"best epoch{best}", metrics.best_value if trained else None),
         ("before QC", metrics.before_qc_value),
         ("before re-estimation", metrics.before_bn_value),
-        ("**final**", metrics.final_value),
+        (Markdown("**final**"), metrics.final_value),
         ("final, pycocotools' protocol", metrics.coco.map if metrics.coco else None),
     ]
     measured = [
@@ -156,7 +178,7 @@ def _accuracy(summary: RunSummary) -> Iterator[str]:
 def _method(summary: RunSummary) -> Iterator[str]:
     method = summary.method
     scored = {"none": ": the quantized checkpoint, not trained", "float": ": trained in float"}
-    name = f"**{method.variant}**{scored.get(method.training or '', '')}"
+    name = f"**{escape(method.variant)}**{scored.get(method.training or '', '')}"
     yield bullets([name, *map(escape, describe(method))])
 
 
@@ -179,7 +201,7 @@ def _oscillation(summary: RunSummary) -> Iterator[str]:
         return
     last = found.epochs[-1]
     most = max(found.layers, key=lambda layer: layer.oscillating, default=None)
-    where = f", most in `{most.name}` ({formatting.percent(most.oscillating)})" if most else ""
+    where = f", most in {code(most.name)} ({formatting.percent(most.oscillating)})" if most else ""
     yield (
         f"- {formatting.percent(found.oscillating)} of the weights oscillate at the end "
         f"(frequency above {found.threshold:g}, momentum {found.momentum:g}"
@@ -209,8 +231,8 @@ def _batchnorm(summary: RunSummary) -> Iterator[str]:
         "- running statistics against those of "
         f"{formatting.count(found.images, 'training image')}: KL divergence "
         f"{found.kl_mean:.3g} nats on average, at most {found.kl_max:.3g} in a channel of "
-        f"`{found.worst_layer}`\n- most drift: "
-    ) + ", ".join(f"`{layer.name}` {layer.kl_mean:.3g}" for layer in worst)
+        f"{code(found.worst_layer)}\n- most drift: "
+    ) + ", ".join(f"{code(layer.name)} {layer.kl_mean:.3g}" for layer in worst)
 
 
 def _setup(summary: RunSummary) -> Iterator[str]:
@@ -226,9 +248,11 @@ def _setup(summary: RunSummary) -> Iterator[str]:
     changed = " with uncommitted changes" if git.dirty else ""
     spent = (summary.timings or {}).items()
     rows = {
-        "variant": f"{model.variant}, {model.imgsz} px, from `{model.checkpoint}`",
+        "variant": Markdown(
+            f"{escape(model.variant)}, {model.imgsz} px, from {code(model.checkpoint)}"
+        ),
         "dataset": f"{dataset.name or dataset.dataset_yaml}: {images}",
-        "classes": escape(_classes(summary)),
+        "classes": _classes(summary),
         "quantization": f"{quantization_label(quantization)}: {in_words(quantization)}",
         "training": f"{f'profile {training.profile}, ' if training.profile else ''}"
         f"{formatting.count(training.epochs, 'epoch')}, batch {training.batch}, "
@@ -239,7 +263,7 @@ def _setup(summary: RunSummary) -> Iterator[str]:
         "versions": ", ".join(f"{n} {environment[n]}" for n in _LIBRARIES if environment.get(n)),
         "time": ", ".join(f"{stage} {formatting.duration(seconds)}" for stage, seconds in spent),
     }
-    yield bullets(f"{label}: {' '.join(text.split())}" for label, text in rows.items() if text)
+    yield bullets(f"{label}: {escape(text)}" for label, text in rows.items() if text)
 
 
 def _classes(summary: RunSummary) -> str:
@@ -266,4 +290,6 @@ def _coverage(summary: RunSummary) -> Iterator[str]:
     levels = coverage.max_levels_per_scale
     at_most = f", at most {levels} levels per scale" if isinstance(levels, int) else ""
     yield f"{coverage.quantized} quantized{at_most}; {coverage.exempt} in float:"
-    yield bullets(f"`{it.name}`: {it.reason}" for it in coverage.layers if it.bits is None)
+    yield bullets(
+        f"{code(it.name)}: {escape(it.reason or '')}" for it in coverage.layers if it.bits is None
+    )

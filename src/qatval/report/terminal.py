@@ -24,13 +24,15 @@ def terminal_table(comparison: Comparison) -> str:
         for group in comparison.groups
     ]
     gate = f"yolo10m gate: {'open' if comparison.gate.yolo10m_allowed else 'closed'}"
-    blocks.append("\n  ".join([gate, *comparison.gate.reasons]))
+    reasons = map(formatting.terminal_line, comparison.gate.reasons)
+    blocks.append("\n  ".join([gate, *reasons]))
     return "\n\n".join(blocks) + "\n"
 
 
 def _group(group: Group, runs: Sequence[RunEntry]) -> Iterable[str]:
     images = group.conditions["dataset"]["val_images"]
-    yield f"{group.name}: mAP 50-95 on {'all' if images is None else images} validation images"
+    name = formatting.terminal_line(group.name)
+    yield f"{name}: mAP 50-95 on {'all' if images is None else images} validation images"
     if group.not_comparable_with:
         differing = ", ".join(difference.field for difference in group.differs_in[:3])
         yield _cut(f"  not comparable with {group.not_comparable_with}: differs in {differing}")
@@ -133,8 +135,10 @@ def _aligned(rows: Sequence[Sequence[str]]) -> Iterable[str]:
 
 
 def _wrapped(sentence: str) -> Iterable[str]:
+    sentence = formatting.terminal_line(sentence)
     return wrap(sentence, WIDTH, initial_indent="  ", subsequent_indent="    ")
 
 
 def _cut(line: str) -> str:
+    line = formatting.printable(line)
     return line if len(line) <= WIDTH else line[: WIDTH - 1] + "…"

@@ -2,7 +2,7 @@
 
 ::
 
-    run_summary.json  summary.md  ultralytics.log
+    run_summary.json  run_summary.json.sha256  summary.md  ultralytics.log
     dataset/                          which data, see `qatval.data.folder`
     ultralytics/<run name>/           what the training left, predictions.json, weights/
 """
@@ -18,10 +18,18 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from qatval.core.digests import digests_of, write_digested
 from qatval.core.errors import QatvalError
 from qatval.core.files import atomic_write, encoded
 from qatval.core.schema import published
-from qatval.core.summary import SUMMARY_NAME, RunError, RunSummary, load_summary, write_summary
+from qatval.core.summary import (
+    LOG_NAME,
+    SUMMARY_NAME,
+    RunError,
+    RunSummary,
+    load_summary,
+    write_summary,
+)
 from qatval.report.run_markdown import render_run
 
 
@@ -55,7 +63,7 @@ class RunFolder:
         self.dataset = path / "dataset"
         self.training = path / "ultralytics" / name
         self.predictions = self.training / "predictions.json"
-        self.log = path / "ultralytics.log"
+        self.log = path / LOG_NAME
         self._report = path / "summary.md"
         self.timings: dict[str, float] = {}
         self._stage = ("start", time.monotonic())
@@ -120,7 +128,8 @@ class RunFolder:
         # As it was last written, which is to say without what could not be written.
         self.summary = replace(self.summary, status="incomplete", error=why)
         with contextlib.suppress(Exception):
-            self._leave(encoded(published(self.summary, "run_summary")))
+            content = encoded(published(self.summary, "run_summary"))
+            write_digested(self.path / SUMMARY_NAME, content, _into_its_room)
         try:
             atomic_write(self._report, render_run(self.summary))
         except Exception:
@@ -132,22 +141,24 @@ class RunFolder:
         self._end_stage()
         timings = {**self.timings, "total": round(sum(self.timings.values()), 3)}
         done = replace(summary, error=None, timings=timings)
-        content = published(done, "run_summary")  # or it could not be told either
+        published(done, "run_summary")  # or it could not be told either
         atomic_write(self._report, render_run(done))
-        atomic_write(self.path / SUMMARY_NAME, content)
+        own = (self._report, self.dataset, self.training.parent)
+        done = replace(done, files=digests_of(self.path, own))
+        write_summary(self.path, done)
         self.summary = done
 
-    def _leave(self, content: bytes) -> None:
-        """Write the summary, on a full disk into the room that the one before has."""
-        file = self.path / SUMMARY_NAME
-        try:
-            atomic_write(file, content)
-        except QatvalError:
-            if len(content) > max(file.stat().st_size, 512 * file.stat().st_blocks):
-                raise
-            with file.open("r+b") as stream:
-                stream.write(content)
-                stream.truncate()
+
+def _into_its_room(file: Path, content: bytes) -> None:
+    """Replace a file, on a full disk in the room that the one before has."""
+    try:
+        atomic_write(file, content)
+    except QatvalError:
+        if len(content) > max(file.stat().st_size, 512 * file.stat().st_blocks):
+            raise
+        with file.open("r+b") as stream:
+            stream.write(content)
+            stream.truncate()
 
 
 def publish(source: Path, destination: Path, names: Iterable[str]) -> None:

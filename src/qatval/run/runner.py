@@ -119,7 +119,7 @@ def _pass_gate(config: RunConfig) -> None:
     from qatval.analysis.gate import decide
     from qatval.analysis.runs import collect
 
-    runs, _ = collect([config.gate_root])
+    runs, _ = collect([config.gate_root], verify=True)
     decision = decide(runs, config.variant.requires)
     if not decision.yolo10m_allowed:
         raise QatvalError(f"the stage gate for {name} is closed: {'; '.join(decision.reasons)}")

@@ -1,15 +1,16 @@
-"""Folders that cannot be written, and names that no encoding has."""
+"""Folders that cannot be written, names that no encoding has, and files of strangers."""
 
 from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from qatval.core.errors import QatvalError, from_system
-from qatval.core.files import atomic_write, encoded, why_unwritable
+from qatval.core.files import atomic_write, encoded, inside, read_regular, why_unwritable
 
 
 def test_a_folder_that_can_be_written_is_left_as_it_was(tmp_path: Path) -> None:
@@ -74,3 +75,44 @@ def test_what_the_system_refuses_is_the_users_to_change(error: Exception, told: 
 )
 def test_all_else_is_a_defect(error: Exception) -> None:
     assert from_system(error) is None
+
+
+def test_a_file_is_read_up_to_its_limit(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"12345")
+    assert read_regular(tmp_path / "file", 5) == b"12345"
+    with pytest.raises(QatvalError, match="5 bytes, expected at most 4"):
+        read_regular(tmp_path / "file", 4)
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (os.mkfifo, "no regular file"),
+        (Path.mkdir, "Is a directory"),
+        (lambda path: path.symlink_to("/dev/zero"), "no regular file"),
+        (lambda path: path.symlink_to(path), "symbolic links"),
+        (lambda path: None, "No such file"),
+    ],
+    ids=["FIFO", "folder", "device", "circle", "nothing"],
+)
+def test_nothing_but_a_file_is_read(
+    make: Callable[[Path], None], reason: str, tmp_path: Path
+) -> None:
+    make(tmp_path / "odd")
+    with pytest.raises(QatvalError, match=reason):
+        read_regular(tmp_path / "odd", 100)
+
+
+def test_a_path_within_a_folder_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root" / "link").symlink_to("a/../b")
+    (tmp_path / "also").symlink_to("root")
+    assert inside(tmp_path / "also", "link") == (tmp_path / "root" / "b").resolve()
+
+
+@pytest.mark.parametrize("path", ["..", "a/../../x", "/etc/passwd", "out/file", "a\0b"])
+def test_a_path_that_leads_out_is_refused(path: str, tmp_path: Path) -> None:
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root" / "out").symlink_to(tmp_path)
+    with pytest.raises(QatvalError):
+        inside(tmp_path / "root", path)

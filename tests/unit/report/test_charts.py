@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from qatval.report.charts import Level, Row, Series, dot_chart, line_chart, range_chart
 from qatval.report.drawing import SERIES, WIDTH, styles
 
-values = st.floats(0, 1) | st.floats(-1e-6, 1e-6)
+values = st.floats(0, 1) | st.floats(-1e-6, 1e-6) | st.floats(-1e50, 1e50)
 STYLES = list(styles(dict.fromkeys("ab", "method")).values())
 STYLE = STYLES[0]
 
@@ -51,9 +51,9 @@ def inside(chart):
         assert segment.x1 <= segment.x2 or segment.kind == "join"
 
 
-@given(st.lists(values, min_size=1, max_size=30), values)
-def test_a_line_chart_keeps_its_points_inside(series, level):
-    points = list(enumerate(series, start=1))
+@given(st.lists(values, min_size=1, max_size=30), values, st.sampled_from([1, 10**17, 10**40]))
+def test_a_line_chart_keeps_its_points_inside(series, level, first):
+    points = list(enumerate(series, start=first))
     chart = line_chart(
         "t", "d", [Series("s", STYLE, points)], levels=[Level("l", level, "collapse")], show=str
     )

@@ -305,9 +305,9 @@ def example(number: int, methods) -> Example:
 
 @pytest.fixture
 def six_images(monkeypatch):
-    def read(runs):
+    def read(runs, cache_dir):
         methods = list(dict.fromkeys(run.method for run in runs))
-        return ExampleImages(0, [example(number, methods) for number in range(6)])
+        return ExampleImages(0, [example(number, methods) for number in range(6)], ["one left out"])
 
     monkeypatch.setattr(html, "example_images", read)
 
@@ -323,6 +323,7 @@ def folded(page):
 @pytest.mark.usefixtures("six_images")
 def test_three_images_are_open_and_each_is_held_once(parsed):
     page = parsed({"method": "ema"}, {"method": "ema", "mode": "w3a16", "changes": {"run_id": "2"}})
+    assert "one left out" in page.text
     assert [e.attributes["id"] for e in page.all("image")] == [f"image-{n}" for n in range(6)]
     first, second = page.all("section", of="group")
     for group in (first, second):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from qatval.report.run_markdown import render_run
+from qatval.report.run_markdown import code, escape, render_run
 from qatval.testing import build_summary, reduced_to_required
 
 CASES = {
@@ -84,3 +84,31 @@ def test_how_the_classes_were_found(model, dataset, line):
     changes = {"model": {"classes": model}, "dataset": {"unlabelled": dataset}}
     text = render_run(build_summary(changes=changes))
     assert line in text if line else "- classes" not in text
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("yolo10n-ema+qc_seed0: +0.05 [+0.04, +0.06], 2.0% of R", None),
+        ("a|b `c` *d* ~e~ $f$ \\", r"a\|b \`c\` \*d\* \~e\~ \$f\$ \\\\"[:-2]),
+        ("_a_b_", r"\_a_b\_"),
+        ("![i](http://e/x.png) [a][b]", r"![i\](http\://e/x.png) [a\][b]"),
+        ("[a]: https://e www.e.org", r"[a\]: https\://e www\.e.org"),
+        ("<img src=x> &lt;", r"&lt;img src=x> \&lt;"),
+        ("# a", r"\# a"),
+        ("- a", r"\- a"),
+        ("12. a", r"12\. a"),
+        ("> a", r"\> a"),
+        ("a\n\n# b\x1b[2J", r"a # b\\x1b[2J"),
+    ],
+)
+def test_a_recorded_text_is_text(text, shown):
+    assert escape(text) == (text if shown is None else shown)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [("a|b", "`a|b`"), ("a`b", "`` a`b ``"), ("``", "``` `` ```"), ("", "`  `"), ("a\nb", "`a b`")],
+)
+def test_recorded_code_ends_where_it_ends(text, shown):
+    assert code(text) == shown

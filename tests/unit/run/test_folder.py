@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from qatval.analysis.runs import collect
 from qatval.core.errors import QatvalError
 from qatval.core.measurements import BatchNormDrift, EpochRecord, Metrics
 from qatval.core.schema import violations
@@ -100,6 +101,24 @@ def test_finished_run_is_kept(tmp_path: Path, summary: RunSummary) -> None:
     with pytest.raises(QatvalError, match=r"already holds a finished run .*--overwrite"):
         claim(tmp_path, summary)
     assert (tmp_path / "run_summary.json").read_bytes() == before
+
+
+def test_a_finished_run_knows_all_that_it_left(tmp_path: Path, summary: RunSummary) -> None:
+    (tmp_path / "notes.txt").write_text("the user's own")
+    folder = claim(tmp_path, summary)
+    folder.log.write_text("of all methods")
+    left = (folder.weights("integer"), folder.predictions, folder.dataset / "provenance.json")
+    for file in left:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"content")
+    folder.finish(done(summary))
+    folder.log.write_text("of all methods, and the next one")
+    found = load_summary(tmp_path)
+    assert found == folder.summary
+    assert found.files is not None
+    assert {*found.files} == {"summary.md", *map(folder.relative, left)}
+    (run,), _ = collect([tmp_path], verify=True)
+    assert run.differences == ()
 
 
 def test_overwrite_removes_what_the_earlier_run_left(tmp_path: Path, summary: RunSummary) -> None:
