@@ -145,14 +145,14 @@ def _build(cache: Cache, request: _Request, *, verify: bool) -> Subset:
     key = request.key(digests)
     entry = cache.subsets / key
     try:
-        verify_subset(entry)
         # The same data in two places are one entry; it follows whoever asked last.
-        write_record(entry, read_record(entry) | {"coco_root": str(request.coco_root)})
+        write_record(entry, verify_subset(entry) | {"coco_root": str(request.coco_root)})
         subset = open_subset(entry)
     except DamagedError:
-        if entry.exists():
-            cache.remove(entry)
-        _write_entry(entry, request, digests, indexes)
+        with staged_directory(entry) as folder:
+            _write_entry(folder, key, request, digests, indexes)
+            if entry.exists():
+                cache.remove(entry, in_use=True)
         subset = open_subset(entry)
     for split in (subset.train, subset.val):
         image_dir, file_names = split.image_dir, split.file_names
@@ -165,7 +165,8 @@ def _build(cache: Cache, request: _Request, *, verify: bool) -> Subset:
 
 
 def _write_entry(
-    entry: Path,
+    folder: Path,
+    key: str,
     request: _Request,
     digests: Mapping[str, str],
     indexes: Mapping[str, AnnotationIndex],
@@ -193,41 +194,38 @@ def _write_entry(
         for split, listed in read_list(request.image_list, known).items():
             selections[split] = replace(listed, rows=np.unique(places[split][listed.rows]))
     counts = {}
-    with staged_directory(entry) as folder:
-        for split, index in single.items():
-            rows, annotations = selections[split].rows, request.files[split].annotations
-            if not len(rows):
-                raise QatvalError(f"{annotations}: lists no images; expected at least one")
-            refuse_fractions(index, annotations)
-            left, counted = settled(index, rows)
-            records = np.bincount(places[split])[rows]
-            counts[split] = replace(counted, merged=int(records.sum()) - len(rows))
-            refuse_nothing(split, counts[split], annotations)
-            _tell_of_changes(annotations, counts[split])
-            _warn_of_unlabelled(annotations, _unlabelled(index))
-            save_arrays(folder / f"{split}.npz", split_arrays(left, training_labels(left)))
-            if split == "val":
-                write_annotations(left, folder / VAL_ANNOTATIONS)
-        drawn = presets_of(request.coco_root) == "shapes"
-        record = {
-            "identity": {
-                "dataset": name_of(digests, indexes, drawn=drawn),
-                "builder_version": BUILDER_VERSION,
-                "annotations": dict(digests),
-                **{split: selections[split].identity(index) for split, index in single.items()},
-            },
-            "asked": request.asked(),
-            "counts": {split: vars(counted) for split, counted in counts.items()},
-            "unlabelled": {split: _unlabelled(index) for split, index in single.items()},
-            "class_names": single["train"].category_names,
-            "category_ids": single["train"].category_ids.tolist(),
-            "coco_root": str(request.coco_root),
-            "files": {
-                path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
-                for path in sorted(folder.iterdir())
-            },
-        }
-        write_record(folder, record)
+    for split, index in single.items():
+        rows, annotations = selections[split].rows, request.files[split].annotations
+        if not len(rows):
+            raise QatvalError(f"{annotations}: lists no images; expected at least one")
+        refuse_fractions(index, annotations)
+        left, counted = settled(index, rows)
+        records = np.bincount(places[split])[rows]
+        counts[split] = replace(counted, merged=int(records.sum()) - len(rows))
+        refuse_nothing(split, counts[split], annotations)
+        _tell_of_changes(annotations, counts[split])
+        _warn_of_unlabelled(annotations, _unlabelled(index))
+        save_arrays(folder / f"{split}.npz", split_arrays(left, training_labels(left)))
+        if split == "val":
+            write_annotations(left, folder / VAL_ANNOTATIONS)
+    drawn = presets_of(request.coco_root) == "shapes"
+    record = {
+        "key": key,
+        "identity": {
+            "dataset": name_of(digests, indexes, drawn=drawn),
+            "builder_version": BUILDER_VERSION,
+            "annotations": dict(digests),
+            **{split: selections[split].identity(index) for split, index in single.items()},
+        },
+        "asked": request.asked(),
+        "counts": {split: vars(counted) for split, counted in counts.items()},
+        "unlabelled": {split: _unlabelled(index) for split, index in single.items()},
+        "class_names": single["train"].category_names,
+        "category_ids": single["train"].category_ids.tolist(),
+        "coco_root": str(request.coco_root),
+        "files": {path.name: sha256_of(path) for path in sorted(folder.iterdir())},
+    }
+    write_record(folder, record)
 
 
 def _tell_of_changes(annotations: Path, counts: LabelCounts) -> None:
