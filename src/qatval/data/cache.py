@@ -284,13 +284,13 @@ def load_index(path: Path) -> AnnotationIndex:
 
 
 def pack_names(names: Iterable[str]) -> NDArray[np.uint8]:
-    """Pack names into one array: a file name holds no NUL, and splitting is fast."""
-    return np.frombuffer("".join(f"{name}\0" for name in names).encode(), np.uint8)
+    """Pack names, which may hold anything, into one array."""
+    return np.frombuffer(msgspec.json.encode(list(names)), np.uint8)
 
 
 def unpack_names(packed: NDArray[np.uint8]) -> tuple[str, ...]:
     """Undo `pack_names`."""
-    return tuple(packed.tobytes().decode().split("\0")[:-1])
+    return msgspec.json.decode(packed.tobytes(), type=tuple[str, ...])
 
 
 def save_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:

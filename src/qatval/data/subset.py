@@ -37,7 +37,7 @@ from qatval.data.labels import (
     without_roots,
 )
 from qatval.data.naming import name_of
-from qatval.data.selection import draw_random, read_list, take_first
+from qatval.data.selection import ImageList, draw_random, read_list, take_first, take_listed
 from qatval.data.shapes import read_manifest
 
 __all__ = ["Split", "Subset", "build_subset", "open_subset", "presets_of", "verify_subset"]
@@ -88,7 +88,8 @@ def build_subset(
     if seed < 0:
         raise UsageError(f"the seed must be at least 0, got {seed}")
     root = coco_root.absolute()
-    request = _Request(root, coco_files(root), train_images, val_images, seed, image_list)
+    listed = None if image_list is None else read_list(image_list)
+    request = _Request(root, coco_files(root), train_images, val_images, seed, listed)
     cache = Cache(cache_dir)
     if not verify and (found := _find(cache, request)):
         return found
@@ -105,7 +106,7 @@ class _Request:
     train_images: int | None
     val_images: int | None
     seed: int
-    image_list: Path | None
+    listed: ImageList | None
 
     def asked(self) -> dict[str, Any]:
         """Return what the selection depends on besides the annotation files."""
@@ -113,7 +114,7 @@ class _Request:
             "train_images": self.train_images,
             "val_images": self.val_images,
             "seed": None if self.train_images is None else self.seed,
-            "image_list_sha256": None if self.image_list is None else _list_digest(self.image_list),
+            "image_list_sha256": None if self.listed is None else self.listed.sha256,
         }
 
     def key(self, digests: Mapping[str, str]) -> str:
@@ -189,10 +190,10 @@ def _write_entry(
         "train": draw_random(single["train"], request.train_images, request.seed),
         "val": take_first(single["val"], request.val_images),
     }
-    if request.image_list:
+    if request.listed:
         # A list may name an image by any of its ids.
-        for split, listed in read_list(request.image_list, known).items():
-            selections[split] = replace(listed, rows=np.unique(places[split][listed.rows]))
+        for split, taken in take_listed(request.listed, known).items():
+            selections[split] = replace(taken, rows=np.unique(places[split][taken.rows]))
     counts = {}
     for split, index in single.items():
         rows, annotations = selections[split].rows, request.files[split].annotations
@@ -244,13 +245,3 @@ def _warn_of_unlabelled(annotations: Path, names: Sequence[str]) -> None:
         shown = ", ".join(map(repr, names[:3])) + (", ..." if len(names) > 3 else "")
         said = "%s: no annotation is of these categories (%d): %s"
         _log.warning(said, annotations, len(names), shown)
-
-
-def _list_digest(image_list: Path) -> str:
-    try:
-        return sha256_of(image_list)
-    except OSError as error:
-        raise QatvalError(
-            f"{image_list}: cannot be read ({error.strerror}); expected a text file with one image "
-            "id or file name a line"
-        ) from error
