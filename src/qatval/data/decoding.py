@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import io
 import itertools
-import struct
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -49,9 +48,7 @@ _HEADERS: dict[bytes, type[ImageFile.ImageFile]] = {
     b"\xff\x4f\xff\x51": Jpeg2KImageFile,
 }
 _WEBP_ANIMATED, _WEBP_EXIF = 0x02, 0x08
-# What Pillow's readers raise.
-_UNREADABLE = (OSError, SyntaxError, ValueError, TypeError, LookupError, struct.error)
-_UNREADABLE += (OverflowError, RecursionError, MemoryError)
+_UNREADABLE = Exception  # of damaged files Pillow's readers raise nearly anything
 
 _large_images = threading.Lock()
 
@@ -77,7 +74,7 @@ def header_size(file: BinaryIO, length: int) -> Size | None:
     """Return the size that decoding will give; None where only decoding can tell."""
     start = file.read(32)
     file.seek(0)
-    with suppress(*_UNREADABLE):
+    with suppress(_UNREADABLE):
         image: ImageFile.ImageFile
         if start.startswith(_JPEG):
             image = JpegImageFile(file)
@@ -121,7 +118,7 @@ def decoded_size(content: bytes, name: str) -> Size | None:
 
 def stored_size(content: bytes) -> Size | None:
     """Return the size of a JPEG before it is turned; None for all else."""
-    with suppress(*_UNREADABLE):
+    with suppress(_UNREADABLE):
         image = JpegImageFile(io.BytesIO(content))
         return Size(image.height, image.width)
     return None
@@ -178,16 +175,20 @@ def _announced(content: bytes, name: str) -> int | None:
     """Return how many pixels a header announces, None where it is not known; refuse too many."""
     if _is_webp(content):
         return None  # at most 2**28, by its format
-    of_avif = [AvifImageFile] if name.lower().endswith(".avif") else []
-    for reader in of_avif or [r for start, r in _HEADERS.items() if content.startswith(start)]:
-        with suppress(*_UNREADABLE):
+    readers: list[type[ImageFile.ImageFile]]
+    readers = [reader for start, reader in _HEADERS.items() if content.startswith(start)]
+    if name.lower().endswith(".avif"):
+        readers = [AvifImageFile]
+    for reader in readers:
+        with suppress(_UNREADABLE):
             image = reader(io.BytesIO(content))
-            pixels = image.width * image.height
-            if isinstance(image, TiffImageFile):
-                pixels = _of_all_pages(image)
-            refuse_too_large(image.height, image.width, pixels=pixels)
-            return pixels
-    return None
+            height, width = image.height, image.width
+            pixels = _of_all_pages(image) if isinstance(image, TiffImageFile) else height * width
+            break
+    else:
+        return None
+    refuse_too_large(height, width, pixels=pixels)
+    return pixels
 
 
 def _of_all_pages(image: TiffImageFile) -> int:

@@ -1,8 +1,9 @@
 """A COCO annotation file, decoded: fast where it is as COCO writes it, else value by value.
 
-Annotation files are untrusted input, of half a gigabyte where they are COCO's. They are decoded straight into typed
-records, without segmentations. Only where that fails are they decoded again, with whatever is in
-them, and each value is read as pycocotools reads it or refused, naming the record and the field.
+Annotation files are untrusted input, of half a gigabyte where they are COCO's. They are decoded
+straight into typed records, without segmentations. Only where that fails are they decoded again,
+with whatever is in them, and each value is read as pycocotools reads it or refused, naming the
+record and the field.
 """
 
 from __future__ import annotations
@@ -178,8 +179,8 @@ def _python_json(path: Path, content: bytes, reason: Exception) -> Any:
         return json.loads(content.decode("utf-8-sig"), object_hook=_needed)
     except RecursionError as error:
         raise QatvalError(
-            f"{path}: not a COCO instances file: something in it is nested hundreds of levels deep; "
-            "correct it or export it again"
+            f"{path}: not a COCO instances file: something in it is nested hundreds of levels "
+            "deep; correct it or export it again"
         ) from error
     except ValueError as error:
         cut = "truncated" in str(reason) or "Unterminated" in str(error)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -150,7 +151,11 @@ def image_problems(
     images = [(name, Size(*size)) for name, size in zip(file_names, sizes.tolist(), strict=True)]
     some = (images[at : at + _AT_A_TIME] for at in range(0, total, _AT_A_TIME))
     seen: list[_Seen] = []
-    with Progress(image_dir.name) as progress, ThreadPoolExecutor(_SIDE_BY_SIDE) as pool:
+    with (
+        warnings.catch_warnings(action="ignore"),  # Pillow's, of what is said in one line
+        Progress(image_dir.name) as progress,
+        ThreadPoolExecutor(_SIDE_BY_SIDE) as pool,
+    ):
         progress.stage("looking at images", total)
         for found in pool.map(partial(_look_at_some, folder, decode), some):
             seen += found

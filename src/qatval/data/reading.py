@@ -29,14 +29,15 @@ def read_regular(path: Path, *, most: int, expected: str) -> bytes:
         return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
 
     try:
-        with open(path, "rb", opener=open_at_once) as file:  # noqa: PTH123
+        with open(path, "rb", opener=open_at_once) as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise QatvalError(f"{path}: is no regular file; expected {expected}")
             if status.st_size > most:
-                raise QatvalError(
-                    f"{path}: has {status.st_size:,} bytes; expected {expected}, of at most {most:,}"
-                )
+                size = f"{status.st_size:,} bytes"
+                raise QatvalError(f"{path}: has {size}; expected {expected}, of at most {most:,}")
             return file.read(most)
     except OSError as error:
-        raise QatvalError(f"{path}: cannot be read ({error.strerror}); expected {expected}") from error
+        raise QatvalError(
+            f"{path}: cannot be read ({error.strerror}); expected {expected}"
+        ) from error

@@ -92,9 +92,7 @@ def take_first(index: AnnotationIndex, count: int | None) -> Selection:
     return Selection("first", np.arange(count))
 
 
-def take_listed(
-    chosen: ImageList, indexes: Mapping[str, AnnotationIndex]
-) -> dict[str, Selection]:
+def take_listed(chosen: ImageList, indexes: Mapping[str, AnnotationIndex]) -> dict[str, Selection]:
     """Take the images of a list: one id or file name a line, `#` starts a comment line.
 
     An image counts for the split it belongs to; folders before a file name are ignored, written

@@ -343,7 +343,10 @@ def test_who_waits_is_told_whom_for_and_a_killed_holder_blocks_nobody(
 @pytest.mark.parametrize(
     ("note", "said"),
     [
-        (b'{"pid": 7, "host": "n\\u001b1", "since": "noon"}', r"process 7 on 'n\x1b1', since 'noon'"),
+        (
+            b'{"pid": 7, "host": "n\\u001b1", "since": "noon"}',
+            r"process 7 on 'n\x1b1', since 'noon'",
+        ),
         (b'{"pid": [], "host": 1}', "a process that has left no name"),
         (b"\xff", "a process that has left no name"),
     ],

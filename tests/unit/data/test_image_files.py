@@ -16,13 +16,12 @@ import cv2
 import numpy as np
 import pytest
 from PIL import PngImagePlugin
+from tests.unit.data.images import HEIGHT, WIDTH, bmp_of, encoded, jpeg_of, png_of, tiff_of
 
 from qatval.core.errors import QatvalError
 from qatval.data import decoding, image_files
 from qatval.data.image_files import ImageProblem, image_problems
 from qatval.data.subset import build_subset
-
-from tests.unit.data.images import HEIGHT, WIDTH, bmp_of, encoded, jpeg_of, png_of, tiff_of
 
 ANNOTATIONS = Path("instances_train2017.json")
 
