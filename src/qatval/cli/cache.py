@@ -46,13 +46,14 @@ def list_entries(args: argparse.Namespace) -> int:
 
 
 def remove_entries(args: argparse.Namespace) -> int:
-    """Remove the entries named, or all."""
+    """Remove the entries named, or all; exit code 1 if a run uses one of them, which stays."""
     from qatval.core.errors import UsageError
-    from qatval.data.cache import Cache
+    from qatval.data.cache import Cache, InUseError
 
     if args.all == bool(args.keys):
         raise UsageError("cache rm: name the keys to remove, or --all ('qatval cache ls' has them)")
     cache = Cache(args.cache_dir)
+    spared = 0
     with cache.building():
         entries = cache.entries()
         chosen = dict.fromkeys(entries) if args.all else {}
@@ -65,26 +66,38 @@ def remove_entries(args: argparse.Namespace) -> int:
                 )
             chosen[matching[0]] = None
         for entry in chosen:
-            cache.remove(entry)
-            print(f"removed {_key(entry)}")
-    return 0
+            try:
+                cache.remove(entry)
+            except InUseError as error:
+                spared += 1
+                print(f"kept {_key(entry)}: {error}")
+            else:
+                print(f"removed {_key(entry)}")
+    return 1 if spared else 0
 
 
 def verify_entries(args: argparse.Namespace) -> int:
     """Check every entry; remove the damaged, to be built again when next asked for."""
-    from qatval.data.cache import Cache, DamagedError, load_index
+    from qatval.data.cache import Cache, DamagedError, InUseError
     from qatval.data.subset import verify_subset
 
     cache = Cache(args.cache_dir)
     damaged = 0
     with cache.building():
+        for path in cache.forget_changed():
+            damaged += 1
+            print(f"{path}  changed behind its size and time: it is read again when needed")
         for entry in cache.entries():
-            check = verify_subset if entry.parent == cache.subsets else load_index
+            check = verify_subset if entry.parent == cache.subsets else cache.load_index
             try:
                 check(entry)
             except DamagedError as error:
                 damaged += 1
-                cache.remove(entry)
+                try:
+                    cache.remove(entry)
+                except InUseError as used:
+                    print(f"{_key(entry)}  damaged, kept: {used} ({error})")
+                    continue
                 print(f"{_key(entry)}  damaged, removed: it is built again when needed ({error})")
             else:
                 print(f"{_key(entry)}  ok")

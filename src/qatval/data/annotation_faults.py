@@ -14,7 +14,16 @@ import msgspec
 
 from qatval.core.errors import QatvalError
 from qatval.data.coco import AnnotationIndex, read_annotations
-from qatval.data.document import RefusedValueError, read_flag, read_id, read_number, read_side
+from qatval.data.document import (
+    UNDECODABLE,
+    RefusedValueError,
+    read_annotation_file,
+    read_flag,
+    read_id,
+    read_number,
+    read_side,
+)
+from qatval.data.reading import CONTROL
 
 
 class Faults(dict[str, tuple[int, str]]):
@@ -35,13 +44,13 @@ def read_whole_records(path: Path) -> tuple[Faults, tuple[AnnotationIndex, str] 
     """
     faults = Faults()
     try:
-        content = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
+        content = read_annotation_file(path).removeprefix(b"\xef\xbb\xbf")
         whole = _whole_records(msgspec.json.decode(content, type=_Document), faults)
         with tempfile.TemporaryDirectory() as folder:
             rest = Path(folder, path.name)
             rest.write_bytes(msgspec.json.encode(whole))
             return faults, read_annotations(rest)
-    except (OSError, msgspec.MsgspecError, QatvalError):
+    except (OSError, QatvalError, *UNDECODABLE):
         return faults, None
 
 
@@ -124,7 +133,7 @@ def _is_category(category: _Category, faults: Faults) -> bool:
 
 
 def _is_image(image: _Image, faults: Faults) -> bool:
-    if not isinstance(image.file_name, str) or "\0" in image.file_name:
+    if not isinstance(image.file_name, str) or CONTROL.search(image.file_name):
         faults.add("image without a proper file_name", image.id)
     elif not all(_reads(read_side, side) for side in (image.height, image.width)):
         faults.add("image height or width is no positive integer", image.file_name)

@@ -2,34 +2,38 @@
 
 ::
 
-    <cache>/lock                     held while something is built or removed
-    <cache>/known.json               files and folders that have not changed since
+    <cache>/lock                     held while something is built or removed, see `locks`
+    <cache>/known.json               files and folders that have not changed since, and digests
     <cache>/indexes/<sha256>-v2.npz  an annotation file without what detection does not need
     <cache>/subsets/<key>/           a subset, see `qatval.data.subset`
 
-Entries are arrays and JSON, never pickles. They appear complete or not at all.
+Entries are arrays and JSON, never pickles. They appear complete or not at all, are compared with
+their digests whenever they are opened, and are relied on only where nobody else can have written
+them. What a run uses it holds: nobody removes it meanwhile.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
-from filelock import FileLock
 from numpy.typing import NDArray
 
 from qatval.core.environment import user_folder
 from qatval.core.errors import DISK_FULL, QatvalError
 from qatval.core.files import atomic_write, sha256_of
 from qatval.data.coco import AnnotationIndex, read_annotations
+from qatval.data.locks import exclusive, unused, users_of
+from qatval.data.ownership import refuse_foreign
 
 INDEX_VERSION = 2
 _NAMES = (
@@ -38,12 +42,21 @@ _NAMES = (
     "category_parents",
 )  # columns of an index that are no arrays
 ENVIRONMENT_VARIABLE = "QATVAL_CACHE_DIR"
+HELD = "train.npz"
+"""The file of a subset that whoever uses it holds; it never changes."""
+
+_NAME_ANOTHER = f"name another folder with --cache-dir or {ENVIRONMENT_VARIABLE}"
+_NO_SPACE = (*DISK_FULL, errno.EFBIG)
 
 Guard = tuple[int, int, int]  # size, mtime in ns, inode
 
 
 class DamagedError(QatvalError):
     """A cache entry is not what was written."""
+
+
+class InUseError(QatvalError):
+    """A cache entry is what a run goes by."""
 
 
 def default_cache_dir() -> Path:
@@ -86,6 +99,7 @@ class _KnownFolder(msgspec.Struct):
 class _Known(msgspec.Struct):
     files: dict[str, _KnownFile] = {}
     folders: dict[str, _KnownFolder] = {}
+    indexes: dict[str, str] = {}  # the SHA-256 of each index itself, by its file's name
 
 
 class Cache:
@@ -94,42 +108,51 @@ class Cache:
     Reading takes no lock; whatever writes runs inside `building()`.
     """
 
-    def __init__(self, directory: Path | None = None) -> None:  # noqa: D107
+    def __init__(self, directory: Path | None = None) -> None:
+        """Name a cache, which need not be there yet.
+
+        Raises:
+            QatvalError: Another user can have written to it.
+        """
         self.directory = (directory or default_cache_dir()).absolute()
         self.indexes = self.directory / "indexes"
         self.subsets = self.directory / "subsets"
         self._known_path = self.directory / "known.json"
+        # Where nobody else may make files, nobody else made those that are there.
+        trust = f"'chmod -R go-w {self.directory}' if you trust what is in it"
+        folders = (self.directory, self.indexes, self.subsets)
+        refuse_foreign(*folders, remedy=f"{trust}, or {_NAME_ANOTHER}, which may be a new one")
 
     @contextmanager
     def building(self) -> Iterator[None]:
-        """Hold the cache's lock; other processes that want to build wait.
+        """Hold the cache's lock; other processes that want to build wait, and say for whom.
 
         Raises:
             QatvalError: The cache directory cannot be written, or its disk is full.
         """
-        lock = FileLock(self.directory / "lock")
-        try:
-            for folder in (self.indexes, self.subsets):
-                folder.mkdir(parents=True, exist_ok=True)
-            lock.acquire()
-        except OSError as error:
-            raise QatvalError(
-                f"{self.directory}: the cache cannot be written ({error.strerror}); name a folder "
-                f"you may write to with --cache-dir or {ENVIRONMENT_VARIABLE}"
-            ) from error
-        try:
-            self._remove_partial()  # of a killed process: nobody else can be building
-            yield
-        except OSError as error:
-            if error.errno not in DISK_FULL:
-                raise
+        with ExitStack() as stack:
+            stack.enter_context(_others_may_not_write())
+            try:
+                for folder in (self.indexes, self.subsets):
+                    folder.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(exclusive(self.directory / "lock"))
+            except OSError as error:
+                raise QatvalError(
+                    f"{self.directory}: the cache cannot be written ({error.strerror}); "
+                    f"{_NAME_ANOTHER}"
+                ) from error
+            # Of those who were killed: nobody else can be building.
             self._remove_partial()
-            raise QatvalError(
-                f"{self.directory}: the cache's disk is full ({error.strerror}); free some of it, "
-                f"or name a folder elsewhere with --cache-dir or {ENVIRONMENT_VARIABLE}"
-            ) from error
-        finally:
-            lock.release()
+            try:
+                yield
+            except OSError as error:
+                if error.errno not in _NO_SPACE:
+                    raise
+                self._remove_partial()
+                raise QatvalError(
+                    f"{self.directory}: the cache's disk is full ({error.strerror}); free some of "
+                    f"it, or {_NAME_ANOTHER}"
+                ) from error
 
     def _remove_partial(self) -> None:
         for folder in (self.directory, self.indexes, self.subsets):
@@ -170,17 +193,44 @@ class Cache:
         digest = sha256_of(annotations) if verify else self.known_digest(annotations)
         index = None
         if digest is not None:
-            with suppress(FileNotFoundError, DamagedError):
-                index = load_index(self.index_path(digest))
+            with suppress(DamagedError):
+                index = self.load_index(self.index_path(digest))
+        known = self._known()
         if index is None or digest is None:
             index, digest = read_annotations(annotations)
             partial = self.indexes / f".{digest}.partial"
             save_index(index, partial)
+            known.indexes[self.index_path(digest).name] = sha256_of(partial)
             partial.replace(self.index_path(digest))
-        known = self._known()
         known.files[str(annotations)] = _KnownFile(guard, digest)
         self._write(known)
         return index, digest
+
+    def load_index(self, path: Path) -> AnnotationIndex:
+        """Read an index.
+
+        Raises:
+            DamagedError: It is not the one that was written, or there is none.
+        """
+        try:
+            if sha256_of(path) != self._known().indexes.get(path.name):
+                raise DamagedError(f"{path}: its content has changed")
+            return load_index(path)
+        except OSError as error:
+            raise DamagedError(f"{path}: cannot be read ({error.strerror})") from error
+
+    def forget_changed(self) -> list[Path]:
+        """Hash every annotation file that passes for unchanged; forget those that are not."""
+        known, changed = self._known(), []
+        for name, file in list(known.files.items()):
+            with suppress(OSError):  # one that is gone passes for nothing
+                path = Path(name)
+                if guard_of(path) == file.guard and sha256_of(path) != file.sha256:
+                    changed.append(path)
+                    del known.files[name]
+        if changed:
+            self._write(known)
+        return changed
 
     def index_path(self, digest: str) -> Path:
         """Return where the index of the annotation file with this SHA-256 is kept."""
@@ -191,11 +241,22 @@ class Cache:
         found = (sorted(folder.glob("[!.]*")) for folder in (self.indexes, self.subsets))
         return [path for paths in found for path in paths]
 
-    def remove(self, entry: Path) -> None:
-        """Remove an index or a subset; in one step for whoever looks it up meanwhile."""
+    def remove(self, entry: Path, *, in_use: bool = False) -> None:
+        """Remove an index or a subset; in one step for whoever looks it up meanwhile.
+
+        Args:
+            entry: What `entries` returned.
+            in_use: Whether to take it away from who uses it: the same will be there at once.
+
+        Raises:
+            InUseError: A run uses it.
+        """
         doomed = entry.with_name(f".{entry.name}.partial")
         _remove(doomed)
-        entry.replace(doomed)
+        with unused(entry / HELD) as free:
+            if not (free or in_use):
+                raise InUseError(f"{entry}: in use by {users_of(entry / HELD)}")
+            entry.replace(doomed)
         _remove(doomed)
 
     def _known(self) -> _Known:
@@ -223,13 +284,13 @@ def load_index(path: Path) -> AnnotationIndex:
 
 
 def pack_names(names: Iterable[str]) -> NDArray[np.uint8]:
-    """Pack names into one array: a file name holds no NUL, and splitting is fast."""
-    return np.frombuffer("".join(f"{name}\0" for name in names).encode(), np.uint8)
+    """Pack names, which may hold anything, into one array."""
+    return np.frombuffer(msgspec.json.encode(list(names)), np.uint8)
 
 
 def unpack_names(packed: NDArray[np.uint8]) -> tuple[str, ...]:
     """Undo `pack_names`."""
-    return tuple(packed.tobytes().decode().split("\0")[:-1])
+    return msgspec.json.decode(packed.tobytes(), type=tuple[str, ...])
 
 
 def save_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
@@ -252,6 +313,17 @@ def load_arrays(path: Path) -> dict[str, NDArray[Any]]:
         raise
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise DamagedError(f"{path}: damaged ({error}); remove it and it is built again") from error
+
+
+@contextmanager
+def _others_may_not_write() -> Iterator[None]:
+    """Make files that nobody else may write to, whatever the umask: they would not be relied on."""
+    before = os.umask(0o022)
+    os.umask(before | 0o022)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 def _remove(path: Path) -> None:

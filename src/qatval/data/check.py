@@ -129,7 +129,9 @@ def check_dataset(
         if files[split].image_dir.is_dir():
             yield from _images(split, files[split], index, rows, decode)
     if len(labels) == len(SPLITS):
-        yield from _classes(indexes["train"].category_names, labels)
+        names, *others = (index.category_names for index in indexes.values())
+        if others == [names]:
+            yield from _classes(names, labels)
 
 
 def _layout(root: Path, files: Mapping[str, CocoFiles]) -> Iterator[Finding]:

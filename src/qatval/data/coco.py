@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from qatval.core.errors import QatvalError
 from qatval.data.document import Annotation, Box, decode_document
+from qatval.data.reading import CONTROL
 
 SPLITS = ("train", "val")
 
@@ -147,8 +148,9 @@ def read_annotations(path: Path) -> tuple[AnnotationIndex, str]:
     _refuse_repeats(path, "image", image_ids)
     file_names = [image.file_name for image in images]
     together = "".join(file_names)
-    if "\0" in together:
-        raise QatvalError(f"{path}: a file name contains a NUL character; correct the file")
+    if CONTROL.search(together):
+        name = next(name for name in file_names if CONTROL.search(name))
+        raise QatvalError(f"{path}: file name {name!r:.200} has a control character; correct it")
     if "\\" in together:
         file_names = [_with_slashes(path, name) for name in file_names]
     records = [annotation.bbox for annotation in annotations]
@@ -171,7 +173,7 @@ def read_annotations(path: Path) -> tuple[AnnotationIndex, str]:
         category_ids=category_ids,
         category_names=tuple(category.name for category in categories),
         category_parents=tuple(
-            parent if isinstance(parent, str) else ""
+            _writable(parent) if isinstance(parent, str) else ""
             for parent in map(attrgetter("supercategory"), categories)
         ),
     )
@@ -212,6 +214,11 @@ def _column(records: list[Any], field: str, dtype: Any) -> NDArray[Any]:
     return np.fromiter(map(attrgetter(field), records), dtype, len(records))
 
 
+def _writable(text: str) -> str:
+    """Return a text without halves of characters, which UTF-8 does not have."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
 def _refuse_repeats(path: Path, kind: str, ids: NDArray[np.int64]) -> None:
     repeated = ids[1:][ids[1:] == ids[:-1]]
     if len(repeated):
@@ -226,8 +233,8 @@ def _with_slashes(path: Path, name: str) -> str:
     """
     if re.match(r"[A-Za-z]:|\\\\", name):
         raise QatvalError(
-            f"{path}: file name '{name}' is an absolute path of Windows; expected names relative "
-            "to the image folder"
+            f"{path}: file name {name!r:.200} is an absolute path of Windows; expected names "
+            "relative to the image folder"
         )
     return name.replace("\\", "/")
 

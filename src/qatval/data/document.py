@@ -1,8 +1,9 @@
 """A COCO annotation file, decoded: fast where it is as COCO writes it, else value by value.
 
-Annotation files are untrusted input of up to half a gigabyte. They are decoded straight into typed
-records, without segmentations. Only where that fails are they decoded again, with whatever is in
-them, and each value is read as pycocotools reads it or refused, naming the record and the field.
+Annotation files are untrusted input, of half a gigabyte where they are COCO's. They are decoded
+straight into typed records, without segmentations. Only where that fails are they decoded again,
+with whatever is in them, and each value is read as pycocotools reads it or refused, naming the
+record and the field.
 """
 
 from __future__ import annotations
@@ -19,11 +20,17 @@ import msgspec
 from msgspec import UNSET
 
 from qatval.core.errors import QatvalError
+from qatval.data.reading import read_regular
+
+MOST_BYTES = 2**31
+"""Of an annotation file: four times COCO's, twice LVIS'. In memory it is three times as large."""
+
+UNDECODABLE = (msgspec.MsgspecError, UnicodeError, RecursionError)
+"""What msgspec raises for what it cannot decode."""
 
 _BOM = b"\xef\xbb\xbf"
 _TABLES = ("images", "annotations", "categories")
 _WHOLE = 2**53  # up to here a float holds every integer
-_UNDECODABLE = (msgspec.DecodeError, UnicodeDecodeError)  # msgspec lets the second through
 _SHOWN = 40  # characters of a value in a message
 
 _TEXT_FOR_AN_ID = (
@@ -90,20 +97,20 @@ def decode_document(path: Path) -> tuple[Document, str]:
         QatvalError: The file cannot be read, is not JSON or not COCO's, or holds a value that
             pycocotools could not use either; the message names the record and the field.
     """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise QatvalError(
-            f"{path}: cannot be read ({error.strerror}); expected a COCO annotation file"
-        ) from error
+    content = read_annotation_file(path)
     # Hashing releases the interpreter lock: on a second core it costs no time.
     with ThreadPoolExecutor(1) as pool:
         digest = pool.submit(hashlib.sha256, content)
         try:
             document = msgspec.json.decode(content.removeprefix(_BOM), type=Document)
-        except _UNDECODABLE:
+        except UNDECODABLE:
             document = _read_odd(path, content)
         return document, digest.result().hexdigest()
+
+
+def read_annotation_file(path: Path) -> bytes:
+    """Return the bytes of an annotation file; QatvalError if they cannot be read."""
+    return read_regular(path, most=MOST_BYTES, expected="a COCO annotation file")
 
 
 # -- the second path: any value, looked at one by one ------------------------------------------
@@ -137,6 +144,15 @@ class _OddDocument(msgspec.Struct):
     categories: list[_OddCategory]
 
 
+_FIELDS = tuple(
+    {
+        field: None
+        for record in (_OddDocument, _OddImage, _OddAnnotation, _OddCategory)
+        for field in record.__struct_fields__
+    }
+)
+
+
 class RefusedValueError(Exception):
     """A value of a record that is not what it must be; says so without naming the record."""
 
@@ -148,7 +164,7 @@ _Made = TypeVar("_Made")
 def _read_odd(path: Path, content: bytes) -> Document:
     try:
         odd = msgspec.json.decode(content.removeprefix(_BOM), type=_OddDocument)
-    except _UNDECODABLE as error:
+    except UNDECODABLE as error:
         # Python's json reads NaN and Infinity, so pycocotools does.
         odd = msgspec.convert(_tables(path, _python_json(path, content, error)), _OddDocument)
     return Document(
@@ -160,17 +176,24 @@ def _read_odd(path: Path, content: bytes) -> Document:
 
 def _python_json(path: Path, content: bytes, reason: Exception) -> Any:
     try:
-        return json.loads(content.decode("utf-8-sig"), object_hook=_without_segmentation)
-    except (ValueError, RecursionError) as error:
+        return json.loads(content.decode("utf-8-sig"), object_hook=_needed)
+    except RecursionError as error:
+        raise QatvalError(
+            f"{path}: not a COCO instances file: something in it is nested hundreds of levels "
+            "deep; correct it or export it again"
+        ) from error
+    except ValueError as error:
         cut = "truncated" in str(reason) or "Unterminated" in str(error)
         said = "but a truncated one; unpack, download or export it again" if cut else None
+        if not isinstance(error, (json.JSONDecodeError, UnicodeDecodeError)):
+            reason = ValueError("it has an integer of thousands of digits")
         said = _no_json(content, error) or said or f"({reason}); correct it or export it again"
         raise QatvalError(f"{path}: not a COCO instances file {said}") from error
 
 
-def _without_segmentation(record: dict[str, Any]) -> dict[str, Any]:
-    record.pop("segmentation", None)  # most of a file, and not needed
-    return record
+def _needed(record: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what is not read: segmentations are most of a file, and keys may be any text."""
+    return {key: record[key] for key in _FIELDS if key in record}
 
 
 def _no_json(content: bytes, error: Exception) -> str | None:
@@ -329,5 +352,8 @@ def _unlike(field: str, value: Any, expected: str, remedy: str = "") -> RefusedV
 def _shown(value: Any) -> str:
     if value is UNSET:
         return "missing"
-    text = json.dumps(value, default=str)
+    try:
+        text = json.dumps(value, default=str)
+    except RecursionError:
+        text = f"a deeply nested {type(value).__name__}"
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."

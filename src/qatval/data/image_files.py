@@ -1,50 +1,49 @@
 """Image files held against what the annotations say of them, before anything is trained on them.
 
-The size that counts is the one that training sees: Ultralytics decodes with OpenCV, which turns
-an image upright by its EXIF orientation. Reading headers acquits nearly every image (JPEG, PNG
-and WebP whose size is right and whose last bytes are there); only decoding the way Ultralytics
-does it condemns one, so a file that it can read is never refused for what its header looks like.
+Names come from a file that anybody may have written: they have to lie within the image folder, as
+written. Links that lie there are followed wherever they lead, and so is a linked image folder:
+whoever laid out the folder made them. Only regular files are opened.
 """
 
 from __future__ import annotations
 
-import io
 import os
 import re
 import stat
-import struct
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFile
-from PIL.JpegImagePlugin import JpegImageFile
-from PIL.PngImagePlugin import PngImageFile
-from PIL.WebPImagePlugin import WebPImageFile
 
+from qatval.core.environment import MOST_PIXELS
 from qatval.core.errors import QatvalError
 from qatval.core.progress import Progress
+from qatval.data.decoding import (
+    MOST_BYTES,
+    Size,
+    TooLargeError,
+    decoded_size,
+    header_size,
+    looks_like_an_image,
+    quiet_decoder,
+    refuse_too_large,
+    stored_size,
+)
+from qatval.data.reading import CONTROL
 
-Kind = Literal["name", "missing", "unreadable", "not an image", "damaged", "size"]
+Kind = Literal["name", "missing", "unreadable", "too large", "not an image", "damaged", "size"]
 """What can be wrong with an image, in the order in which it is looked for."""
-
-Size = tuple[int, int]  # height, width in px
 
 _SIDE_BY_SIDE = 4 * (os.cpu_count() or 1)  # threads: they wait for the disk, or decode
 _AT_A_TIME = 256  # images that one thread takes at once
-_ORIENTATION = 0x0112
-_SIDEWAYS = (5, 6, 7, 8)  # orientations that swap height and width
-_JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
-_JPEG_END, _PNG_END = b"\xff\xd9", b"IEND\xaeB`\x82"
-_SIGNATURES = (_JPEG, _PNG, b"BM", b"II*\0", b"MM\0*", b"GIF8")
 _ABSOLUTE = re.compile(r"/|[A-Za-z]:[\\/]|\\\\")  # on Windows too
-_UNREADABLE = (OSError, SyntaxError, ValueError, struct.error)  # what Pillow's readers raise
 
 _FETCH = "fetch the image again, or remove it from {annotations}"
 
@@ -59,6 +58,10 @@ _SAYINGS: dict[Kind, tuple[str, str]] = {
         "put them there (COCO's are in {folder}.zip), or correct {annotations}",
     ),
     "unreadable": ("cannot be read", "put an image file there that you may read"),
+    "too large": (
+        "are too large",
+        "scale them down, and with them their sizes and boxes in {annotations}",
+    ),
     "not an image": ("are no images", _FETCH),
     "damaged": ("are damaged", _FETCH),
     "size": (
@@ -145,10 +148,14 @@ def image_problems(
         A problem for each kind that was found, in the order of `Kind`.
     """
     total, folder = len(file_names), str(image_dir)
-    images = list(zip(file_names, map(tuple, sizes.tolist()), strict=True))
+    images = [(name, Size(*size)) for name, size in zip(file_names, sizes.tolist(), strict=True)]
     some = (images[at : at + _AT_A_TIME] for at in range(0, total, _AT_A_TIME))
     seen: list[_Seen] = []
-    with Progress(image_dir.name) as progress, ThreadPoolExecutor(_SIDE_BY_SIDE) as pool:
+    with (
+        warnings.catch_warnings(action="ignore"),  # Pillow's, of what is said in one line
+        Progress(image_dir.name) as progress,
+        ThreadPoolExecutor(_SIDE_BY_SIDE) as pool,
+    ):
         progress.stage("looking at images", total)
         for found in pool.map(partial(_look_at_some, folder, decode), some):
             seen += found
@@ -156,7 +163,7 @@ def image_problems(
         doubtful = [row for row, what in enumerate(seen) if what == "doubtful"]
         if doubtful:
             progress.stage("decoding images", len(doubtful))
-            with _quiet_decoder():
+            with quiet_decoder():
                 decoded = pool.map(partial(_decode, folder), (images[row] for row in doubtful))
                 for done, row in enumerate(doubtful, start=1):
                     seen[row] = next(decoded)
@@ -207,9 +214,16 @@ def _look_at(folder: str, name: str, expected: Size, *, decode: bool) -> _Seen:
             return Fault("unreadable", f"is {kind}, expected an image file")
         if not status.st_size:
             return Fault("not an image", "is an empty file, expected an image")
+        if status.st_size > MOST_BYTES:
+            return _too_large(f"{status.st_size} bytes", MOST_BYTES)
         with open(path, "rb") as file:  # noqa: PTH123
-            sound = not decode and _header_size(file, status.st_size) == expected
-            return None if sound else "doubtful"
+            size = header_size(file, status.st_size)
+        if decode or size != expected:
+            return "doubtful"
+        refuse_too_large(*size)
+        return None
+    except TooLargeError as error:
+        return _too_large(error, MOST_PIXELS)
     except OSError as error:
         return _unread(folder, name, error)
 
@@ -221,7 +235,14 @@ def _decode(folder: str, image: tuple[str, Size]) -> _Seen:
         content = Path(folder, name).read_bytes()
     except OSError as error:
         return _unread(folder, name, error)
-    return _decoded_fault(content, name, expected)
+    try:
+        return _decoded_fault(content, name, expected)
+    except TooLargeError as error:
+        return _too_large(error, MOST_PIXELS)
+
+
+def _too_large(found: object, most: int) -> Fault:
+    return Fault("too large", f"has {found}, and at most {most:,} are decoded")
 
 
 def _unread(folder: str, name: str, error: OSError) -> Fault:
@@ -233,8 +254,8 @@ def _unread(folder: str, name: str, error: OSError) -> Fault:
 def _name_fault(name: str) -> Fault | None:
     if _ABSOLUTE.match(name):
         said = "is an absolute file name"
-    elif "\0" in name:
-        said = "has a NUL character"
+    elif CONTROL.search(name):
+        said = "has a control character"
     elif ".." in name and ".." in PurePosixPath(name).parts:
         said = "leads out of the image folder"
     elif not name.strip("./"):
@@ -259,44 +280,8 @@ def _missing(folder: str, name: str) -> Fault:
     return Fault("missing", "no such image file")
 
 
-def _header_size(file: BinaryIO, length: int) -> Size | None:
-    """Return the size that decoding will give; None where only decoding can tell."""
-    start = file.read(16)
-    file.seek(0)
-    with suppress(*_UNREADABLE):
-        image: ImageFile.ImageFile
-        if start.startswith(_JPEG):
-            image = JpegImageFile(file)
-            whole = _tail(file, length, 2) == _JPEG_END
-        elif start.startswith(_PNG):
-            image = PngImageFile(file)
-            tail = _tail(file, length, 4096)
-            whole = tail.endswith(_PNG_END) and b"eXIf" not in tail
-        elif start[:4] == b"RIFF" and start[8:12] == b"WEBP":
-            image = WebPImageFile(file)
-            whole = int.from_bytes(start[4:8], "little") + 8 <= length
-        else:
-            return None
-        orientation = 0
-        if exif := image.info.get("exif"):
-            # Not getexif(): it also takes an orientation from XMP, which OpenCV does not know.
-            tags = Image.Exif()
-            tags.load(exif)
-            orientation = tags.get(_ORIENTATION, 0)
-        if whole and orientation not in _SIDEWAYS:
-            return image.height, image.width
-        if whole and isinstance(image, JpegImageFile):
-            return image.width, image.height
-    return None  # which of the other formats are turned depends on the version of OpenCV
-
-
-def _tail(file: BinaryIO, length: int, count: int) -> bytes:
-    file.seek(max(length - count, 0))
-    return file.read(count)
-
-
 def _decoded_fault(content: bytes, name: str, expected: Size) -> Fault | None:
-    size = _decoded_size(content, name)
+    size = decoded_size(content, name)
     if size is None:
         return _undecodable(content)
     if size == expected:
@@ -305,7 +290,7 @@ def _decoded_fault(content: bytes, name: str, expected: Size) -> Fault | None:
     turned = ""
     if size == expected[::-1]:
         turned = ", which are swapped"
-        if content.startswith(_JPEG) and _stored_size(content) == expected:
+        if stored_size(content) == expected:
             turned = (
                 ", as before its EXIF orientation is applied (remove that if boxes are so, too)"
             )
@@ -316,53 +301,11 @@ def _decoded_fault(content: bytes, name: str, expected: Size) -> Fault | None:
     )
 
 
-def _stored_size(content: bytes) -> Size | None:
-    with suppress(*_UNREADABLE):
-        image = JpegImageFile(io.BytesIO(content))
-        return image.height, image.width
-    return None
-
-
-def _decoded_size(content: bytes, name: str) -> Size | None:
-    """Decode as Ultralytics does; None where that cannot be done."""
-    import cv2
-
-    try:
-        if name.lower().endswith(".avif"):
-            from PIL.AvifImagePlugin import AvifImageFile
-
-            image: ImageFile.ImageFile = AvifImageFile(io.BytesIO(content))
-            image.load()
-            sideways = image.getexif().get(_ORIENTATION) in _SIDEWAYS
-            return image.size if sideways else image.size[::-1]
-        if content.startswith(_JPEG):
-            # OpenCV 4 makes the rest of a JPEG that is cut short grey and says nothing.
-            JpegImageFile(io.BytesIO(content)).load()
-        decoded = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
-    except (*_UNREADABLE, cv2.error):
-        return None
-    return None if decoded is None else decoded.shape[:2]
-
-
 def _undecodable(content: bytes) -> Fault:
     start = content[:32]
-    webp = start[:4] == b"RIFF" and start[8:12] == b"WEBP"
-    if start.startswith(_SIGNATURES) or webp:
+    if looks_like_an_image(content):
         return Fault("damaged", f"is an image cut short or damaged ({len(content)} bytes)")
     if start[4:8] == b"ftyp":
         return Fault("not an image", "is a HEIC, AVIF or video file that cannot be decoded here")
     begins = start.lstrip()[:15].decode("ascii", "replace")
     return Fault("not an image", f"is not an image, it begins with {begins!r}")
-
-
-@contextmanager
-def _quiet_decoder() -> Iterator[None]:
-    """Keep OpenCV from reporting in its own words what is about to be said in one line."""
-    import cv2
-
-    before = cv2.utils.logging.getLogLevel()
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-    try:
-        yield
-    finally:
-        cv2.utils.logging.setLogLevel(before)

@@ -287,11 +287,13 @@ def refuse_fractions(index: AnnotationIndex, annotations: Path) -> None:
     Raises:
         QatvalError: Most boxes end within the first pixel.
     """
-    boxes = index.boxes[(index.boxes[:, 2:] > 0).all(axis=1)]
-    reach = (boxes[:, :2] + boxes[:, 2:]).max(axis=1)
-    if len(reach) and np.median(reach) <= 1:
+    starts, sides = index.boxes[:, :2], index.boxes[:, 2:]
+    boxes = index.boxes[(starts >= 0).all(axis=1) & (sides > 0).all(axis=1)]
+    with np.errstate(over="ignore"):
+        small = int(((boxes[:, :2] + boxes[:, 2:]).max(axis=1, initial=0) <= 1).sum())
+    if 2 * small > len(boxes):
         raise QatvalError(
-            f"{annotations}: {int((reach <= 1).sum())} of {len(reach)} boxes end within the first "
+            f"{annotations}: {small} of {len(boxes)} boxes end within the first "
             "pixel, as if they were fractions of the image; COCO's are in pixels: multiply x and "
             "width by the image's width, y and height by its height"
         )

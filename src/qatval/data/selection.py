@@ -13,8 +13,37 @@ from numpy.typing import NDArray
 
 from qatval.core.errors import QatvalError
 from qatval.data.coco import AnnotationIndex
+from qatval.data.reading import read_regular
 
 Rule = Literal["all", "random", "first", "list"]
+
+_MOST_BYTES = 2**26  # of a list: all of COCO's names take 2 MB
+_ID_DIGITS = 20  # more than an id of 64 bits has
+_LINES = "one image id or file name a line"
+
+
+@dataclass(frozen=True)
+class ImageList:
+    """A user's own list, as it was when it was read.
+
+    Attributes:
+        path: Where it was.
+        content: Its bytes.
+    """
+
+    path: Path
+    content: bytes
+
+    @property
+    def sha256(self) -> str:
+        """Of the content."""
+        return hashlib.sha256(self.content).hexdigest()
+
+
+def read_list(path: Path) -> ImageList:
+    """Read a user's own list of images; QatvalError if it cannot be read."""
+    content = read_regular(path, most=_MOST_BYTES, expected=f"a text file with {_LINES}")
+    return ImageList(path, content)
 
 
 @dataclass(frozen=True)
@@ -63,39 +92,41 @@ def take_first(index: AnnotationIndex, count: int | None) -> Selection:
     return Selection("first", np.arange(count))
 
 
-def read_list(path: Path, indexes: Mapping[str, AnnotationIndex]) -> dict[str, Selection]:
-    """Read a user's own list: one image id or file name a line, `#` starts a comment line.
+def take_listed(chosen: ImageList, indexes: Mapping[str, AnnotationIndex]) -> dict[str, Selection]:
+    """Take the images of a list: one id or file name a line, `#` starts a comment line.
 
     An image counts for the split it belongs to; folders before a file name are ignored, written
-    with slashes or, as on Windows, with backslashes.
+    with slashes or, as on Windows, with backslashes. A line is looked up among the images of the
+    annotation files and leads nowhere else.
 
     Returns:
         A selection for each split of which the list names at least one image.
 
     Raises:
-        QatvalError: The list cannot be read, is empty, or names an image that no split has.
+        QatvalError: The list is no text, is empty, or names an image that no split has.
     """
     rows: dict[str, set[int]] = {split: set() for split in indexes}
     lookups = {split: _lookup(index) for split, index in indexes.items()}
-    for number, line in enumerate(_lines(path), start=1):
+    for number, line in enumerate(_lines(chosen), start=1):
         entry = line.strip()
         if not entry or entry.startswith("#"):
             continue
-        keys: tuple[int | str, ...] = (int(entry),) if entry.isdecimal() else _names(entry)
+        is_id = entry.isdecimal() and len(entry) <= _ID_DIGITS
+        keys: tuple[int | str, ...] = (int(entry),) if is_id else _names(entry)
         found = [split for split, lookup in lookups.items() if lookup.keys() & keys]
         for split in found:
             rows[split].add(next(lookups[split][key] for key in keys if key in lookups[split]))
         if not found:
             raise QatvalError(
-                f"{path}, line {number}: '{entry}' is neither an image id nor a file name of this "
-                "dataset; correct or remove the line"
+                f"{chosen.path}, line {number}: {entry!r:.200} is neither an image id nor a file "
+                "name of this dataset; correct or remove the line"
             )
     if not any(rows.values()):
-        raise QatvalError(f"{path}: names no image; expected one image id or file name a line")
+        raise QatvalError(f"{chosen.path}: names no image; expected {_LINES}")
     return {
-        split: Selection("list", np.array(sorted(chosen), np.int64))
-        for split, chosen in rows.items()
-        if chosen
+        split: Selection("list", np.array(sorted(positions), np.int64))
+        for split, positions in rows.items()
+        if positions
     }
 
 
@@ -104,18 +135,13 @@ def _names(entry: str) -> tuple[str, ...]:
     return entry, slashed, PurePosixPath(slashed).name
 
 
-def _lines(path: Path) -> list[str]:
+def _lines(chosen: ImageList) -> list[str]:
     try:
-        return path.read_text("utf-8-sig").splitlines()
+        return chosen.content.decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise QatvalError(
-            f"{path}: cannot be read (not UTF-8: {error.reason} at byte {error.start}); save it as "
-            "UTF-8, one image id or file name a line"
-        ) from error
-    except OSError as error:
-        raise QatvalError(
-            f"{path}: cannot be read ({error}); expected a text file with one image id or file "
-            "name a line"
+            f"{chosen.path}: cannot be read (not UTF-8: {error.reason} at byte {error.start}); "
+            f"save it as UTF-8, {_LINES}"
         ) from error
 
 

@@ -37,7 +37,7 @@ from qatval.data.labels import (
     without_roots,
 )
 from qatval.data.naming import name_of
-from qatval.data.selection import draw_random, read_list, take_first
+from qatval.data.selection import ImageList, draw_random, read_list, take_first, take_listed
 from qatval.data.shapes import read_manifest
 
 __all__ = ["Split", "Subset", "build_subset", "open_subset", "presets_of", "verify_subset"]
@@ -88,7 +88,8 @@ def build_subset(
     if seed < 0:
         raise UsageError(f"the seed must be at least 0, got {seed}")
     root = coco_root.absolute()
-    request = _Request(root, coco_files(root), train_images, val_images, seed, image_list)
+    listed = None if image_list is None else read_list(image_list)
+    request = _Request(root, coco_files(root), train_images, val_images, seed, listed)
     cache = Cache(cache_dir)
     if not verify and (found := _find(cache, request)):
         return found
@@ -105,7 +106,7 @@ class _Request:
     train_images: int | None
     val_images: int | None
     seed: int
-    image_list: Path | None
+    listed: ImageList | None
 
     def asked(self) -> dict[str, Any]:
         """Return what the selection depends on besides the annotation files."""
@@ -113,7 +114,7 @@ class _Request:
             "train_images": self.train_images,
             "val_images": self.val_images,
             "seed": None if self.train_images is None else self.seed,
-            "image_list_sha256": None if self.image_list is None else _list_digest(self.image_list),
+            "image_list_sha256": None if self.listed is None else self.listed.sha256,
         }
 
     def key(self, digests: Mapping[str, str]) -> str:
@@ -145,14 +146,14 @@ def _build(cache: Cache, request: _Request, *, verify: bool) -> Subset:
     key = request.key(digests)
     entry = cache.subsets / key
     try:
-        verify_subset(entry)
         # The same data in two places are one entry; it follows whoever asked last.
-        write_record(entry, read_record(entry) | {"coco_root": str(request.coco_root)})
+        write_record(entry, verify_subset(entry) | {"coco_root": str(request.coco_root)})
         subset = open_subset(entry)
     except DamagedError:
-        if entry.exists():
-            cache.remove(entry)
-        _write_entry(entry, request, digests, indexes)
+        with staged_directory(entry) as folder:
+            _write_entry(folder, key, request, digests, indexes)
+            if entry.exists():
+                cache.remove(entry, in_use=True)
         subset = open_subset(entry)
     for split in (subset.train, subset.val):
         image_dir, file_names = split.image_dir, split.file_names
@@ -165,7 +166,8 @@ def _build(cache: Cache, request: _Request, *, verify: bool) -> Subset:
 
 
 def _write_entry(
-    entry: Path,
+    folder: Path,
+    key: str,
     request: _Request,
     digests: Mapping[str, str],
     indexes: Mapping[str, AnnotationIndex],
@@ -188,46 +190,43 @@ def _write_entry(
         "train": draw_random(single["train"], request.train_images, request.seed),
         "val": take_first(single["val"], request.val_images),
     }
-    if request.image_list:
+    if request.listed:
         # A list may name an image by any of its ids.
-        for split, listed in read_list(request.image_list, known).items():
-            selections[split] = replace(listed, rows=np.unique(places[split][listed.rows]))
+        for split, taken in take_listed(request.listed, known).items():
+            selections[split] = replace(taken, rows=np.unique(places[split][taken.rows]))
     counts = {}
-    with staged_directory(entry) as folder:
-        for split, index in single.items():
-            rows, annotations = selections[split].rows, request.files[split].annotations
-            if not len(rows):
-                raise QatvalError(f"{annotations}: lists no images; expected at least one")
-            refuse_fractions(index, annotations)
-            left, counted = settled(index, rows)
-            records = np.bincount(places[split])[rows]
-            counts[split] = replace(counted, merged=int(records.sum()) - len(rows))
-            refuse_nothing(split, counts[split], annotations)
-            _tell_of_changes(annotations, counts[split])
-            _warn_of_unlabelled(annotations, _unlabelled(index))
-            save_arrays(folder / f"{split}.npz", split_arrays(left, training_labels(left)))
-            if split == "val":
-                write_annotations(left, folder / VAL_ANNOTATIONS)
-        drawn = presets_of(request.coco_root) == "shapes"
-        record = {
-            "identity": {
-                "dataset": name_of(digests, indexes, drawn=drawn),
-                "builder_version": BUILDER_VERSION,
-                "annotations": dict(digests),
-                **{split: selections[split].identity(index) for split, index in single.items()},
-            },
-            "asked": request.asked(),
-            "counts": {split: vars(counted) for split, counted in counts.items()},
-            "unlabelled": {split: _unlabelled(index) for split, index in single.items()},
-            "class_names": single["train"].category_names,
-            "category_ids": single["train"].category_ids.tolist(),
-            "coco_root": str(request.coco_root),
-            "files": {
-                path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
-                for path in sorted(folder.iterdir())
-            },
-        }
-        write_record(folder, record)
+    for split, index in single.items():
+        rows, annotations = selections[split].rows, request.files[split].annotations
+        if not len(rows):
+            raise QatvalError(f"{annotations}: lists no images; expected at least one")
+        refuse_fractions(index, annotations)
+        left, counted = settled(index, rows)
+        records = np.bincount(places[split])[rows]
+        counts[split] = replace(counted, merged=int(records.sum()) - len(rows))
+        refuse_nothing(split, counts[split], annotations)
+        _tell_of_changes(annotations, counts[split])
+        _warn_of_unlabelled(annotations, _unlabelled(index))
+        save_arrays(folder / f"{split}.npz", split_arrays(left, training_labels(left)))
+        if split == "val":
+            write_annotations(left, folder / VAL_ANNOTATIONS)
+    drawn = presets_of(request.coco_root) == "shapes"
+    record = {
+        "key": key,
+        "identity": {
+            "dataset": name_of(digests, indexes, drawn=drawn),
+            "builder_version": BUILDER_VERSION,
+            "annotations": dict(digests),
+            **{split: selections[split].identity(index) for split, index in single.items()},
+        },
+        "asked": request.asked(),
+        "counts": {split: vars(counted) for split, counted in counts.items()},
+        "unlabelled": {split: _unlabelled(index) for split, index in single.items()},
+        "class_names": single["train"].category_names,
+        "category_ids": single["train"].category_ids.tolist(),
+        "coco_root": str(request.coco_root),
+        "files": {path.name: sha256_of(path) for path in sorted(folder.iterdir())},
+    }
+    write_record(folder, record)
 
 
 def _tell_of_changes(annotations: Path, counts: LabelCounts) -> None:
@@ -246,13 +245,3 @@ def _warn_of_unlabelled(annotations: Path, names: Sequence[str]) -> None:
         shown = ", ".join(map(repr, names[:3])) + (", ..." if len(names) > 3 else "")
         said = "%s: no annotation is of these categories (%d): %s"
         _log.warning(said, annotations, len(names), shown)
-
-
-def _list_digest(image_list: Path) -> str:
-    try:
-        return sha256_of(image_list)
-    except OSError as error:
-        raise QatvalError(
-            f"{image_list}: cannot be read ({error.strerror}); expected a text file with one image "
-            "id or file name a line"
-        ) from error

@@ -1,9 +1,9 @@
 """A subset as Ultralytics reads it: images where they lie, labels from the index.
 
 Ultralytics would look for one text file per image and keep a ``.cache`` beside them, a pickle
-that it loads without asking. Overriding the two methods that find images and labels takes both
-away: nothing is written next to the data, and nothing there is executed. An ``.npy`` file that
-it would load in the place of the image beside it, or delete, is not looked for.
+that it loads without asking, and take an ``.npy`` file beside an image for it. Overriding what
+finds images and labels takes all of it away: nothing is written or removed next to the data,
+nothing there is executed, and what is trained on is the image that was looked at.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import cv2
 from ultralytics.data.dataset import YOLODataset
 
 from qatval.core.errors import QatvalError
@@ -62,6 +63,17 @@ def refuse_unfit(
             )
 
 
+_NO_FILE = Path("/dev/null/none")
+
+
+class UnreadableImageError(QatvalError):
+    """An image that passed for sound cannot be decoded."""
+
+    def __init__(self, said: str) -> None:
+        """Keep what is said; of a worker process torch hands on the text of a traceback."""
+        super().__init__(said.rstrip().rpartition(f"{type(self).__name__}: ")[2])
+
+
 class SubsetDataset(YOLODataset):  # type: ignore[misc]
     """Images and boxes of one split, letterboxed to a square.
 
@@ -98,8 +110,21 @@ class SubsetDataset(YOLODataset):  # type: ignore[misc]
             data={"names": dict(enumerate(class_names)), "channels": 3},
             task="detect",
         )
-        # Where no file can be: below the image, which is one.
-        self.npy_files = [Path(file, "never.npy") for file in self.im_files]
+        self.npy_files = [_NO_FILE] * len(self.im_files)
+
+    def load_image(self, i: int, *args: Any, **more: Any) -> Any:
+        """Load an image as Ultralytics does.
+
+        Raises:
+            UnreadableImageError: It is damaged inside, gone or replaced since it was looked at.
+        """
+        try:
+            return super().load_image(i, *args, **more)
+        except (FileNotFoundError, cv2.error) as error:
+            raise UnreadableImageError(
+                f"{self.im_files[i]}: cannot be decoded; 'qatval dataset check --verify' decodes "
+                "every image and lists the damaged"
+            ) from error
 
     @staticmethod
     def collate_fn(batch: list[dict[str, Any]]) -> dict[str, Any]:

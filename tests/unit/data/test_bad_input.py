@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,40 @@ CASES: dict[str, tuple[Spoil, str]] = {
         "its categories are not those of",
     ),
     "no images": (rewrite(lambda d: d.update(images=[], annotations=[])), "lists no images"),
-    "NUL in a name": (rewrite(lambda d: first(d, "images").update(file_name="a\0b")), "NUL"),
+    "NUL in a name": (
+        rewrite(lambda d: first(d, "images").update(file_name="a\0b")),
+        r"file name 'a\x00b' has a control character",
+    ),
+    "what a terminal obeys in a name": (
+        rewrite(lambda d: first(d, "images").update(file_name="a\x1b[2Jb")),
+        r"file name 'a\x1b[2Jb' has a control character",
+    ),
+    "absolute name": (
+        rewrite(lambda d: [i.update(file_name="/data/" + i["file_name"]) for i in d["images"]]),
+        "is an absolute file name, expected one within the image folder",
+    ),
+    "drive letter": (
+        rewrite(lambda d: [i.update(file_name="C:/" + i["file_name"]) for i in d["images"]]),
+        "is an absolute file name, expected one within the image folder",
+    ),
+    "nested lists": (
+        replace_text('"info": {}', f'"info": {"[" * 50_000}{"]" * 50_000}'),
+        "something in it is nested hundreds of levels deep",
+    ),
+    "nested objects": (
+        replace_text('"info": {}', '"info": ' + '{"a": ' * 50_000 + "1" + "}" * 50_000),
+        "something in it is nested hundreds of levels deep",
+    ),
+    "an integer of 5,000 digits": (
+        replace_text('"iscrowd": 0', f'"iscrowd": {"9" * 5000}'),
+        "it has an integer of thousands of digits",
+    ),
+    "a stray byte": (
+        lambda root, _: (root / TRAIN).write_bytes(
+            (root / TRAIN).read_bytes().replace(b'"file_name": "', b'"file_name": "\xff', 1)
+        ),
+        " is not); save it as UTF-8",
+    ),
     "half a character": (
         replace_text('"file_name": "', '"file_name": "\\ud800'),
         "images[0] (id",
@@ -126,6 +160,63 @@ def test_missing_images_are_counted(write_coco: Any, cache_dir: Path) -> None:
         path.unlink()
     with pytest.raises(QatvalError, match="3 of 40 images are missing"):
         build_subset(root, train_images=None, val_images=5, seed=0, cache_dir=cache_dir)
+
+
+@pytest.mark.parametrize(
+    ("change", "read"),
+    [
+        ('"bbox": [1e999, ', '"bbox": ['),  # infinite: dropped
+        ('"\\ud800": 1, "bbox": [', '"bbox": ['),
+        ('"supercategory": "\\ud800"', '"supercategory": ""'),
+    ],
+    ids=["infinite box", "half a character in a key", "half a character in a supercategory"],
+)
+def test_what_is_not_needed_or_dropped_may_be_odd(
+    write_coco: Any, cache_dir: Path, change: str, read: str
+) -> None:
+    root = write_coco()
+    text = (root / TRAIN).read_text()
+    start = text.index(read)
+    end = text.index(",", start) + 1 if "1e999" in change else start + len(read)
+    (root / TRAIN).write_text(text[:start] + change + text[end:])
+    build_subset(root, train_images=None, val_images=5, seed=0, cache_dir=cache_dir)
+
+
+@pytest.mark.parametrize("name", [TRAIN, "list.txt"])
+def test_what_is_no_file_is_not_waited_for(write_coco: Any, cache_dir: Path, name: str) -> None:
+    root = write_coco()
+    (root / name).unlink(missing_ok=True)
+    os.mkfifo(root / name)
+    with pytest.raises(QatvalError, match=r"no such annotation file|is no regular file") as caught:
+        build_subset(
+            root,
+            train_images=10,
+            val_images=5,
+            seed=0,
+            cache_dir=cache_dir,
+            image_list=root / "list.txt" if name == "list.txt" else None,
+        )
+    assert str(root / name) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "length"), [(TRAIN, 5 * 2**30), ("list.txt", 2**30)], ids=["annotations", "list"]
+)
+def test_what_is_far_too_large_is_not_read(
+    write_coco: Any, cache_dir: Path, name: str, length: int
+) -> None:
+    root = write_coco()
+    with (root / name).open("ab") as file:
+        file.truncate(length)  # takes no room
+    with pytest.raises(QatvalError, match=f"has {length:,} bytes; expected a .*, of at most"):
+        build_subset(
+            root,
+            train_images=10,
+            val_images=5,
+            seed=0,
+            cache_dir=cache_dir,
+            image_list=root / "list.txt" if name == "list.txt" else None,
+        )
 
 
 @pytest.mark.parametrize("wrong", [{"train_images": 0}, {"val_images": -1}, {"seed": -1}])

@@ -15,7 +15,7 @@ from PIL import Image
 
 from qatval.core.errors import QatvalError
 from qatval.data.coco import AnnotationIndex, read_annotations
-from qatval.data.selection import read_list
+from qatval.data.selection import read_list, take_listed
 from qatval.data.subset import Subset, build_subset
 
 Document = dict[str, Any]
@@ -243,10 +243,14 @@ def test_other_categories_from_0_stay(tmp_path: Path, change: Callable[[Document
 def test_lists_as_windows_writes_them(tmp_path: Path, content: bytes) -> None:
     index = read(tmp_path / "plain.json", plain())
     (tmp_path / "list.txt").write_bytes(content)
-    assert read_list(tmp_path / "list.txt", {"train": index})["train"].rows.tolist() == [0]
+    assert take_listed(read_list(tmp_path / "list.txt"), {"train": index})[
+        "train"
+    ].rows.tolist() == [0]
 
 
 def test_a_list_in_utf_16(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_bytes("1\r\n".encode("utf-16"))
     with pytest.raises(QatvalError, match=r"not UTF-8.*save it as UTF-8"):
-        read_list(tmp_path / "list.txt", {"train": read(tmp_path / "plain.json", plain())})
+        take_listed(
+            read_list(tmp_path / "list.txt"), {"train": read(tmp_path / "plain.json", plain())}
+        )

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from qatval.core.errors import QatvalError
 from qatval.data.coco import AnnotationIndex
-from qatval.data.selection import draw_random, read_list, take_first
+from qatval.data.selection import draw_random, read_list, take_first, take_listed
 
 
 def index_of(image_ids: list[int]) -> AnnotationIndex:
@@ -84,7 +84,7 @@ def test_all_of_them_depend_on_no_seed(count: int | None) -> None:
 def test_a_list_names_ids_and_files_of_both_splits(tmp_path: Path) -> None:
     path = tmp_path / "mine.txt"
     path.write_text("# mine\n 7\n\n./images/train2017/000000000003.jpg\n000000000007.jpg\n50\n")
-    found = read_list(path, {"train": index_of([1, 3, 7]), "val": index_of([50, 60])})
+    found = take_listed(read_list(path), {"train": index_of([1, 3, 7]), "val": index_of([50, 60])})
     assert {split: chosen.rows.tolist() for split, chosen in found.items()} == {
         "train": [1, 2],
         "val": [0],
@@ -98,6 +98,10 @@ def test_a_list_names_ids_and_files_of_both_splits(tmp_path: Path) -> None:
         ("nothing.jpg", "line 1: 'nothing.jpg' is neither"),
         ("# only this\n", "names no image"),
         (b"\xff\xfe", "cannot be read"),
+        ("9" * 5000, "is neither an image id nor a file name"),
+        ("x" * 10_000_000, r"line 1: 'x{199} is neither"),
+        ("\n" * 5000 + "a\x1b[2J", r"line 5001: 'a\\x1b\[2J' is neither"),
+        ("\0", "line 1: '.x00' is neither"),
         (None, "cannot be read"),
     ],
 )
@@ -106,6 +110,6 @@ def test_bad_lists(tmp_path: Path, content: str | bytes | None, message: str) ->
     if content is not None:
         path.write_bytes(content.encode() if isinstance(content, str) else content)
     with pytest.raises(QatvalError, match=message) as caught:
-        read_list(path, {"train": index_of([1, 3, 7])})
+        take_listed(read_list(path), {"train": index_of([1, 3, 7])})
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -37,7 +37,8 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         original = getattr(cache_module, name)
 
         def recording(path: Path, original: Any = original, name: str = name) -> Any:
-            names.append(f"{name} {path.name}")
+            if path.name.endswith(".json"):
+                names.append(f"{name} {path.name}")
             return original(path)
 
         monkeypatch.setattr(cache_module, name, recording)
@@ -300,16 +301,3 @@ def test_categories_that_nothing_is_annotated_with_are_told(
         r"no annotation is of these categories (4): 'unused\n0', 'unused\n1', 'unused\n2', ...",
         r"no annotation is of these categories (3): 'unused\n0', 'unused\n1', 'unused\n3'",
     ]
-
-
-def test_an_entry_of_an_older_tool_does_not_say_what_it_does_not_know(
-    write_coco: Callable[..., Path], build: Build
-) -> None:
-    root = write_coco()
-    subset = build(root)
-    assert subset.provenance["unlabelled"] == {"train": [], "val": []}
-    file = subset.directory / "subset.json"
-    record = json.loads(file.read_text())
-    del record["unlabelled"]
-    file.write_text(json.dumps(record))
-    assert build(root).provenance["unlabelled"] is None
