@@ -80,6 +80,7 @@ class Trajectory:
         stabilizers: What each of the plan's stabilizers says of itself, in their order.
         oscillation: How the weights oscillated, or None where nobody looked.
         directory: Holds `SHARED_FILES` and, in ``raw/`` and ``ema/``, `OWN_FILES`.
+        complete: Whether the training is over, at its last epoch or where it had to stop.
     """
 
     history: dict[Weights, list[EpochRecord]] = field(default_factory=dict)
@@ -93,6 +94,7 @@ class Trajectory:
     stabilizers: list[dict[str, float]] = field(default_factory=list)
     oscillation: Oscillation | None = None
     directory: str = ""
+    complete: bool = False
 
     def checkpoint(self, weights: Weights, name: Literal["last", "best"] = "last") -> Path:
         """Return the path of the latent weights, as they are or averaged."""
@@ -102,6 +104,15 @@ class Trajectory:
 def read_trajectory(directory: Path) -> Trajectory:
     """Read the result of the training in a work directory, as far as it has got."""
     return msgspec.json.decode((directory / "trajectory.json").read_bytes(), type=Trajectory)
+
+
+def finished(directory: Path) -> Trajectory | None:
+    """Return the result of the training in a work directory if it is complete, else None."""
+    try:
+        trajectory = read_trajectory(directory)
+    except FileNotFoundError:
+        return None
+    return trajectory if trajectory.complete else None
 
 
 def read_plan(directory: Path) -> TrainingPlan:
@@ -115,12 +126,10 @@ def write(directory: Path, record: TrainingPlan | Trajectory) -> None:
     atomic_write(directory / name, msgspec.json.format(msgspec.json.encode(record)))
 
 
-def append_csv(path: Path, rows: Sequence[Mapping[str, float | str]]) -> None:
-    """Append rows to a table, with a header where it is new."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lines = [] if path.exists() else [",".join(rows[0])]
+def with_rows(table: str, rows: Sequence[Mapping[str, float | str]]) -> str:
+    """Return a CSV table with more rows, and with a header where it is empty."""
+    lines = [] if table else [",".join(rows[0])]
     for row in rows:
         cells = (v if isinstance(v, str) else f"{v:.6g}" for v in row.values())
         lines.append(",".join(cells))
-    with path.open("a", encoding="utf-8") as stream:
-        stream.write("\n".join(lines) + "\n")
+    return table + "\n".join(lines) + "\n"
