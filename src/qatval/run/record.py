@@ -13,6 +13,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from qatval.core.environment import git_state, machine, versions
+from qatval.core.files import sha256_of
 from qatval.core.measurements import FailedCheck, Metrics, StabilityRecord
 from qatval.core.quantization import FLOAT_MODE, Quantization
 from qatval.core.stability import COLLAPSE_THRESHOLD_RATIO, PRIMARY_METRIC, stability
@@ -31,6 +32,8 @@ from qatval.core.summary import (
 )
 from qatval.quant.methods import Method
 from qatval.run.configuration import RunConfig
+
+_DECISIVE = ("qatval", "torch", "ultralytics", "brevitas")
 
 
 def run_name(config: RunConfig, method: Method) -> str:
@@ -130,6 +133,30 @@ def _quantization(spec: Quantization) -> QuantizationRecord:
         boundary_bit_width=spec.boundary_bit_width,
         start=StartRecord(spec.start.scale, spec.start.statistics),
     )
+
+
+def held(config: RunConfig) -> dict[str, Any]:
+    """Return what an interrupted run must be given again to go on: all that its results depend on.
+
+    Of files what is in them, wherever they lie.
+    """
+    found = versions()
+    lists = config.image_list
+    return {
+        "variant": config.variant.name,
+        "method": [method.name for method in config.methods],
+        "methods": {m.name: config.settled(m).settings() for m in config.methods},
+        "profile": asdict(config.profile) | {"overrides": dict(config.profile.overrides)},
+        "quantization": asdict(config.quantization),
+        "seed": config.seed,
+        "image list": None if lists is None else sha256_of(lists),
+        "checkpoint": sha256_of(config.checkpoint),
+        "workers": config.workers,
+        "amp": config.amp,
+        "fused": config.fused,
+        "track": config.track,
+        "version of": {name: found[name] for name in _DECISIVE},
+    }
 
 
 def _configuration(config: RunConfig, method: Method) -> dict[str, Any]:

@@ -105,6 +105,11 @@ def train(
     return read_trajectory(directory)
 
 
+def steps_done(directory: Path) -> int | None:
+    """Return how many steps an unfinished training in ``directory`` has behind it, None without."""
+    return read_trajectory(directory).steps if (directory / "trajectory.json").exists() else None
+
+
 class QatTrainer(DetectionTrainer):  # type: ignore[misc]
     """Ultralytics' trainer with fake-quantized weights, scored as they are and averaged."""
 
