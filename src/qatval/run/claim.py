@@ -34,7 +34,7 @@ class LostError(QatvalError):
 class Claim:
     """Folders that belong to this process until `release`.
 
-    Use it as a context manager; `add` takes the folders.
+    A context manager that does so at its end; `add` takes the folders.
     """
 
     def __init__(self) -> None:
@@ -46,6 +46,10 @@ class Claim:
         return self
 
     def __exit__(self, *_: object) -> None:
+        """Release."""
+        self.release()
+
+    def release(self) -> None:
         """Give everything back."""
         while self._held:
             self._held.pop().release()
@@ -125,10 +129,14 @@ class _Lock:
         except OSError:
             return False
 
-    def check(self) -> None:
+    def is_intact(self) -> bool:
         with contextlib.suppress(OSError):
-            if _identity(self.folder.stat()) == self._identity:
-                return
+            return _identity(self.folder.stat()) == self._identity
+        return False
+
+    def check(self) -> None:
+        if self.is_intact():
+            return
         raise LostError(
             f"{self.folder} was removed, moved or replaced during the run: what was in it is lost "
             "to the run, which has to be begun again"
@@ -139,9 +147,10 @@ class _Lock:
             if self._named(self._descriptor):
                 self._file.unlink()
         os.close(self._descriptor)
-        with contextlib.suppress(OSError):  # it is not empty: something has come of it
-            for path in self._made:
-                path.rmdir()
+        if self.is_intact():
+            with contextlib.suppress(OSError):  # it is not empty: something has come of it
+                for path in self._made:
+                    path.rmdir()
 
 
 def _identity(status: os.stat_result) -> tuple[int, int]:

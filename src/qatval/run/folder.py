@@ -90,6 +90,9 @@ class RunFolder:
         self._report.unlink(missing_ok=True)
         if not self.summary.resumed:
             self.log.unlink(missing_ok=True)
+        for name in (SUMMARY_NAME, self._report.name):
+            for partial in self._root.glob(f".{name}.*.partial"):  # of a killed process
+                partial.unlink(missing_ok=True)
         if self.path == self._root:
             shutil.rmtree(self._root / _REPLACEMENT, ignore_errors=True)
 
@@ -200,6 +203,14 @@ def standing(root: Path) -> RunSummary | None:
         QatvalError: If there is one that cannot be read.
     """
     return load_summary(root) if (root / SUMMARY_NAME).exists() else None
+
+
+def is_finished(root: Path) -> bool:
+    """Whether a run root holds a run that got to its end."""
+    with contextlib.suppress(QatvalError):
+        summary = standing(root)
+        return summary is not None and summary.status != "incomplete"
+    return False
 
 
 def unfinished(root: Path) -> RunSummary | None:

@@ -8,6 +8,7 @@ import math
 import secrets
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from msgspec.structs import replace
@@ -141,7 +142,6 @@ def held(config: RunConfig) -> dict[str, Any]:
     Of files what is in them, wherever they lie.
     """
     found = versions()
-    lists = config.image_list
     return {
         "variant": config.variant.name,
         "method": [method.name for method in config.methods],
@@ -149,14 +149,19 @@ def held(config: RunConfig) -> dict[str, Any]:
         "profile": asdict(config.profile) | {"overrides": dict(config.profile.overrides)},
         "quantization": asdict(config.quantization),
         "seed": config.seed,
-        "image list": None if lists is None else sha256_of(lists),
-        "checkpoint": sha256_of(config.checkpoint),
+        "image list": _digest(config.image_list),
+        "checkpoint": _digest(config.checkpoint),
         "workers": config.workers,
         "amp": config.amp,
         "fused": config.fused,
         "track": config.track,
         "version of": {name: found[name] for name in _DECISIVE},
     }
+
+
+def _digest(path: Path | None) -> str | None:
+    """Return a file's SHA-256, None where there is none: whoever reads it says so better."""
+    return None if path is None or not path.is_file() else sha256_of(path)
 
 
 def _configuration(config: RunConfig, method: Method) -> dict[str, Any]:

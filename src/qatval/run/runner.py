@@ -102,8 +102,9 @@ def _go_on(
 ) -> dict[str, RunSummary]:
     """Run what is not finished yet, begun by an interrupted run or not."""
     goes_on = bool(kept) or workspace.trained
-    if goes_on:  # what there is stays as it is until all is known to fit
+    if goes_on or config.overwrite or config.restart:  # what there is stays until all is in order
         _check(config)
+    if goes_on:
         workspace.hold(held(config))
     pending = [method for method in config.methods if method.name not in kept]
     folders: dict[str, RunFolder] = {}
@@ -184,14 +185,14 @@ def _failed(
                 steps = _steps(config, method, workspace) if goes_on else None
                 explained = _interrupted(steps, goes_on)
             folder.fail(explained)
-            if begun and not goes_on:
+            if not goes_on:
                 folder.abandon()
     return explained
 
 
 def _interrupted(steps: int | None, goes_on: bool) -> interruption.Interrupted:
     after = "" if steps is None else f" after {steps:,} steps of the training"
-    then = "goes on from there" if goes_on else "begins anew, nothing is lost by it"
+    then = "goes on from there" if goes_on else "begins anew, as nothing was trained yet"
     name = interruption.requested() or "SIGINT"
     return interruption.Interrupted(f"interrupted by {name}{after}: the same command {then}")
 

@@ -41,6 +41,11 @@ class _Configuration(msgspec.Struct):
     settings: dict[str, Any] = {}
 
 
+def is_interrupted(run_root: Path) -> bool:
+    """Whether a run root holds what a run needs to go on: it was interrupted, or is running."""
+    return (run_root / _NAME).exists()
+
+
 class Workspace:
     """The work folder of a run root that this process has claimed.
 
