@@ -41,7 +41,17 @@ def trained(variant: str, epochs: int, dataset: Path) -> Path:
     path = dataset.parent / f"{variant}.safetensors"
     cache = dataset.parent / "cache"
     chosen = presets.variant(variant)
-    pretrain(dataset, path, chosen, schedule, seed=0, device="cpu", cache_dir=cache, progress=QUIET)
+    pretrain(
+        dataset,
+        path,
+        chosen,
+        schedule,
+        work=path.with_suffix(".training"),
+        seed=0,
+        device="cpu",
+        cache_dir=cache,
+        progress=QUIET,
+    )
     return path
 
 

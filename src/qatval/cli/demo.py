@@ -18,7 +18,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "demo",
         help="three methods and their controls, two seeds, on the embedded data, and a comparison",
         description="Draw the embedded dataset, run every method and every control with every seed "
-        "on it (methods of one seed share a training) and compare them.",
+        "on it (methods of one seed share a training) and compare them. An interrupted demo goes "
+        "on when the same command is given again; a finished one is replaced.",
     )
     parser.add_argument(
         "--out",
@@ -52,6 +53,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("--device", metavar="D", help="cpu or 0 (default: 0 if there is a GPU)")
     add_shared(parser, "--cache-dir")
+    parser.add_argument("--restart", action="store_true", help="begin an interrupted demo anew")
     parser.set_defaults(handler=run)
 
 
@@ -63,12 +65,12 @@ def run(args: argparse.Namespace) -> int:
     from qatval.report.comparison import write_comparison
     from qatval.report.terminal import terminal_table
     from qatval.run import runner
-    from qatval.run.configuration import configure
+    from qatval.run.configuration import RunConfig, configure
+    from qatval.run.folder import is_finished
+    from qatval.run.workspace import is_interrupted
 
-    draw_dataset(args.data)
-    roots = []
-    for number in args.seeds:
-        settled = configure(
+    def of_seed(number: int) -> RunConfig:
+        return configure(
             variant=args.variant,
             methods=methods.with_controls(methods.method_names()),
             profile=args.profile,
@@ -79,9 +81,20 @@ def run(args: argparse.Namespace) -> int:
             device=args.device,
             cache_dir=args.cache_dir,
             overwrite=True,
+            restart=args.restart,
         )
-        roots.append(settled.run_root)
-        with Progress(f"{args.variant} {args.profile} seed {number}") as progress:
+
+    draw_dataset(args.data)
+    configs = [of_seed(number) for number in args.seeds]
+    roots = [config.run_root for config in configs]
+    # Seeds are run in order: where one was interrupted, those before it have had their turn.
+    begun = [] if args.restart else [number for number, r in enumerate(roots) if is_interrupted(r)]
+    for number, settled in enumerate(configs):
+        if number < max(begun, default=0) and all(
+            is_finished(settled.root_of(method.name)) for method in settled.methods
+        ):
+            continue
+        with Progress(f"{args.variant} {args.profile} seed {settled.seed}") as progress:
             runner.run(settled, progress)
     runs, unreadable = collect(roots)
     comparison = compare(runs, unreadable)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import shutil
 from pathlib import Path
 
 from qatval.cli.options import add_shared
@@ -11,6 +12,7 @@ from qatval.core import presets as config
 from qatval.core.option_types import positive
 from qatval.core.progress import Progress
 from qatval.core.stability import PRIMARY_METRIC
+from qatval.run.claim import Claim
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -19,7 +21,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "pretrain",
         help="train the embedded FP32 checkpoint from scratch on the embedded dataset",
         description="Train a detector from scratch in FP32 on the embedded dataset and write it as "
-        "safetensors with a manifest (SHA-256, how it was made, its mAP) beside it.",
+        "safetensors with a manifest (SHA-256, how it was made, its mAP) beside it. An interrupted "
+        "training goes on when the same command is given again.",
     )
     parser.add_argument("--coco-root", type=Path, required=True, metavar="DIR", help="the dataset")
     parser.add_argument(
@@ -34,6 +37,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("--device", default="cpu", help="cpu, 0 or 0,1 (default: cpu)")
     add_shared(parser, "--cache-dir")
+    parser.add_argument("--restart", action="store_true", help="begin an interrupted training anew")
     parser.set_defaults(handler=run)
 
 
@@ -43,7 +47,11 @@ def run(args: argparse.Namespace) -> int:
     if args.epochs is not None:
         schedule = dataclasses.replace(schedule, epochs=args.epochs)
     variant = config.variant(args.variant)
-    with Progress(f"{variant.name} pretrain") as progress:
+    work = args.out.with_name(f".{args.out.name}.training")
+    with Progress(f"{variant.name} pretrain") as progress, Claim() as claim:
+        claim.add(work)
+        if args.restart:
+            shutil.rmtree(work / "training", ignore_errors=True)
         from qatval.train.pretrain import pretrain
 
         manifest = pretrain(
@@ -51,6 +59,7 @@ def run(args: argparse.Namespace) -> int:
             args.out,
             variant,
             schedule,
+            work=work,
             seed=args.seed,
             device=args.device,
             cache_dir=args.cache_dir,

@@ -23,7 +23,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         description="Fine-tune a pretrained detector with fake-quantized weights (4 bits: W4A16), "
         "evaluate it and write run_summary.json. Methods asked for together get a run root each "
         "below --run-root; those that differ only beside or after the gradient steps share one "
-        "training.",
+        "training. An interrupted run goes on when the same command is given again.",
+        epilog="Exit codes: 0 done, 1 could not be done, 2 wrong usage, 75 ended by SIGTERM or "
+        "SIGHUP (a scheduler may start it again), 130 ended by SIGINT (Ctrl-C). A second signal "
+        "ends it at once.",
     )
     parser.add_argument(
         "--variant", required=True, metavar="V", help=", ".join(config.variant_names())
@@ -173,7 +176,14 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--gate-root", type=Path, metavar="DIR", help="runs that open the gate of yolo10m"
     )
     parser.add_argument(
-        "--overwrite", action="store_true", help="replace a finished run in the run root"
+        "--overwrite",
+        action="store_true",
+        help="replace a finished run in the run root, which stays until the new one is finished",
+    )
+    parser.add_argument(
+        "--restart",
+        action="store_true",
+        help="begin an interrupted run in the run root anew instead of going on with it",
     )
     parser.set_defaults(handler=run)
 

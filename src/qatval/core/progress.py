@@ -9,12 +9,15 @@ from typing import Any, Self, TextIO
 
 from tqdm import tqdm
 
+from qatval.core import interruption
+
 
 class Progress:
     """Shows the stages of a run on a terminal, or one line per milestone in a log.
 
     On a terminal one line is rewritten in place and vanishes at the end. Anywhere else (a file, a
-    CI log) only finished stages and milestones are printed, each once.
+    CI log) only finished stages and milestones are printed, each once. Stages and steps are where
+    a command looks whether a signal has come that a library has swallowed.
     """
 
     def __init__(self, title: str, *, stream: TextIO | None = None, quiet: bool = False) -> None:
@@ -41,6 +44,7 @@ class Progress:
 
     def stage(self, name: str, total: int | None = None) -> None:
         """Enter a stage of ``total`` steps, if it has steps."""
+        interruption.check()
         self._close()
         if self._live:
             self._bar = tqdm(
@@ -55,6 +59,7 @@ class Progress:
 
     def step(self, done: int, **values: float) -> None:
         """Show that ``done`` steps of the stage are done, with the latest values."""
+        interruption.check()
         if self._bar is not None:
             text = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
             self._bar.set_postfix_str(text, refresh=False)

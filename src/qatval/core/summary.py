@@ -289,6 +289,20 @@ class RunError(Record, frozen=True, kw_only=True):
     stage: str | None = None
 
 
+class Resumption(Record, frozen=True):
+    """A time that an interrupted run went on.
+
+    Attributes:
+        at: When, as ``created_at``.
+        stage: In which stage it had been interrupted, None where nobody recorded it.
+        steps: Optimizer steps that its training had behind it, None where none was under way.
+    """
+
+    at: str
+    stage: str | None = None
+    steps: Count | None = None
+
+
 class RunSummary(Record, frozen=True):
     """One run: a variant, a method, a profile and a seed, and what came of it.
 
@@ -320,6 +334,7 @@ class RunSummary(Record, frozen=True):
     failed_checks: tuple[FailedCheck, ...] | UnsetType = UNSET
     warnings: tuple[str, ...] = ()
     timings: dict[str, float] | None = None
+    resumed: tuple[Resumption, ...] = ()
     files: dict[str, FileDigest] | None = None
 
     def __post_init__(self) -> None:

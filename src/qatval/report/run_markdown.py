@@ -15,7 +15,7 @@ import msgspec
 from qatval.core import formatting
 from qatval.core.measurements import Oscillation
 from qatval.core.quantization import in_words, quantization_label
-from qatval.core.summary import RunSummary
+from qatval.core.summary import Resumption, RunSummary
 from qatval.quant.methods import describe
 
 _METRIC = "mAP 50-95"
@@ -261,9 +261,16 @@ def _setup(summary: RunSummary) -> Iterator[str]:
         "memory": f"{peak} MiB at most, {place}" if isinstance(peak, int) else "",
         "commit": f"{git.commit[:12]}{changed}" if git.commit else "unknown",
         "versions": ", ".join(f"{n} {environment[n]}" for n in _LIBRARIES if environment.get(n)),
+        "interrupted": escape(", ".join(map(_interruption, summary.resumed))),
         "time": ", ".join(f"{stage} {formatting.duration(seconds)}" for stage, seconds in spent),
     }
     yield bullets(f"{label}: {escape(text)}" for label, text in rows.items() if text)
+
+
+def _interruption(resumed: Resumption) -> str:
+    where = f"in {resumed.stage}" if resumed.stage else "once"
+    after = f" after {formatting.count(resumed.steps, 'step')}" if resumed.steps else ""
+    return f"{where}{after}, resumed {resumed.at}"
 
 
 def _classes(summary: RunSummary) -> str:

@@ -34,6 +34,7 @@ class RunConfig:
         cache_dir: Where subsets are kept, or None for the default.
         gate_root: Folder of the runs that the stage gate judges, for a gated variant.
         overwrite: Whether a finished run in the run root is replaced.
+        restart: Whether an interrupted run in the run root is begun anew instead of gone on with.
         fused: Whether training fake-quantizes all weights at once, which gives the same results
             sooner, or layer by layer through Brevitas.
         track: Whether the oscillation of the weights is measured, which changes no result.
@@ -54,6 +55,7 @@ class RunConfig:
     cache_dir: Path | None = None
     gate_root: Path | None = None
     overwrite: bool = False
+    restart: bool = False
     fused: bool = True
     track: bool = True
 

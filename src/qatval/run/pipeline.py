@@ -6,7 +6,6 @@ import contextlib
 import copy
 import logging
 import math
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -28,10 +27,11 @@ from qatval.run.configuration import RunConfig
 from qatval.run.delivery import deliver
 from qatval.run.folder import RunFolder, publish
 from qatval.run.models import QuantizedCheckpoint, Setup, TrainedModels
+from qatval.run.workspace import Workspace
 from qatval.train.calibration import CalibrationImages
 from qatval.train.dataset import refuse_unfit
 from qatval.train.evaluation import evaluator
-from qatval.train.models import CheckpointInfo, load_matched, save_checkpoint
+from qatval.train.models import CheckpointInfo, load_checkpoint, load_matched, save_checkpoint
 from qatval.train.patches import logging_to
 from qatval.train.trainer import QatTrainer, train
 from qatval.train.trajectory import (
@@ -48,28 +48,31 @@ _log = logging.getLogger(__name__)
 _WAITING = "other methods"  # the stage of a run whose turn it is not
 
 
-def execute(config: RunConfig, folders: Folders, work: Path, progress: Progress) -> None:
+def execute(config: RunConfig, folders: Folders, workspace: Workspace, progress: Progress) -> None:
     """Run the trainings that the methods take, deliver each method and finish its folder.
 
     Args:
         config: What to run.
-        folders: Claimed run folder of each method, by name.
-        work: Folder for what belongs to no single run; the caller removes it.
+        folders: Claimed run folder of each method that is not finished yet, by name.
+        workspace: For what belongs to no single run; the caller removes it.
         progress: Where to show how far it is.
 
     Raises:
         QatvalError: For whatever the user can change.
     """
     with logging_to(folder.log for folder in folders.values()):
-        setup = _set_up(config, folders, work, progress)
+        setup = _set_up(config, folders, workspace, progress)
         _enter(folders, progress, _WAITING)
-        for training, methods in config.trainings():
-            sharing = {method.name: folders[method.name] for method in methods}
+        for number, (training, methods) in enumerate(config.trainings()):
+            sharing = {method.name: method for method in methods if method.name in folders}
+            if not sharing:
+                continue
             trained = TrainedModels(setup)
             if training is not None:
-                trained = _train(config, training, methods, sharing, setup, work, progress)
-            for method in methods:
-                deliver(config, method, folders[method.name], trained, progress)
+                directory = workspace.training(number)
+                trained = _train(config, training, methods, folders, setup, directory, progress)
+            for name, method in sharing.items():
+                deliver(config, method, folders[name], trained, progress)
 
 
 def _enter(folders: Folders, progress: Progress, stage: str, steps: int | None = None) -> None:
@@ -78,7 +81,7 @@ def _enter(folders: Folders, progress: Progress, stage: str, steps: int | None =
     progress.stage(stage, steps)
 
 
-def _set_up(config: RunConfig, folders: Folders, work: Path, progress: Progress) -> Setup:
+def _set_up(config: RunConfig, folders: Folders, workspace: Workspace, progress: Progress) -> Setup:
     """Get ready what all trainings have in common: data, devices, the models before training."""
     _enter(folders, progress, "subset")
     profile, variant, spec = config.profile, config.variant, config.quantization
@@ -94,12 +97,13 @@ def _set_up(config: RunConfig, folders: Folders, work: Path, progress: Progress)
         image_list=config.image_list,
         cache_dir=config.cache_dir,
     )
+    workspace.hold({"device": device_name, "threads": threads, "dataset": subset.identity})
     for folder in folders.values():
         write_dataset_folder(subset, folder.dataset)
     arguments = profile.arguments(
         seed=config.seed, device=device_name, workers=config.workers, amp=config.amp
     )
-    scorer = evaluator(subset, arguments, device, work)
+    scorer = evaluator(subset, arguments, device, workspace.directory)
     images = CalibrationImages(
         subset, calibration_images(), arguments, seed=config.seed, device=device
     )
@@ -129,15 +133,18 @@ def _set_up(config: RunConfig, folders: Folders, work: Path, progress: Progress)
             calibrate_activations(quantized, images.pixels())
         value = scorer.evaluate(quantized).value
         progress.milestone(f"untrained {spec.mode} model: mAP50-95 {value:.4f}")
-        naive = started = QuantizedCheckpoint(work / "untrained.safetensors", value, layers)
+        naive = started = QuantizedCheckpoint(
+            workspace.directory / "untrained.safetensors", value, layers
+        )
         save_checkpoint(naive.path, quantized, info)
         if spec.start != Start():
             _enter(folders, progress, "start of training")
-            quantized = start(quantized, model, spec.start, images.pixels)
-            value = scorer.evaluate(quantized).value
+            path = workspace.directory / "start.safetensors"
+            if not path.exists():  # on a GPU it may come out another way: a training keeps its own
+                save_checkpoint(path, start(quantized, model, spec.start, images.pixels), info)
+            value = scorer.evaluate(load_checkpoint(path, device)).value
             progress.milestone(f"start of the training: mAP50-95 {value:.4f}")
-            started = QuantizedCheckpoint(work / "start.safetensors", value, layers)
-            save_checkpoint(started.path, quantized, info)
+            started = QuantizedCheckpoint(path, value, layers)
     return Setup(
         reference=model,
         classes=classes,
@@ -160,9 +167,10 @@ def _train(
     methods: Sequence[Method],
     folders: Folders,
     setup: Setup,
-    work: Path,
+    directory: Path,
     progress: Progress,
 ) -> TrainedModels:
+    folders = {method.name: folders[method.name] for method in methods if method.name in folders}
     profile, subset = config.profile, setup.subset
     steps = profile.epochs * math.ceil(len(subset.train) / profile.batch)
     _enter(folders, progress, "training", steps)
@@ -185,8 +193,6 @@ def _train(
         batchnorm=profile.batchnorm,
         reference=str(config.checkpoint.resolve()),
     )
-    identity = uuid.uuid4().hex
-    directory = work / identity
     try:
         trajectory = train(directory, plan, setup.arguments, _callbacks(progress))
     except BaseException:
@@ -195,7 +201,7 @@ def _train(
         raise
     _publish(methods, directory, folders)
     _enter(folders, progress, _WAITING)
-    return TrainedModels(setup, trajectory, identity)
+    return TrainedModels(setup, trajectory, directory.name)
 
 
 def _averaging(methods: Sequence[Method]) -> Averaging:
@@ -248,7 +254,8 @@ def _publish(methods: Sequence[Method], directory: Path, folders: Folders) -> No
     """Give each folder the files of its weights, also of a training that did not get to its end."""
     left = directory / "training"
     for method in methods:
-        folder = folders[method.name]
+        if (folder := folders.get(method.name)) is None:
+            continue
         publish(left, folder.training, SHARED_FILES)
         publish(left / method.weights, folder.training, OWN_FILES)
         if (directory / "trajectory.json").exists():

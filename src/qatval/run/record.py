@@ -8,11 +8,13 @@ import math
 import secrets
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from msgspec.structs import replace
 
 from qatval.core.environment import git_state, machine, versions
+from qatval.core.files import sha256_of
 from qatval.core.measurements import FailedCheck, Metrics, StabilityRecord
 from qatval.core.quantization import FLOAT_MODE, Quantization
 from qatval.core.stability import COLLAPSE_THRESHOLD_RATIO, PRIMARY_METRIC, stability
@@ -31,6 +33,8 @@ from qatval.core.summary import (
 )
 from qatval.quant.methods import Method
 from qatval.run.configuration import RunConfig
+
+_DECISIVE = ("qatval", "torch", "ultralytics", "brevitas")
 
 
 def run_name(config: RunConfig, method: Method) -> str:
@@ -130,6 +134,34 @@ def _quantization(spec: Quantization) -> QuantizationRecord:
         boundary_bit_width=spec.boundary_bit_width,
         start=StartRecord(spec.start.scale, spec.start.statistics),
     )
+
+
+def held(config: RunConfig) -> dict[str, Any]:
+    """Return what an interrupted run must be given again to go on: all that its results depend on.
+
+    Of files what is in them, wherever they lie.
+    """
+    found = versions()
+    return {
+        "variant": config.variant.name,
+        "method": [method.name for method in config.methods],
+        "methods": {m.name: config.settled(m).settings() for m in config.methods},
+        "profile": asdict(config.profile) | {"overrides": dict(config.profile.overrides)},
+        "quantization": asdict(config.quantization),
+        "seed": config.seed,
+        "image list": _digest(config.image_list),
+        "checkpoint": _digest(config.checkpoint),
+        "workers": config.workers,
+        "amp": config.amp,
+        "fused": config.fused,
+        "track": config.track,
+        "version of": {name: found[name] for name in _DECISIVE},
+    }
+
+
+def _digest(path: Path | None) -> str | None:
+    """Return a file's SHA-256, None where there is none: whoever reads it says so better."""
+    return None if path is None or not path.is_file() else sha256_of(path)
 
 
 def _configuration(config: RunConfig, method: Method) -> dict[str, Any]:

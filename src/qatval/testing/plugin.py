@@ -13,8 +13,8 @@ A project asks for it in the ``conftest.py`` of its root: ``pytest_plugins =
 from __future__ import annotations
 
 import contextlib
-import datetime
 import os
+import secrets
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
@@ -29,7 +29,9 @@ from qatval.analysis.runs import LoadedRun, collect
 from qatval.core import presets
 from qatval.core.environment import available_cores, prepare_process
 from qatval.core.errors import QatvalError
-from qatval.core.summary import SUMMARY_NAME
+from qatval.core.files import atomic_write
+from qatval.run.folder import is_finished
+from qatval.testing.continuity import KeptSession
 from qatval.testing.options import add_options
 from qatval.testing.scenarios import (
     COCO,
@@ -52,6 +54,7 @@ class Settings:
     Attributes:
         real_data: Photographs and a checkpoint for the CPU.
         session_dir: Holds the session's runs, their locks and the comparison.
+        session: Tells this session from others that used the same folder.
     """
 
     profile: str
@@ -65,11 +68,14 @@ class Settings:
     update_thresholds: bool
     real_data: RealData
     session_dir: Path
+    session: str
 
 
 _DATASETS = {"embedded_scenario": (EMBEDDED,), "coco_scenario": (COCO, PHOTOGRAPHS)}
 _SETTINGS = pytest.StashKey[Settings]()
 _SELECTED = pytest.StashKey[dict[str, tuple[str, ...]]]()
+_KEPT = pytest.StashKey[KeptSession]()
+_INTERRUPTED = pytest.StashKey[bool]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -98,7 +104,9 @@ class _SharedWithWorkers:
 
     def pytest_configure_node(self, node: Any) -> None:
         """Tell a worker which folder the session uses."""
-        node.workerinput["qatval_session_dir"] = str(_settings(node.config).session_dir)
+        settings = _settings(node.config)
+        node.workerinput["qatval_session_dir"] = str(settings.session_dir)
+        node.workerinput["qatval_session"] = settings.session
 
 
 def _is_worker(config: pytest.Config) -> bool:
@@ -112,7 +120,10 @@ def _settings(config: pytest.Config) -> Settings:
         beside = config.rootpath.parent / "shared" / "real"  # of a checkout
         real_data = RealData(Path(os.environ.get(REAL_DATA_VARIABLE) or beside))
         config.stash[_SETTINGS] = Settings(
-            **asked, real_data=real_data, session_dir=_session_dir(config)
+            **asked,
+            real_data=real_data,
+            session_dir=_session_dir(config),
+            session=_session(config),
         )
     return config.stash[_SETTINGS]
 
@@ -121,12 +132,40 @@ def _session_dir(config: pytest.Config) -> Path:
     if _is_worker(config):
         return Path(config.workerinput["qatval_session_dir"])  # type: ignore[attr-defined]
     if config.option.run_root is not None:
-        now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-        return Path(config.option.run_root).absolute() / f"session-{now}-{os.getpid()}"
+        arguments = tuple(map(str, config.invocation_params.args))
+        kept = KeptSession(Path(config.option.run_root).absolute(), arguments)
+        config.stash[_KEPT] = kept
+        return kept.directory
     factory: pytest.TempPathFactory | None = getattr(config, "_tmp_path_factory", None)
     # Under -p no:tmpdir nobody else makes a folder, or removes one.
     base = factory.getbasetemp() if factory else Path(tempfile.mkdtemp(prefix="pytest-qatval-"))
     return base / "qatval"
+
+
+def _session(config: pytest.Config) -> str:
+    if _is_worker(config):
+        return str(config.workerinput["qatval_session"])  # type: ignore[attr-defined]
+    return secrets.token_hex(8)
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Leave what a session whose runs are kept needs to go on, should it be killed."""
+    settled = _settings(session.config)
+    if (kept := session.config.stash.get(_KEPT, None)) and not session.config.option.collectonly:
+        kept.begin()
+        assert settled.session_dir == kept.directory
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Note whether the session came to its end."""
+    ended = (pytest.ExitCode.INTERRUPTED, pytest.ExitCode.INTERNAL_ERROR)
+    session.config.stash[_INTERRUPTED] = exitstatus in ended
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Let go of the folder of a session whose runs are kept."""
+    if kept := config.stash.get(_KEPT, None):
+        kept.end(interrupted=config.stash.get(_INTERRUPTED, True))
 
 
 def pytest_report_header(config: pytest.Config) -> str:
@@ -207,7 +246,7 @@ def validation_run(
         folder.mkdir(parents=True, exist_ok=True)
         root = folder / scenario.method
         with filelock.FileLock(f"{folder}.lock"):
-            if not (root / SUMMARY_NAME).exists():
+            if not is_finished(root) and _is_first_attempt(folder, settings.session):
                 try:
                     _train(scenario, selected[scenario.training], folder, where, settings)
                 except QatvalError as error:
@@ -220,6 +259,15 @@ def validation_run(
         return run
 
     return give
+
+
+def _is_first_attempt(folder: Path, session: str) -> bool:
+    """Whether nobody has begun a training in this session, and note that somebody does now."""
+    attempt = folder.with_name(f"{folder.name}.attempt")
+    if attempt.exists() and attempt.read_text("utf-8") == session:
+        return False
+    atomic_write(attempt, session)
+    return True
 
 
 @pytest.fixture

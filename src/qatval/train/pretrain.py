@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 
 from qatval.core.environment import machine, versions
 from qatval.core.files import atomic_write, sha256_of, to_json
+from qatval.core.interruption import deferred
 from qatval.core.presets import Profile, Variant
 from qatval.core.progress import Progress
 from qatval.core.stability import PRIMARY_METRIC
@@ -27,6 +28,7 @@ def pretrain(
     variant: Variant,
     schedule: Profile,
     *,
+    work: Path,
     seed: int,
     device: str,
     cache_dir: Path | None,
@@ -41,6 +43,8 @@ def pretrain(
         out: The ``.safetensors`` file; the manifest is the ``.json`` of the same name.
         variant: What to train.
         schedule: Epochs, batch, image size and Ultralytics' arguments.
+        work: Folder of the training, on the disk of ``out``: an interrupted one goes on there. It
+            is removed at the end.
         seed: Seed of the training.
         device: ``"cpu"`` or CUDA indices.
         cache_dir: Where subsets are kept, or None for the default.
@@ -71,18 +75,16 @@ def pretrain(
         value = trainer.values()["ema"]
         progress.milestone(f"epoch {trainer.epoch + 1}/{trainer.epochs}: mAP50-95 {value:.4f}")
 
-    with tempfile.TemporaryDirectory(prefix="qatval-pretrain-", ignore_cleanup_errors=True) as name:
-        work = Path(name)
-        trajectory = train(work, plan, arguments, {"on_fit_epoch_end": on_epoch})
-        # fp16, as official checkpoints are stored; what is scored is what loads from the file.
-        model = load_checkpoint(trajectory.checkpoint("ema")).half()
-        info = CheckpointInfo("float", variant.architecture, subset.class_names)
-        save_checkpoint(out, model, info)
-        scorer = evaluator(subset, arguments, torch.device("cpu"), work)
-        result = scorer.evaluate(load_checkpoint(out))
+    trajectory = train(work / "training", plan, arguments, {"on_fit_epoch_end": on_epoch})
+    # fp16, as official checkpoints are stored; what is scored is what loads from the file.
+    model = load_checkpoint(trajectory.checkpoint("ema")).half()
+    made = work / out.name
+    save_checkpoint(made, model, CheckpointInfo("float", variant.architecture, subset.class_names))
+    scorer = evaluator(subset, arguments, torch.device("cpu"), work)
+    result = scorer.evaluate(load_checkpoint(made))
     manifest = {
         "file": out.name,
-        "sha256": sha256_of(out),
+        "sha256": sha256_of(made),
         "variant": variant.name,
         "dataset": dict(subset.identity),
         "made_by": {
@@ -101,5 +103,8 @@ def pretrain(
             "metrics/mAP50(B)": result.metrics["metrics/mAP50(B)"],
         },
     }
-    atomic_write(out.with_suffix(".json"), to_json(manifest))
+    with deferred():
+        made.replace(out)
+        atomic_write(out.with_suffix(".json"), to_json(manifest))
+    shutil.rmtree(work, ignore_errors=True)
     return manifest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import math
@@ -19,8 +20,9 @@ from qatval.core.errors import QatvalError
 from qatval.core.measurements import BatchNormDrift, EpochRecord, Metrics
 from qatval.core.schema import violations
 from qatval.core.summary import RunError, RunSummary, load_summary
+from qatval.run.claim import Claim
 from qatval.run.configuration import configure
-from qatval.run.folder import RunFolder, publish
+from qatval.run.folder import RunFolder, complete_replacement, publish
 from qatval.run.record import announced, finished
 
 
@@ -44,6 +46,17 @@ def claim(path: Path, summary: RunSummary, **options: Any) -> RunFolder:
 def done(summary: RunSummary) -> RunSummary:
     """What a run measured, with the verdict on it."""
     return finished(summary, [0.6, 0.5, 0.55], [])
+
+
+def finish(folder: RunFolder, weights: str = "w", **changes: Any) -> None:
+    """Leave all that a run leaves, and finish it."""
+    for file in (folder.weights("integer"), folder.log, folder.dataset / "dataset.yaml"):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(weights)
+    named = msgspec.structs.replace(
+        folder.summary.artifacts, weights=folder.relative(folder.weights("integer"))
+    )
+    folder.finish(msgspec.structs.replace(done(folder.summary), artifacts=named, **changes))
 
 
 def test_says_incomplete_at_once(tmp_path: Path, summary: RunSummary) -> None:
@@ -85,7 +98,7 @@ def test_failure_is_recorded_with_its_stage(
 def test_finish_replaces_the_incomplete_summary(tmp_path: Path, summary: RunSummary) -> None:
     folder = claim(tmp_path, summary)
     folder.enter("training")
-    folder.finish(done(summary))
+    finish(folder)
     found = load_summary(tmp_path)
     assert found.status == "completed-success"
     assert found.error is None
@@ -96,7 +109,7 @@ def test_finish_replaces_the_incomplete_summary(tmp_path: Path, summary: RunSumm
 
 
 def test_finished_run_is_kept(tmp_path: Path, summary: RunSummary) -> None:
-    claim(tmp_path, summary).finish(done(summary))
+    finish(claim(tmp_path, summary))
     before = (tmp_path / "run_summary.json").read_bytes()
     with pytest.raises(QatvalError, match=r"already holds a finished run .*--overwrite"):
         claim(tmp_path, summary)
@@ -121,15 +134,125 @@ def test_a_finished_run_knows_all_that_it_left(tmp_path: Path, summary: RunSumma
     assert run.differences == ()
 
 
-def test_overwrite_removes_what_the_earlier_run_left(tmp_path: Path, summary: RunSummary) -> None:
-    claim(tmp_path, summary).finish(done(summary))
-    (tmp_path / "ultralytics" / "old").mkdir(parents=True)
-    (tmp_path / "notes.txt").write_text("the user's own")
-    claim(tmp_path, summary, overwrite=True)
-    assert not (tmp_path / "ultralytics").exists()
-    assert not (tmp_path / "summary.md").exists()
-    assert (tmp_path / "notes.txt").exists()
+def replacing(root: Path, summary: RunSummary) -> RunFolder:
+    """Begin a run in the place of a finished one, which has weights ``old``."""
+    finish(claim(root, summary), "old")
+    (root / "notes.txt").write_text("the user's own")
+    folder = claim(root, msgspec.structs.replace(summary, run_id="new"), overwrite=True)
+    folder.clear()
+    return folder
+
+
+def weights_in(root: Path) -> str:
+    summary = load_summary(root)
+    assert summary.artifacts.weights is not None
+    return (root / summary.artifacts.weights).read_text()
+
+
+def test_a_finished_run_stays_until_the_new_one_is_finished(
+    tmp_path: Path, summary: RunSummary
+) -> None:
+    folder = replacing(tmp_path, summary)
+    folder.enter("training")
+    assert (load_summary(tmp_path).run_id, weights_in(tmp_path)) == (summary.run_id, "old")
+    folder.fail(ValueError("x"))
+    assert (load_summary(tmp_path).run_id, weights_in(tmp_path)) == (summary.run_id, "old")
+    finish(folder, "new")
+    assert (load_summary(tmp_path).run_id, weights_in(tmp_path)) == ("new", "new")
+    assert (tmp_path / "dataset" / "dataset.yaml").read_text() == "new"
+    assert (tmp_path / "ultralytics.log").read_text() == "new"
+    assert (tmp_path / "notes.txt").read_text() == "the user's own"
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_an_abandoned_replacement_leaves_no_trace(tmp_path: Path, summary: RunSummary) -> None:
+    folder = replacing(tmp_path, summary)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    before = {path: time for path, time in before.items() if ".replacement" not in path.parts}
+    folder.fail(ValueError("x"))
+    folder.abandon()
+    after = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    assert after == before
+
+
+class Killed(BaseException):
+    """What stands for SIGKILL: nothing runs after it."""
+
+
+@pytest.mark.parametrize("moment", range(14))
+def test_a_kill_while_a_run_takes_the_place_of_another(
+    moment: int, tmp_path: Path, summary: RunSummary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After each change on the disk: what is there is one of the two runs, whole, or incomplete."""
+    folder = replacing(tmp_path, summary)
+    changes = 0
+
+    def counted(change: Any) -> Any:
+        def call(*args: Any, **options: Any) -> Any:
+            nonlocal changes
+            if changes == moment:
+                raise Killed
+            changes += 1
+            return change(*args, **options)
+
+        return call
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", counted(Path.replace))
+        patched.setattr(shutil, "rmtree", counted(shutil.rmtree))
+        with contextlib.suppress(Killed):
+            finish(folder, "new")
+    left = load_summary(tmp_path)
+    if left.status != "incomplete":
+        whole = "old" if left.run_id == summary.run_id else "new"
+        assert weights_in(tmp_path) == whole
+        assert (tmp_path / "dataset" / "dataset.yaml").read_text() == whole
+    complete_replacement(tmp_path)
+    ended = load_summary(tmp_path).run_id
+    assert load_summary(tmp_path).status == "completed-success"
+    assert weights_in(tmp_path) == ("new" if ended == "new" else "old")
+    assert ended == "new" or moment <= 1  # its own summary is what makes it whole
+    assert changes == moment or moment > 9
+
+
+def test_a_named_file_that_is_gone_is_no_success(tmp_path: Path, summary: RunSummary) -> None:
+    folder = claim(tmp_path, summary)
+    named = msgspec.structs.replace(summary.artifacts, weights="ultralytics/integer.safetensors")
+    (tmp_path / "dataset").mkdir()
+    (tmp_path / "dataset" / "dataset.yaml").touch()
+    with pytest.raises(QatvalError, match=r"integer.safetensors was removed while the run went on"):
+        folder.finish(msgspec.structs.replace(done(summary), artifacts=named))
     assert load_summary(tmp_path).status == "incomplete"
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_root_that_vanishes_is_not_made_anew(
+    replaced: bool, tmp_path: Path, summary: RunSummary
+) -> None:
+    root = tmp_path / "run"
+    with Claim() as owned:
+        owned.add(root)
+        folder = claim(root, summary, claim=owned)
+        root.rename(tmp_path / "elsewhere")
+        if replaced:
+            root.mkdir()
+        for step in (partial(folder.enter, "training"), partial(folder.finish, done(summary))):
+            with pytest.raises(QatvalError, match="was removed, moved or replaced during the run"):
+                step()
+        folder.fail(ValueError("x"))
+    assert list(root.iterdir()) == [] if replaced else not root.exists()
+
+
+def test_time_before_an_interruption_counts(tmp_path: Path, summary: RunSummary) -> None:
+    folder = claim(tmp_path, summary)
+    folder.timings["training"] = 100.0
+    folder.enter("delivery")
+    again = claim(tmp_path, load_summary(tmp_path))
+    again.enter("training")
+    finish(again)
+    timings = load_summary(tmp_path).timings or {}
+    assert timings["training"] >= 100.0
+    assert timings["total"] >= 100.0
 
 
 def test_an_incomplete_run_may_be_tried_again(tmp_path: Path, summary: RunSummary) -> None:
@@ -156,7 +279,7 @@ def test_a_summary_that_breaks_the_schema_is_never_written(
 ) -> None:
     folder = claim(tmp_path, summary)
     with pytest.raises(ValueError, match="status"):
-        folder.finish(msgspec.structs.replace(done(summary), status="great"))
+        finish(folder, status="great")
     with pytest.raises(ValueError, match="not JSON compliant"):
         folder.record(evaluation={"conf": math.nan})
     assert violations(json.loads((tmp_path / "run_summary.json").read_text())) == []
@@ -227,7 +350,7 @@ def test_a_disk_that_is_full_while_failing(
     (tmp_path / "summary.md").write_text("of a run that all but finished")
     refuse_new_files(monkeypatch)
     with pytest.raises(QatvalError, match="No space left"):
-        folder.finish(done(summary))
+        finish(folder)
     folder.fail(QatvalError("no room on a disk"))
     found = load_summary(tmp_path)
     assert found.status == "incomplete"
