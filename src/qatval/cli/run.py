@@ -24,9 +24,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "evaluate it and write run_summary.json. Methods asked for together get a run root each "
         "below --run-root; those that differ only beside or after the gradient steps share one "
         "training. An interrupted run goes on when the same command is given again.",
-        epilog="Exit codes: 0 done, 1 could not be done, 2 wrong usage, 75 ended by SIGTERM or "
-        "SIGHUP (a scheduler may start it again), 130 ended by SIGINT (Ctrl-C). A second signal "
-        "ends it at once.",
+        epilog="Exit codes: 0 done, 1 could not be done, 2 wrong usage, 75 ended by SIGTERM, "
+        "SIGHUP or SIGINT (a scheduler may start it again). A second signal ends it at once.",
     )
     parser.add_argument(
         "--variant", required=True, metavar="V", help=", ".join(config.variant_names())

@@ -146,7 +146,8 @@ def _resumed(config: RunConfig, method: Method, workspace: Workspace) -> RunSumm
     if before is None or before.run_id != named.run_id:
         return summary
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    at = Resumption(now, before.error and before.error.stage, _steps(config, method, workspace))
+    stage = before.error.stage if before.error else None
+    at = Resumption(now, stage, _steps(config, method, workspace))
     return replace(summary, resumed=(*before.resumed, at), timings=before.timings)
 
 

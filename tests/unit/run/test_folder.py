@@ -120,7 +120,7 @@ def test_a_finished_run_knows_all_that_it_left(tmp_path: Path, summary: RunSumma
     (tmp_path / "notes.txt").write_text("the user's own")
     folder = claim(tmp_path, summary)
     folder.log.write_text("of all methods")
-    left = (folder.weights("integer"), folder.predictions, folder.dataset / "provenance.json")
+    left = (folder.weights("integer"), folder.predictions, folder.dataset / "dataset.yaml")
     for file in left:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(b"content")
