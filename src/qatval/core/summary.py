@@ -33,6 +33,7 @@ from qatval.core.measurements import (
     Share,
     StabilityRecord,
 )
+from qatval.core.method_record import MethodRecord
 from qatval.core.quantization import FLOAT_MODE
 from qatval.core.schema import is_date_time, published
 from qatval.core.stability import Status
@@ -110,96 +111,6 @@ class QuantizationRecord(Record, frozen=True):
         bits = self.weight_bit_width, self.activation_bit_width
         if self.mode == "w4a16" and bits != (4, None):
             raise ValueError(f"w4a16 has 4 and null bits, not {bits[0]} and {bits[1]}")
-
-
-class EmaRecord(Record, frozen=True):
-    """The moving average.
-
-    Attributes:
-        updates: Optimizer steps that it took.
-        effective_decay: Decay of the last step.
-        codes_differing_from_raw: Share of the weights whose code is another in the raw model.
-    """
-
-    enabled: bool
-    decay: float | None
-    tau: float | None
-    updates: int | None = None
-    effective_decay: float | None = None
-    codes_differing_from_raw: Share | None = None
-
-
-class QcChange(Record, frozen=True):
-    """How far QC moved a layer's gamma (from 1) and beta (from 0), over its channels."""
-
-    gamma_min: float
-    gamma_max: float
-    gamma_mean_abs_change: float
-    beta_max_abs: float
-
-
-class QcRecord(Record, frozen=True):
-    """Quantization correction; ``images`` is how many it was learned on."""
-
-    enabled: bool
-    epochs: int | None
-    lr: float | None
-    bn_stats_fixed: bool | None
-    images: int | None = None
-    changes: dict[str, QcChange] | None = None
-
-
-class BatchNormRecord(Record, frozen=True):
-    """What becomes of the BatchNorm statistics with nothing learned, and on how many images."""
-
-    enabled: bool
-    how: Literal["kept", "reestimated", "shifted"] | None = None
-    images: int | UnsetType | None = UNSET
-
-
-class TeacherRecord(Record, frozen=True):
-    """The FP32 checkpoint as a teacher: weights of its loss and of the detection loss."""
-
-    weight: float
-    task: float
-    hold_statistics: bool
-
-
-class RoundingRecord(Record, frozen=True):
-    """How a checkpoint that nothing trains is rounded."""
-
-    images: Number | None = None
-    by: Literal["gptq"] | None = None
-
-
-class AddedPart(Record, frozen=True):
-    """A part of a method that comes from a class: its settings, and what it reported at the end."""
-
-    implementation: str
-    settings: dict[str, Any]
-    report: dict[str, Any]
-
-
-class MethodRecord(Record, frozen=True):
-    """What was done to the training, beside it and after it.
-
-    Attributes:
-        variant: The method's name.
-        training: What the method is scored on: the checkpoint as it is, an FP32 training or a
-            quantized one. Older tools know only the last.
-        stabilizers: What took part in the gradient steps.
-        post_training: What other packages' parts did to the model afterwards.
-    """
-
-    variant: str
-    ema: EmaRecord
-    qc: QcRecord
-    bn: BatchNormRecord | None = None
-    teacher: TeacherRecord | UnsetType | None = UNSET
-    rounding: RoundingRecord | UnsetType | None = UNSET
-    training: Literal["none", "float", "quantized"] | None = None
-    stabilizers: tuple[AddedPart, ...] | UnsetType = UNSET
-    post_training: tuple[AddedPart, ...] = ()
 
 
 class Requested(Record, frozen=True):

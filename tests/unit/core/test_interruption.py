@@ -253,7 +253,7 @@ sys.exit(main(["gate", "x"]))
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGTERM, 75), (signal.SIGHUP, 75), (signal.SIGINT, 130)]
+    ("number", "code"), [(signal.SIGTERM, 75), (signal.SIGHUP, 75), (signal.SIGINT, 75)]
 )
 def test_a_command_says_in_a_line_what_ended_it(number: signal.Signals, code: int) -> None:
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from qatval.cli import run
 from qatval.core.errors import QatvalError, UsageError
-from qatval.core.summary import AddedPart
+from qatval.core.method_record import AddedPart
 from qatval.quant import methods
 from qatval.quant.methods import Method, describe, method, part_names, with_controls
 from qatval.quant.methods.batchnorm import OtherStatistics, Reestimated

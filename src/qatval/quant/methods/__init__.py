@@ -19,8 +19,8 @@ from importlib.resources import files
 from typing import Any
 
 from qatval.core.errors import UsageError, quoted
+from qatval.core.method_record import BatchNormRecord, EmaRecord, MethodRecord, QcRecord
 from qatval.core.presets import Profile
-from qatval.core.summary import BatchNormRecord, EmaRecord, MethodRecord, QcRecord
 from qatval.quant.methods.averaging import Averaging
 from qatval.quant.methods.batchnorm import OtherStatistics, Reestimated, Shifted
 from qatval.quant.methods.correction import Correction

@@ -10,7 +10,7 @@ import msgspec
 
 from qatval.core import formatting
 from qatval.core.errors import UsageError
-from qatval.core.summary import EmaRecord, MethodRecord
+from qatval.core.method_record import EmaRecord, MethodRecord
 from qatval.quant.methods.part import Context, Effect, Part, Training
 
 if TYPE_CHECKING:

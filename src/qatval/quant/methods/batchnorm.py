@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, ClassVar
 import msgspec
 
 from qatval.core.errors import UsageError
+from qatval.core.method_record import BatchNormRecord, MethodRecord
 from qatval.core.quantization import Statistics
-from qatval.core.summary import BatchNormRecord, MethodRecord
 from qatval.quant.methods.part import Context, Part, Training
 
 if TYPE_CHECKING:

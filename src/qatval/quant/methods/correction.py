@@ -10,8 +10,8 @@ import msgspec
 
 from qatval.core import formatting
 from qatval.core.errors import UsageError
+from qatval.core.method_record import MethodRecord, QcRecord
 from qatval.core.presets import Profile
-from qatval.core.summary import MethodRecord, QcRecord
 from qatval.quant.methods.batchnorm import OtherStatistics, Reestimated
 from qatval.quant.methods.part import Context, Effect, Part
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from qatval.core.summary import MethodRecord
+from qatval.core.method_record import MethodRecord
 from qatval.quant.methods.part import Part, Training, trained_with
 
 

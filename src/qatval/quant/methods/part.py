@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from qatval.core.errors import UsageError, quoted
+from qatval.core.method_record import MethodRecord
 from qatval.core.presets import Profile
 from qatval.core.quantization import Quantization
-from qatval.core.summary import MethodRecord
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from qatval.core.summary import AddedPart, MethodRecord
+from qatval.core.method_record import AddedPart, MethodRecord
 from qatval.quant.methods.part import ClassPart, Context
 from qatval.quant.methods.stabilizer import described
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from qatval.core.errors import UsageError
-from qatval.core.summary import MethodRecord, RoundingRecord
+from qatval.core.method_record import MethodRecord, RoundingRecord
 from qatval.quant.methods.part import Context, Part, Training
 
 if TYPE_CHECKING:

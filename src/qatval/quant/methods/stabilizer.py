@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from qatval.core.errors import UsageError
-from qatval.core.summary import AddedPart, MethodRecord
+from qatval.core.method_record import AddedPart, MethodRecord
 from qatval.quant.methods.part import ClassPart, Training, trained_with
 
 if TYPE_CHECKING:

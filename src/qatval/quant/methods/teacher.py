@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from qatval.core.summary import MethodRecord, TeacherRecord
+from qatval.core.method_record import MethodRecord, TeacherRecord
 from qatval.quant.methods.part import Effect, Part, Training, trained_with
 
 if TYPE_CHECKING:
