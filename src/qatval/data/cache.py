@@ -119,9 +119,8 @@ class Cache:
         self.subsets = self.directory / "subsets"
         self._known_path = self.directory / "known.json"
         # Where nobody else may make files, nobody else made those that are there.
-        trust = f"'chmod -R go-w {self.directory}' if you trust what is in it"
         folders = (self.directory, self.indexes, self.subsets)
-        refuse_foreign(*folders, remedy=f"{trust}, or {_NAME_ANOTHER}, which may be a new one")
+        refuse_foreign(*folders, remedy=f"{_NAME_ANOTHER} (a new one is made so)")
 
     @contextmanager
     def building(self) -> Iterator[None]:

@@ -18,7 +18,7 @@ def refuse_foreign(*paths: Path, remedy: str) -> None:
 
     Args:
         paths: What is relied on.
-        remedy: What to do, for the message.
+        remedy: What to do besides taking the right away, for the message.
 
     Raises:
         QatvalError: It names the first that others may write to, and how they may.
@@ -27,20 +27,25 @@ def refuse_foreign(*paths: Path, remedy: str) -> None:
         return
     for path in paths:
         with suppress(FileNotFoundError, NotADirectoryError):
-            if how := _writable_by(path.stat()):
+            status = path.stat()
+            why = "who could change what is trained and judged on"
+            if status.st_uid not in (0, os.geteuid()):
+                owner = f"another user (uid {status.st_uid})"
+                raise QatvalError(f"{path}: belongs to {owner}, {why}; {remedy}")
+            if others := _others(status):
+                chmod = f"'chmod -R go-w {path}' if you trust what is in it"
                 raise QatvalError(
-                    f"{path}: {how}, who could change what is trained and judged on; {remedy}"
+                    f"{path}: may be written by {others}, {why}; {chmod}, or {remedy}"
                 )
 
 
-def _writable_by(status: os.stat_result) -> str | None:
-    if status.st_uid not in (0, os.geteuid()):
-        return f"belongs to another user (uid {status.st_uid})"
+def _others(status: os.stat_result) -> str | None:
+    """Say who besides the owner may write; None if nobody may."""
     mode = stat.filemode(status.st_mode)
     if status.st_mode & stat.S_IWOTH:
-        return f"may be written by everybody ({mode})"
+        return f"everybody ({mode})"
     if status.st_mode & stat.S_IWGRP and not _is_own_group(status.st_gid):
-        return f"may be written by others, of group {status.st_gid} ({mode})"
+        return f"others, of group {status.st_gid} ({mode})"
     return None
 
 
