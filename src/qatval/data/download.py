@@ -239,7 +239,7 @@ _OPENER = urllib.request.build_opener(_Redirects)
 def _open_partial(partial: Path) -> BinaryIO:
     """Open a partial file of our own, which nothing else has a name for; make it if need be."""
     flags = os.O_RDWR | os.O_CREAT
-    for safe in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"):  # of systems that have them
+    for safe in ("O_NOFOLLOW", "O_BINARY"):  # of systems that have them
         flags |= getattr(os, safe, 0)
     try:
         descriptor = os.open(partial, flags, 0o644)
