@@ -1,8 +1,8 @@
 """Digests of what is written, by which a later reader knows whether it is still the same.
 
 A digested file has its SHA-256 in a file beside it, ``<name>.sha256``, as ``sha256sum`` writes and
-checks it. Digests tell what was damaged, lost or changed by mistake, and by whom did not know of
-them; whoever means to deceive can write both anew.
+checks it. Digests tell what was damaged, lost or changed by mistake; whoever means to deceive can
+write both anew.
 """
 
 from __future__ import annotations

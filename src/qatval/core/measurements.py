@@ -214,6 +214,15 @@ class BatchNormDrift(Record, frozen=True):
     layers: tuple[LayerDrift, ...]
 
 
+class QcChange(Record, frozen=True):
+    """How far QC moved a layer's gamma (from 1) and beta (from 0), over its channels."""
+
+    gamma_min: float
+    gamma_max: float
+    gamma_mean_abs_change: float
+    beta_max_abs: float
+
+
 class FailedCheck(Record, frozen=True):
     """A check of the measurement that failed: its value cannot be relied on.
 

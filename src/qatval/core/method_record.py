@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from msgspec import UNSET, UnsetType
 
-from qatval.core.measurements import Number, Record, Share
+from qatval.core.measurements import Number, QcChange, Record, Share
 
 
 class EmaRecord(Record, frozen=True):
@@ -24,15 +24,6 @@ class EmaRecord(Record, frozen=True):
     updates: int | None = None
     effective_decay: float | None = None
     codes_differing_from_raw: Share | None = None
-
-
-class QcChange(Record, frozen=True):
-    """How far QC moved a layer's gamma (from 1) and beta (from 0), over its channels."""
-
-    gamma_min: float
-    gamma_max: float
-    gamma_mean_abs_change: float
-    beta_max_abs: float
 
 
 class QcRecord(Record, frozen=True):

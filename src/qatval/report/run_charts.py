@@ -7,8 +7,13 @@ from typing import Any
 
 from qatval.analysis.runs import LoadedRun
 from qatval.core import formatting
-from qatval.core.measurements import BatchNormDrift, EpochRecord, LayerOscillation, Oscillation
-from qatval.core.method_record import QcChange
+from qatval.core.measurements import (
+    BatchNormDrift,
+    EpochRecord,
+    LayerOscillation,
+    Oscillation,
+    QcChange,
+)
 from qatval.core.stability import COLLAPSE_THRESHOLD_RATIO
 from qatval.report.charts import Level, Series, line_chart, range_chart
 from qatval.report.drawing import SERIES, Chart, Style

@@ -280,7 +280,7 @@ def complete_replacement(root: Path) -> None:
             message="a finished run is being put in the place of the one before; any further run "
             "command with this run root completes that",
         )
-        write_summary(root, replace(summary, status="incomplete", error=why))
+        write_summary(root, replace(summary, status="incomplete", error=why, files=None))
         for path in sorted(new.iterdir()):
             if not path.name.startswith(SUMMARY_NAME):
                 _exchange(path, root / path.name)

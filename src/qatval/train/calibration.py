@@ -14,7 +14,7 @@ from ultralytics.cfg import get_cfg
 from ultralytics.utils import DEFAULT_CFG
 
 from qatval.core.detectors import detector_of
-from qatval.core.method_record import QcChange
+from qatval.core.measurements import QcChange
 from qatval.data.subset import Subset
 from qatval.quant.correction import attach_corrections, corrections, fold_corrections
 from qatval.train.dataset import SubsetDataset
