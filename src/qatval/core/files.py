@@ -22,13 +22,22 @@ def atomic_write(path: Path, content: str | bytes) -> None:
     Raises:
         QatvalError: If the folder cannot be written to, or the disk is full.
     """
-    data = encoded(content) if isinstance(content, str) else content
+    with replacing(path) as temporary:
+        temporary.write_bytes(encoded(content) if isinstance(content, str) else content)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield where to write a file that takes the place of ``path`` when the block succeeds.
+
+    Raises:
+        QatvalError: If the folder cannot be written to, or the disk is full.
+    """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("xb") as stream:
-            stream.write(data)
-            stream.flush()
+        yield temporary
+        with temporary.open("r+b") as stream:
             os.fsync(stream.fileno())
         temporary.replace(path)
     except OSError as error:

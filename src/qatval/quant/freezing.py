@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+from torch import Tensor
 
 from qatval.core.errors import UsageError
 from qatval.quant.latent import LatentWeights
@@ -103,3 +104,17 @@ class Freezing(Stabilizer):
     def report(self) -> dict[str, float]:
         """Return the share of weights that are frozen, as ``frozen``."""
         return {"frozen": int(self._frozen.sum()) / self._frozen.numel()}
+
+    def state(self) -> dict[str, Tensor]:
+        """Return which weights are frozen, the codes' averages, and what the frequencies are of."""
+        own = {"average": self._average, "frozen": self._frozen}
+        return own | {f"tracker.{name}": part for name, part in self._tracker.state().items()}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Take up what `state` returned."""
+        self._average.copy_(state["average"])
+        self._frozen.copy_(state["frozen"])
+        start = "tracker."
+        self._tracker.restore(
+            {k.removeprefix(start): v for k, v in state.items() if k.startswith(start)}
+        )

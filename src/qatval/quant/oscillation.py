@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import torch
+from msgspec.structs import astuple
 from torch import Tensor
 
 from qatval.core.measurements import EpochOscillation, LayerOscillation, Oscillation
@@ -115,6 +116,39 @@ class OscillationTracker:
             epochs=tuple(self._epochs),
             layers=tuple(layers),
         )
+
+    def state(self) -> dict[str, Tensor]:
+        """Return everything that was followed so far, as tensors; they are no copies."""
+        return {
+            **self._followed(),
+            "first_scales": torch.cat([scale.reshape(-1) for scale in self._first_scales]),
+            "counted": torch.tensor([self.steps, *self._counted]),
+            "epochs": torch.tensor([astuple(e) for e in self._epochs], dtype=torch.float64),
+        }
+
+    @torch.no_grad()
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Take up what `state` returned, of a tracker of the same weights."""
+        for name, tensor in self._followed().items():
+            tensor.copy_(state[name])
+        parts = torch.split(state["first_scales"], self._weights.counts)
+        for scale, saved in zip(self._first_scales, parts, strict=True):
+            scale.copy_(saved.view_as(scale))
+        self.steps, *counted = state["counted"].tolist()
+        steps, flips, reversals = counted
+        self._counted = steps, flips, reversals
+        self._epochs = [
+            EpochOscillation(int(epoch), *values) for epoch, *values in state["epochs"].tolist()
+        ]
+
+    def _followed(self) -> dict[str, Tensor]:
+        return {
+            "codes": self._codes,
+            "direction": self._direction,
+            "frequency": self.frequency,
+            "flips": self._flips,
+            "reversals": self._reversals,
+        }
 
     @torch.no_grad()
     def _layers(self) -> list[LayerOscillation]:

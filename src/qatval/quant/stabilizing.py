@@ -6,11 +6,18 @@ whole one.
 
 from __future__ import annotations
 
+import torch
+from torch import Tensor
+
+from qatval.core.errors import UsageError
 from qatval.quant.latent import LatentWeights
 
 
 class Stabilizer:
     """Takes part in every optimizer step; the base class does nothing.
+
+    A training may be interrupted after any step and go on in another process, with a stabilizer
+    that is made anew and then given back its `state`.
 
     Attributes:
         weights: Latent weights, their scales and codes, always as they are.
@@ -39,3 +46,51 @@ class Stabilizer:
     def report(self) -> dict[str, float]:
         """Return numbers worth recording of the method's state, by name."""
         return {}
+
+    def state(self) -> dict[str, Tensor]:
+        """Return what the steps to come depend on, for a training that is interrupted.
+
+        Here that is every attribute that is a tensor or a number. A class that keeps anything else
+        (lists of tensors, other objects) overrides this and `restore`.
+
+        Returns:
+            Tensors by name, on any device; they are copied before the next step.
+
+        Raises:
+            UsageError: If an attribute is something else.
+        """
+        found: dict[str, Tensor] = {}
+        for name, value in vars(self).items():
+            if isinstance(value, bool | int | float):
+                # Numbers of Python have 64 bits.
+                value = torch.tensor(value, dtype=_DTYPES[type(value)])
+            if isinstance(value, Tensor):
+                found[name] = value
+            elif name != "weights" and not isinstance(value, str | None):
+                raise UsageError(
+                    f"{type(self).__name__} keeps {type(value).__name__} '{name}', which no "
+                    "interrupted training could go on with: expected tensors and numbers, or a "
+                    "class that overrides state() and restore()"
+                )
+        return found
+
+    @torch.no_grad()
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Take up what `state` returned before the training was interrupted.
+
+        Args:
+            state: The same tensors by name, on the CPU. The model's weights, which may be looked
+                at, are those of that moment already.
+        """
+        device = self.weights.layers[0].weight.device
+        for name, tensor in state.items():
+            present = getattr(self, name, None)
+            if isinstance(present, bool | int | float):
+                setattr(self, name, tensor.item())
+            elif isinstance(present, Tensor) and present.shape == tensor.shape:
+                present.copy_(tensor)
+            else:
+                setattr(self, name, tensor.to(device))
+
+
+_DTYPES = {bool: torch.bool, int: torch.int64, float: torch.float64}

@@ -155,7 +155,7 @@ def _steps(config: RunConfig, method: Method, workspace: Workspace) -> int | Non
     """Return how many steps an unfinished training of a method has behind it, None without one."""
     if not workspace.trained:
         return None
-    from qatval.train.trainer import steps_done
+    from qatval.train.state import steps_done
 
     for number, (training, methods) in enumerate(config.trainings()):
         if method in methods and training is not None:

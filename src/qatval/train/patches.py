@@ -8,13 +8,20 @@ sends its messages to files).
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import logging
 import os
+import signal
+import subprocess
+import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+from qatval.core import interruption
 from qatval.core.environment import settings_folder
 
 _settings, _refused = settings_folder()
@@ -62,6 +69,43 @@ def own_setup() -> Iterator[None]:
         yield
     finally:
         trainer_module.check_amp, trainer_module.ModelEMA = original
+
+
+@contextlib.contextmanager
+def own_launch() -> Iterator[None]:
+    """Let the processes of a multi-GPU training end by themselves when this one is asked to.
+
+    Ultralytics would kill their launcher, and they would go on without it. In a session of their
+    own a terminal's signals do not reach them a second time, which would end them at once.
+    """
+
+    def run(command: Sequence[str], *, check: bool) -> None:
+        with subprocess.Popen(command, start_new_session=True, preexec_fn=_end_with) as launcher:
+            asked = False
+            while launcher.poll() is None:
+                if interruption.requested() and not asked:
+                    launcher.terminate()
+                    asked = True
+                time.sleep(0.1)
+        if check and launcher.returncode and not asked:
+            raise subprocess.CalledProcessError(launcher.returncode, command)
+
+    original = trainer_module.subprocess
+    trainer_module.subprocess = SimpleNamespace(run=run)
+    try:
+        yield
+    finally:
+        trainer_module.subprocess = original
+
+
+_PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
+_libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+
+def _end_with() -> None:
+    """In a process to be: ask it to end when the one that starts it is killed."""
+    if _libc is not None:
+        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 @contextlib.contextmanager

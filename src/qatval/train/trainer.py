@@ -1,4 +1,4 @@
-"""The training itself: the one module that knows Ultralytics' trainer.
+"""The training itself; this module and `qatval.train.loop` know Ultralytics' trainer.
 
 One training yields one *trajectory* of raw weights. Two kinds of weights are scored along it:
 ``raw``, the weights themselves, and ``ema``, their moving average. Averaging takes no part in the
@@ -8,9 +8,11 @@ does take part, a `Stabilizer`, makes a trajectory of its own.
 
 from __future__ import annotations
 
-import math
+import contextlib
+import shutil
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -18,15 +20,10 @@ import torch
 from msgspec.structs import asdict
 from torch import distributed as dist
 from torch import nn
-from ultralytics.models.yolo.detect import DetectionTrainer
-from ultralytics.utils import DEFAULT_CFG
+from ultralytics.utils import DEFAULT_CFG, RANK
 
 from qatval.core.detectors import detector_of
 from qatval.core.environment import peak_resident_mb
-from qatval.core.errors import QatvalError
-from qatval.core.files import atomic_write
-from qatval.core.measurements import EpochRecord
-from qatval.core.stability import PRIMARY_METRIC
 from qatval.data.subset import open_subset
 from qatval.quant.anchoring import Anchor
 from qatval.quant.averaging import WeightAverage, unwrapped
@@ -38,16 +35,20 @@ from qatval.quant.methods.part import Weights
 from qatval.quant.oscillation import OscillationTracker
 from qatval.quant.quantized_conv import scale_parameters
 from qatval.quant.stabilizing import Stabilizer
+from qatval.train import state
 from qatval.train.calibration import CalibrationImages
+from qatval.train.conditions import record_conditions, refuse_other
 from qatval.train.dataset import SubsetDataset
 from qatval.train.distillation import DistilledCriterion
 from qatval.train.evaluation import Evaluation, Evaluator, same_randomness
+from qatval.train.loop import ResumableTrainer
 from qatval.train.models import CheckpointInfo, load_pretrained, save_checkpoint, starting_model
 from qatval.train.patches import own_setup
+from qatval.train.recording import EpochLog
 from qatval.train.trajectory import (
     TrainingPlan,
     Trajectory,
-    append_csv,
+    finished,
     read_plan,
     read_trajectory,
     write,
@@ -57,6 +58,7 @@ from qatval.train.trajectory import (
 _FIXED_ARGUMENTS: Mapping[str, Any] = {
     "task": "detect",
     "mode": "train",
+    "data": "qatval",
     "rect": False,
     "val": True,
     "plots": False,
@@ -67,6 +69,8 @@ _FIXED_ARGUMENTS: Mapping[str, Any] = {
     "verbose": False,
 }
 
+_NAME = "training"  # the folder in a work directory that Ultralytics is told of
+
 
 def train(
     directory: Path,
@@ -74,7 +78,10 @@ def train(
     arguments: Mapping[str, Any],
     callbacks: Mapping[str, Callable[[QatTrainer], None]],
 ) -> Trajectory:
-    """Run a training and return what it left in ``directory``.
+    """Run a training, or what is left of it, and return what it left in ``directory``.
+
+    A training that a signal, an error or the end of its process has interrupted goes on from its
+    latest state, see `qatval.train.state`; one that is complete is not run again.
 
     Args:
         directory: Work directory, made if it does not exist.
@@ -83,34 +90,35 @@ def train(
         callbacks: Ultralytics event -> function, called in this process only.
 
     Raises:
-        QatvalError: If the device runs out of memory, naming a batch size to try.
+        QatvalError: If the device runs out of memory, naming a batch size to try; if the directory
+            holds a training that was begun with another plan or other arguments, or damaged files.
+        Interrupted: If a signal has come; the state is saved.
     """
     directory = directory.resolve()
+    for partial in directory.rglob(".*.partial"):  # of a process that was killed
+        partial.unlink()
+    trajectory = finished(directory)
+    if trajectory is not None or state.steps_done(directory) is not None:
+        refuse_other(directory, plan, arguments)
+    else:
+        shutil.rmtree(directory / _NAME, ignore_errors=True)  # of one that got nowhere
+        record_conditions(directory, plan, arguments)
     write(directory, plan)
-    trainer = QatTrainer(
-        overrides={
-            **arguments,
-            **_FIXED_ARGUMENTS,
-            "nms": None if detector_of(plan.architecture).nms_iou else False,
-            "model": plan.architecture,
-            "data": "qatval",
-            "project": str(directory),
-            "name": "training",
-        }
-    )
-    if not trainer.ddp:
-        for event, function in callbacks.items():
-            trainer.add_callback(event, function)
-    trainer.train()
-    return read_trajectory(directory)
+    if trajectory is None:
+        model = plan.architecture
+        place = {"model": model, "project": str(directory), "name": _NAME}
+        nms = None if detector_of(model).nms_iou else False
+        trainer = QatTrainer(overrides={**arguments, **_FIXED_ARGUMENTS, **place, "nms": nms})
+        if not trainer.ddp:
+            for event, function in callbacks.items():
+                trainer.add_callback(event, function)
+        trainer.train()
+        trajectory = read_trajectory(directory)
+    state.remove(directory)
+    return replace(trajectory, directory=str(directory / _NAME))
 
 
-def steps_done(directory: Path) -> int | None:
-    """Return how many steps an unfinished training in ``directory`` has behind it, None without."""
-    return read_trajectory(directory).steps if (directory / "trajectory.json").exists() else None
-
-
-class QatTrainer(DetectionTrainer):  # type: ignore[misc]
+class QatTrainer(ResumableTrainer):
     """Ultralytics' trainer with fake-quantized weights, scored as they are and averaged."""
 
     def __init__(
@@ -119,20 +127,29 @@ class QatTrainer(DetectionTrainer):  # type: ignore[misc]
         overrides: dict[str, Any] | None = None,
         _callbacks: dict[str, Any] | None = None,
     ) -> None:
-        """Read the plan beside the save directory, then start as Ultralytics does."""
+        """Read the plan beside the save directory, then start as Ultralytics does.
+
+        Attributes:
+            plan, subset: What is trained and on what.
+            log: What is recorded by epoch.
+            best_values: Of all weights that are scored.
+            stabilizers, tracker: What takes part in the steps and what watches them.
+            memory_before: Peak memory in MiB of the processes before an interruption.
+            stopped: Why the training ends before its last epoch, or None.
+        """
         assert overrides is not None
         self._work = Path(overrides["project"])
         self.plan = read_plan(self._work)
         self.subset = open_subset(Path(self.plan.subset))
-        self._history: dict[Weights, list[EpochRecord]] = {which: [] for which in self.plan.scored}
-        self._writers: dict[Weights, Any] = {}
-        self._best: dict[Weights, float] = {}
-        self._evaluations: dict[Weights, Evaluation] = {}
-        self._stabilizers: list[Stabilizer] = []
-        self._tracker: OscillationTracker | None = None
-        self._anchor: Anchor | None = None
+        self.best_values: dict[Weights, float] = {}
+        self.stabilizers: list[Stabilizer] = []
+        self.tracker: OscillationTracker | None = None
+        self.memory_before: int | None = None
         self.stopped: str | None = None
+        self._evaluations: dict[Weights, Evaluation] = {}
+        self._anchor: Anchor | None = None
         super().__init__(cfg, overrides, _callbacks)
+        self.log = EpochLog(self.save_dir, self.plan.scored)
         # Ultralytics leaves a core idle on CPU, which costs nearly half the speed on two cores.
         torch.set_num_threads(self.plan.threads)
 
@@ -210,13 +227,15 @@ class QatTrainer(DetectionTrainer):  # type: ignore[misc]
     def _watch_weights(self, model: nn.Module) -> None:
         """Set up what needs the quantized layers: fused quantization, stabilizers, tracking."""
         weights = LatentWeights(model)
-        self._stabilizers = [part.make(weights) for part in self.plan.stabilizers]
+        self.stabilizers = [part.make(weights) for part in self.plan.stabilizers]
+        for stabilizer in self.stabilizers:
+            stabilizer.state()  # refuses what it cannot save, now and not after hours
         self._forward_codes: Callable[[], torch.Tensor] = weights.flat_codes
         if self.plan.fused:
             fused = fuse_quantization(model, capture=self.plan.track)
             self._forward_codes = lambda: fused.codes
         if self.plan.track:
-            self._tracker = OscillationTracker(weights)
+            self.tracker = OscillationTracker(weights)
 
     def _model_train(self) -> None:
         """Set training mode, but for the BatchNorm of a model whose teacher says so."""
@@ -224,18 +243,6 @@ class QatTrainer(DetectionTrainer):  # type: ignore[misc]
         if self.plan.teacher is not None and self.plan.teacher.hold_statistics:
             for _, layer in tracking(unwrapped(self.model)):
                 layer.eval()
-
-    def _build_train_pipeline(self) -> None:
-        """Build the loaders once; Ultralytics builds them again with half the batch if memory ends.
-
-        A run that trains with another batch than it was asked for is another experiment.
-        """
-        if getattr(self, "_oom_retries", 0):
-            raise QatvalError(
-                f"{self.device} is out of memory at the batch size asked for: "
-                f"try --batch {self.batch_size}"
-            )
-        super()._build_train_pipeline()
 
     def build_optimizer(self, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """Build Ultralytics' optimizer with the learned scales free of weight decay.
@@ -258,16 +265,16 @@ class QatTrainer(DetectionTrainer):  # type: ignore[misc]
     def optimizer_step(self) -> None:
         """Clip, step and average as Ultralytics does, with the stabilizers before and after."""
         self.scaler.unscale_(self.optimizer)
-        if self._tracker is not None:
-            self._tracker.observe(self._forward_codes())
+        if self.tracker is not None:
+            self.tracker.observe(self._forward_codes())
         images = self.batch_size * self.accumulate
-        for stabilizer in self._stabilizers:
+        for stabilizer in self.stabilizers:
             stabilizer.before_step(self.ema.updates / self._updates, images)
         torch.nn.utils.clip_grad_norm_(self._parameters, max_norm=10.0)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad()
-        for stabilizer in self._stabilizers:
+        for stabilizer in self.stabilizers:
             stabilizer.after_step(min((self.ema.updates + 1) / self._updates, 1.0))
         self.ema.update(self.model)
 
@@ -303,36 +310,44 @@ class QatTrainer(DetectionTrainer):  # type: ignore[misc]
         return dict(first.metrics), first.value
 
     def save_metrics(self, metrics: dict[str, Any]) -> None:
-        """Append a line to the ``results.csv`` and TensorBoard log of all scored weights."""
-        from torch.utils.tensorboard.writer import SummaryWriter
-
+        """Record the epoch of all scored weights, and how the weights oscillated in it."""
         epoch, seconds = self.epoch + 1, time.time() - self.train_time_start
-        if self._tracker is not None:
-            epochs = [asdict(self._tracker.end_epoch(epoch))]
-            append_csv(self.save_dir / "oscillation.csv", epochs)
-            layers = [{"epoch": epoch, **asdict(x)} for x in self._tracker.result().layers]
-            append_csv(self.save_dir / "oscillation_layers.csv", layers)
+        if self.tracker is not None:
+            epochs = [asdict(self.tracker.end_epoch(epoch))]
+            self.log.append("oscillation.csv", epochs)
+            layers = [{"epoch": epoch, **asdict(x)} for x in self.tracker.result().layers]
+            self.log.append("oscillation_layers.csv", layers)
         losses, rates = (
             {name: float(value) for name, value in metrics.items() if name.startswith(group)}
             for group in ("train/", "lr/")
         )
         for which, evaluation in self._evaluations.items():
             val = {f"val/{name}": loss for name, loss in evaluation.losses.items()}
-            row = losses | evaluation.metrics | val | rates
-            line = {"epoch": epoch, "time": seconds, **row}
-            append_csv(self.save_dir / which / "results.csv", [line])
-            if which not in self._writers:
-                self._writers[which] = SummaryWriter(str(self.save_dir / which / "tensorboard"))
-            writer = self._writers[which]
-            for name, value in row.items():
-                writer.add_scalar(name, value, epoch)
-            writer.flush()
-            finite = {k: v if math.isfinite(v) else None for k, v in row.items()}
-            record = EpochRecord(epoch, finite[PRIMARY_METRIC], finite, round(seconds, 3))
-            self._history[which].append(record)
+            self.log.add(which, epoch, seconds, losses | evaluation.metrics | val | rates)
 
     def save_model(self) -> bool:
-        """Keep the latest latent weights, as they are and averaged, and the best of scored ones."""
+        """Keep the best latent weights of those that are scored, and how far the training is."""
+        for which, evaluation in self._evaluations.items():
+            if evaluation.value > self.best_values.get(which, -1.0):
+                self.best_values[which] = evaluation.value
+                self._save_weights(which, "best")
+        self._write_trajectory(complete=False)
+        return True
+
+    def finish(self, *, complete: bool) -> None:
+        """Leave the latest latent weights, as they are and averaged.
+
+        What interrupts a training matters more than what can be left of it: then nothing is raised.
+        """
+        if RANK > 0:
+            return
+        with contextlib.nullcontext() if complete else contextlib.suppress(Exception):
+            for which in get_args(Weights):
+                self._save_weights(which, "last")
+            self._write_trajectory(complete=complete)
+            self.log.close()
+
+    def _save_weights(self, which: Weights, name: str) -> None:
         quantization = self.plan.quantization
         info = CheckpointInfo(
             kind="float" if quantization is None else "latent",
@@ -340,40 +355,43 @@ class QatTrainer(DetectionTrainer):  # type: ignore[misc]
             class_names=self.subset.class_names,
             quantization=quantization,
         )
-        for which in get_args(Weights):
-            folder = self.save_dir / which / "weights"
-            last = folder / "last.safetensors"
-            save_checkpoint(last, self._model_of(which), info)
-            evaluation = self._evaluations.get(which)
-            if evaluation is not None and evaluation.value > self._best.get(which, -1.0):
-                self._best[which] = evaluation.value
-                atomic_write(folder / "best.safetensors", last.read_bytes())
-        on_gpu = self.device.type == "cuda"
+        path = self.save_dir / which / "weights" / f"{name}.safetensors"
+        save_checkpoint(path, self._model_of(which), info)
+
+    def _write_trajectory(self, *, complete: bool) -> None:
         trajectory = Trajectory(
-            history=self._history,
+            history=self.log.history,
             steps=self.ema.updates,
             decay=self.ema.decay,
             tau=self.ema.tau,
             effective_decay=self.ema.effective_decay,
-            amp=bool(self.amp) and on_gpu,
-            peak_memory_mb=torch.cuda.max_memory_reserved(self.device) // 2**20
-            if on_gpu
-            else peak_resident_mb(),
+            amp=bool(self.amp) and self.device.type == "cuda",
+            peak_memory_mb=self.peak_memory_mb(),
             stopped=self.stopped,
-            stabilizers=[stabilizer.report() for stabilizer in self._stabilizers],
-            oscillation=self._tracker.result() if self._tracker else None,
+            stabilizers=[stabilizer.report() for stabilizer in self.stabilizers],
+            oscillation=self.tracker.result() if self.tracker else None,
             directory=str(self.save_dir),
+            complete=complete,
         )
         write(self._work, trajectory)
-        return True
 
-    # -- what Ultralytics would do with its own checkpoints ---------------------------------
+    def peak_memory_mb(self) -> int | None:
+        """Return the most memory of all processes of the training, see `Trajectory`."""
+        now = (
+            torch.cuda.max_memory_reserved(self.device) // 2**20
+            if self.device.type == "cuda"
+            else peak_resident_mb()
+        )
+        return max((n for n in (now, self.memory_before) if n is not None), default=None)
 
-    def _handle_nan_recovery(self, epoch: int) -> bool:
-        """Never go back to an earlier checkpoint: a divergence is a result."""
-        return False
+    def interrupted(self) -> bool:
+        """Return whether the work directory has a state."""
+        return state.steps_done(self._work) is not None
 
-    def final_eval(self) -> None:
-        """Leave the final evaluation to the runner, which scores what it will deliver."""
-        for writer in self._writers.values():
-            writer.close()
+    def save_state(self) -> None:
+        """Write the state into the work directory."""
+        state.save(self._work, self)
+
+    def load_state(self) -> bool:
+        """Take up the state in the work directory, if there is one."""
+        return state.load(self._work, self)

@@ -5,13 +5,13 @@ Ultralytics starts a multi-GPU training again in worker processes, which know no
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 
+from qatval.core.errors import QatvalError
 from qatval.core.files import atomic_write
 from qatval.core.measurements import EpochRecord, Oscillation
 from qatval.core.presets import BatchNorm
@@ -80,6 +80,7 @@ class Trajectory:
         stabilizers: What each of the plan's stabilizers says of itself, in their order.
         oscillation: How the weights oscillated, or None where nobody looked.
         directory: Holds `SHARED_FILES` and, in ``raw/`` and ``ema/``, `OWN_FILES`.
+        complete: Whether the training is over, at its last epoch or where it had to stop.
     """
 
     history: dict[Weights, list[EpochRecord]] = field(default_factory=dict)
@@ -93,6 +94,7 @@ class Trajectory:
     stabilizers: list[dict[str, float]] = field(default_factory=list)
     oscillation: Oscillation | None = None
     directory: str = ""
+    complete: bool = False
 
     def checkpoint(self, weights: Weights, name: Literal["last", "best"] = "last") -> Path:
         """Return the path of the latent weights, as they are or averaged."""
@@ -104,6 +106,24 @@ def read_trajectory(directory: Path) -> Trajectory:
     return msgspec.json.decode((directory / "trajectory.json").read_bytes(), type=Trajectory)
 
 
+def finished(directory: Path) -> Trajectory | None:
+    """Return the result of the training in a work directory if it is complete, else None.
+
+    Raises:
+        QatvalError: If it cannot be read.
+    """
+    try:
+        trajectory = read_trajectory(directory)
+    except FileNotFoundError:
+        return None
+    except (OSError, msgspec.DecodeError) as error:
+        raise QatvalError(
+            f"{directory / 'trajectory.json'} cannot be read: expected the result of a training "
+            f"({error}); begin the run anew with --restart"
+        ) from error
+    return trajectory if trajectory.complete else None
+
+
 def read_plan(directory: Path) -> TrainingPlan:
     """Read the plan of the training in a work directory."""
     return msgspec.json.decode((directory / "plan.json").read_bytes(), type=TrainingPlan)
@@ -113,14 +133,3 @@ def write(directory: Path, record: TrainingPlan | Trajectory) -> None:
     """Write the plan of a training, or its result, into its work directory."""
     name = "plan.json" if isinstance(record, TrainingPlan) else "trajectory.json"
     atomic_write(directory / name, msgspec.json.format(msgspec.json.encode(record)))
-
-
-def append_csv(path: Path, rows: Sequence[Mapping[str, float | str]]) -> None:
-    """Append rows to a table, with a header where it is new."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lines = [] if path.exists() else [",".join(rows[0])]
-    for row in rows:
-        cells = (v if isinstance(v, str) else f"{v:.6g}" for v in row.values())
-        lines.append(",".join(cells))
-    with path.open("a", encoding="utf-8") as stream:
-        stream.write("\n".join(lines) + "\n")
