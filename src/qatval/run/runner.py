@@ -180,14 +180,16 @@ def _failed(
         goes_on = begun and (workspace.trained or len(left) < len(config.methods))
         if begun and not goes_on and not lost:
             workspace.remove()  # before the reason is left: on a full disk that makes room for it
-        interrupted = interruption.requested() or isinstance(error, KeyboardInterrupt)
-        for method in config.methods:
-            if (folder := left.get(method.name)) is None:
-                continue
-            if interrupted and not lost:
-                steps = _steps(config, method, workspace) if goes_on else None
-                explained = _interrupted(steps, goes_on)
-            folder.fail(explained)
+        interrupted = not lost and (
+            interruption.requested() is not None or isinstance(error, KeyboardInterrupt)
+        )
+        reasons = dict.fromkeys(left, explained)
+        if interrupted:
+            steps = {m.name: _steps(config, m, workspace) for m in config.methods if goes_on}
+            reasons = {name: _interrupted(steps.get(name), goes_on) for name in left}
+            explained = _interrupted(max(filter(None, steps.values()), default=None), goes_on)
+        for name, folder in left.items():
+            folder.fail(reasons[name])
             if not goes_on:
                 folder.abandon()
     return explained
