@@ -4,7 +4,7 @@
 
     <cache>/lock                     held while something is built or removed, see `locks`
     <cache>/known.json               files and folders that have not changed since, and digests
-    <cache>/indexes/<sha256>-v2.npz  an annotation file without what detection does not need
+    <cache>/indexes/<sha256>-v3.npz  an annotation file without what detection does not need
     <cache>/subsets/<key>/           a subset, see `qatval.data.subset`
 
 Entries are arrays and JSON, never pickles. They appear complete or not at all, are compared with
@@ -35,7 +35,7 @@ from qatval.data.coco import AnnotationIndex, read_annotations
 from qatval.data.locks import exclusive, unused, users_of
 from qatval.data.ownership import refuse_foreign
 
-INDEX_VERSION = 2
+INDEX_VERSION = 3
 _NAMES = (
     "file_names",
     "category_names",

@@ -43,6 +43,7 @@ from qatval.data.shapes import read_manifest
 __all__ = ["Split", "Subset", "build_subset", "open_subset", "presets_of", "verify_subset"]
 
 BUILDER_VERSION = 2
+ENTRY_FORM = 2
 """Part of every key: raise it when the same inputs give another subset."""
 
 _log = logging.getLogger(__name__)
@@ -120,7 +121,8 @@ class _Request:
     def key(self, digests: Mapping[str, str]) -> str:
         """Return the name of the subset's cache entry."""
         what = {"builder_version": BUILDER_VERSION, "dataset": presets_of(self.coco_root)}
-        named = {"named_by": "content", "annotations": dict(digests)}
+        # Versions that write entries of another form have entries of their own.
+        named = {"named_by": "content", "form": ENTRY_FORM, "annotations": dict(digests)}
         return digest_of({**what, **named, **self.asked()})[:32]
 
 
