@@ -43,8 +43,10 @@ from qatval.data.shapes import read_manifest
 __all__ = ["Split", "Subset", "build_subset", "open_subset", "presets_of", "verify_subset"]
 
 BUILDER_VERSION = 2
+"""Part of every key and identity: raise it when the same inputs give another subset."""
+
 ENTRY_FORM = 2
-"""Part of every key: raise it when the same inputs give another subset."""
+"""Part of every key: raise it when the same subset is kept in another form."""
 
 _log = logging.getLogger(__name__)
 
