@@ -159,7 +159,8 @@ def _steps(config: RunConfig, method: Method, workspace: Workspace) -> int | Non
 
     for number, (training, methods) in enumerate(config.trainings()):
         if method in methods and training is not None:
-            return steps_done(workspace.training(number))
+            with contextlib.suppress(QatvalError):  # of a damaged state, which the training tells
+                return steps_done(workspace.training(number))
     return None
 
 
