@@ -180,11 +180,9 @@ def _failed(
         goes_on = begun and (workspace.trained or len(left) < len(config.methods))
         if begun and not goes_on and not lost:
             workspace.remove()  # before the reason is left: on a full disk that makes room for it
-        interrupted = not lost and (
-            interruption.requested() is not None or isinstance(error, KeyboardInterrupt)
-        )
+        interrupted = interruption.requested() or isinstance(error, KeyboardInterrupt)
         reasons = dict.fromkeys(left, explained)
-        if interrupted:
+        if interrupted and not lost:
             steps = {m.name: _steps(config, m, workspace) for m in config.methods if goes_on}
             reasons = {name: _interrupted(steps.get(name), goes_on) for name in left}
             explained = _interrupted(max(filter(None, steps.values()), default=None), goes_on)
@@ -198,7 +196,7 @@ def _failed(
 def _interrupted(steps: int | None, goes_on: bool) -> interruption.Interrupted:
     after = "" if steps is None else f" after {steps:,} steps of the training"
     then = "goes on from there" if goes_on else "begins anew, as nothing was trained yet"
-    name = interruption.requested() or "SIGINT"
+    name = interruption.by() or "SIGINT"
     return interruption.Interrupted(f"interrupted by {name}{after}: the same command {then}")
 
 
