@@ -21,6 +21,7 @@ from qatval.core.errors import QatvalError, from_system
 from qatval.core.progress import Progress
 from qatval.core.summary import Resumption, RunSummary
 from qatval.quant.methods import Method
+from qatval.report.run_markdown import interruption_text
 from qatval.run.claim import Claim, LostError
 from qatval.run.configuration import RunConfig
 from qatval.run.folder import (
@@ -62,7 +63,8 @@ def run(config: RunConfig, progress: Progress) -> list[RunSummary]:
         done = _kept(config, workspace)
         if len(done) < len(roots):
             done |= _go_on(config, claim, workspace, done, progress)
-        workspace.remove()
+        with interruption.deferred():
+            workspace.remove()
     return [done[name] for name in roots]
 
 
@@ -109,6 +111,9 @@ def _go_on(
     pending = [method for method in config.methods if method.name not in kept]
     folders: dict[str, RunFolder] = {}
     begun = goes_on
+    anew = not (goes_on or config.restart) and any(
+        unfinished(config.root_of(m.name)) for m in pending
+    )
     try:
         for method in pending:
             folders[method.name] = RunFolder(
@@ -126,8 +131,13 @@ def _go_on(
             workspace.hold(held(config))
         for folder in folders.values():
             folder.clear()
+        if anew:
+            progress.milestone("begins anew: an interrupted run left nothing to go on with")
         for name in kept:
             progress.milestone(f"{name}: finished before the interruption, kept")
+        for name, folder in folders.items():
+            if folder.summary.resumed:
+                progress.milestone(f"{name}: {interruption_text(folder.summary.resumed[-1])}")
         _pipeline()(config, folders, workspace, progress)
     except BaseException as error:
         explained = _failed(error, config, claim, workspace, folders, begun)
