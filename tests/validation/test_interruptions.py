@@ -33,7 +33,16 @@ STAGES = (
     "ptq: final evaluation",
 )
 
-OF_ONE_RUN = ("run_id", "created_at", "timings", "resumed", "history", "training", "artifacts")
+OF_ONE_RUN = (
+    "run_id",
+    "created_at",
+    "git",
+    "timings",
+    "resumed",
+    "history",
+    "training",
+    "artifacts",
+)
 
 
 class InterruptedAt(Progress):

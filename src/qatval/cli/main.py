@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _main(argv)
         except BaseException as error:
             # Whatever it has become in a library, or in the way out.
-            if interruption.requested() is None and not isinstance(error, KeyboardInterrupt):
+            if not interruption.requested() and not isinstance(error, KeyboardInterrupt):
                 raise
             return _interrupted(error)
 
@@ -78,7 +78,7 @@ def _main(argv: Sequence[str] | None) -> int:
     except BrokenPipeError:
         return 1
     except Exception as error:
-        if interruption.requested() is not None:
+        if interruption.requested():
             raise
         told = error if isinstance(error, QatvalError) else from_system(error)
         if told is None:
@@ -99,7 +99,7 @@ class _OneLine(logging.Formatter):
 
 def _interrupted(error: BaseException) -> int:
     """Say what has ended the command, and how it goes on if that is known; return the exit code."""
-    name = interruption.requested() or signal.SIGINT.name
+    name = interruption.by() or signal.SIGINT.name
     told = str(error) if isinstance(error, interruption.Interrupted) else name
     with contextlib.suppress(OSError):  # a hangup leaves no terminal to say it on
         print(f"qatval: {told if told != name else f'interrupted by {name}'}", file=sys.stderr)

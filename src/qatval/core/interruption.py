@@ -118,7 +118,12 @@ def check() -> None:
         raise Interrupted(_received)
 
 
-def requested() -> str | None:
+def requested() -> bool:
+    """Return whether a signal has come."""
+    return _received is not None
+
+
+def by() -> str | None:
     """Return the name of the signal that has come, None while none has."""
     return _received
 

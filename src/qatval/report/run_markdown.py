@@ -261,16 +261,17 @@ def _setup(summary: RunSummary) -> Iterator[str]:
         "memory": f"{peak} MiB at most, {place}" if isinstance(peak, int) else "",
         "commit": f"{git.commit[:12]}{changed}" if git.commit else "unknown",
         "versions": ", ".join(f"{n} {environment[n]}" for n in _LIBRARIES if environment.get(n)),
-        "interrupted": escape(", ".join(map(_interruption, summary.resumed))),
+        "interruptions": escape("; ".join(map(interruption_text, summary.resumed))),
         "time": ", ".join(f"{stage} {formatting.duration(seconds)}" for stage, seconds in spent),
     }
     yield bullets(f"{label}: {escape(text)}" for label, text in rows.items() if text)
 
 
-def _interruption(resumed: Resumption) -> str:
+def interruption_text(resumed: Resumption) -> str:
+    """Say where a run was interrupted, and when it went on."""
     where = f"in {resumed.stage}" if resumed.stage else "once"
     after = f" after {formatting.count(resumed.steps, 'step')}" if resumed.steps else ""
-    return f"{where}{after}, resumed {resumed.at}"
+    return f"interrupted {where}{after}, goes on {resumed.at}"
 
 
 def _classes(summary: RunSummary) -> str:

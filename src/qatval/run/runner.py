@@ -22,6 +22,7 @@ from qatval.core.progress import Progress
 from qatval.core.summary import Resumption, RunSummary
 from qatval.data.checkpoints import hold_to_pin
 from qatval.quant.methods import Method
+from qatval.report.run_markdown import interruption_text
 from qatval.run.claim import Claim, LostError
 from qatval.run.configuration import RunConfig
 from qatval.run.folder import (
@@ -63,7 +64,8 @@ def run(config: RunConfig, progress: Progress) -> list[RunSummary]:
         done = _kept(config, workspace)
         if len(done) < len(roots):
             done |= _go_on(config, claim, workspace, done, progress)
-        workspace.remove()
+        with interruption.deferred():
+            workspace.remove()
     return [done[name] for name in roots]
 
 
@@ -110,6 +112,9 @@ def _go_on(
     pending = [method for method in config.methods if method.name not in kept]
     folders: dict[str, RunFolder] = {}
     begun = goes_on
+    anew = not (goes_on or config.restart) and any(
+        unfinished(config.root_of(m.name)) for m in pending
+    )
     try:
         for method in pending:
             folders[method.name] = RunFolder(
@@ -127,8 +132,13 @@ def _go_on(
             workspace.hold(held(config))
         for folder in folders.values():
             folder.clear()
+        if anew:
+            progress.milestone("begins anew: an interrupted run left nothing to go on with")
         for name in kept:
             progress.milestone(f"{name}: finished before the interruption, kept")
+        for name, folder in folders.items():
+            if folder.summary.resumed:
+                progress.milestone(f"{name}: {interruption_text(folder.summary.resumed[-1])}")
         _pipeline()(config, folders, workspace, progress)
     except BaseException as error:
         explained = _failed(error, config, claim, workspace, folders, begun)
@@ -160,7 +170,8 @@ def _steps(config: RunConfig, method: Method, workspace: Workspace) -> int | Non
 
     for number, (training, methods) in enumerate(config.trainings()):
         if method in methods and training is not None:
-            return steps_done(workspace.training(number))
+            with contextlib.suppress(QatvalError):  # of a damaged state, which the training tells
+                return steps_done(workspace.training(number))
     return None
 
 
@@ -180,11 +191,9 @@ def _failed(
         goes_on = begun and (workspace.trained or len(left) < len(config.methods))
         if begun and not goes_on and not lost:
             workspace.remove()  # before the reason is left: on a full disk that makes room for it
-        interrupted = not lost and (
-            interruption.requested() is not None or isinstance(error, KeyboardInterrupt)
-        )
+        interrupted = interruption.requested() or isinstance(error, KeyboardInterrupt)
         reasons = dict.fromkeys(left, explained)
-        if interrupted:
+        if interrupted and not lost:
             steps = {m.name: _steps(config, m, workspace) for m in config.methods if goes_on}
             reasons = {name: _interrupted(steps.get(name), goes_on) for name in left}
             explained = _interrupted(max(filter(None, steps.values()), default=None), goes_on)
@@ -198,7 +207,7 @@ def _failed(
 def _interrupted(steps: int | None, goes_on: bool) -> interruption.Interrupted:
     after = "" if steps is None else f" after {steps:,} steps of the training"
     then = "goes on from there" if goes_on else "begins anew, as nothing was trained yet"
-    name = interruption.requested() or "SIGINT"
+    name = interruption.by() or "SIGINT"
     return interruption.Interrupted(f"interrupted by {name}{after}: the same command {then}")
 
 

@@ -63,6 +63,7 @@ class Workspace:
         self._run_root = run_root
         self.directory = run_root / _NAME
         self._file = self.directory / "configuration.json"
+        self._remove_leavings()
         self._configuration = _Configuration() if anew else self._read()
 
     def _read(self) -> _Configuration:
@@ -127,7 +128,12 @@ class Workspace:
         self._configuration = _Configuration()
         if self.directory.exists():
             self.directory.replace(self.directory.with_name(f"{_NAME}-{uuid.uuid4().hex}"))
+        self._remove_leavings()
+
+    def _remove_leavings(self) -> None:
         for leavings in self._run_root.glob(_LEAVINGS):
+            if leavings.is_symlink():  # to where there is room
+                leavings.unlink(missing_ok=True)
             shutil.rmtree(leavings, ignore_errors=True)
 
     def _write(self) -> None:

@@ -43,7 +43,8 @@ def add_options(parser: pytest.Parser) -> None:
         "--run-root",
         type=Path,
         metavar="DIR",
-        help="keep the session's runs in a new folder below DIR (default: pytest's temporary one)",
+        help="keep the session's runs in a new folder below DIR, where the same command goes on "
+        "with a session that was killed (default: pytest's temporary one)",
     )
     group.addoption(
         "--gate-root", type=Path, metavar="DIR", help="runs that open the gate of yolo10m"

@@ -17,7 +17,7 @@ PREAMBLE = """
 import os, sys, time
 from pathlib import Path
 from qatval.core import interruption
-from qatval.core.interruption import Interrupted, check, deferred, listening, requested
+from qatval.core.interruption import Interrupted, by, check, deferred, listening, requested
 
 def say(*words):
     print(*words, flush=True)
@@ -55,7 +55,7 @@ def test_a_signal_ends_what_is_in_hand(number: signal.Signals) -> None:
             say("now")
             time.sleep(20)
         except Interrupted as error:
-            say("ended by", error, requested())
+            say("ended by", error, by())
         """,
         number,
     )
@@ -185,7 +185,7 @@ def test_what_nohup_put_out_of_reach_stays_there() -> None:
         """
         say("now")
         time.sleep(0.3)
-        say("went on", requested())
+        say("went on", by())
         """,
         signal.SIGHUP,
         prelude="import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)",

@@ -72,6 +72,7 @@ ALL_ELSE = {
     "stability": {"degenerate": False},
     "failed_checks": [{"name": "reload", "detail": "0.3 and 0.4"}],
     "configuration": {"variant": "yolo10n"},
+    "resumed": [{"at": "2026-01-01T00:00:00+00:00", "stage": "training", "steps": 34}],
 }
 
 

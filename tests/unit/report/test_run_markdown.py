@@ -58,6 +58,16 @@ def test_a_recorded_text_cannot_break_the_page():
     assert text.count("\n# ") == 0
 
 
+def test_interruptions_are_told_in_a_line():
+    at = "2026-01-01T00:00:00+00:00"
+    changes = {"resumed": [{"at": at, "stage": "training", "steps": 1200}, {"at": at}]}
+    line = (
+        f"interrupted in training after 1,200 steps, goes on {at}; interrupted once, goes on {at}"
+    )
+    assert f"\n- interruptions: {line}\n" in render_run(build_summary(changes=changes))
+    assert "interruptions" not in render_run(build_summary())
+
+
 def test_warnings_stand_before_the_values():
     text = render_run(build_summary(changes={"warnings": ["2.0% were dropped", "<b>and more"]}))
     assert text.index("## Warnings\n\n- 2.0% were dropped\n- &lt;b>and more") < text.index(

@@ -215,6 +215,16 @@ def test_a_kill_while_a_run_takes_the_place_of_another(
     assert changes == moment or moment > 12
 
 
+def test_a_link_is_not_put_in_the_place_of_a_run(tmp_path: Path, summary: RunSummary) -> None:
+    root, other = tmp_path / "run", tmp_path / "other"
+    finish(claim(root, summary), "old")
+    finish(claim(other, msgspec.structs.replace(summary, run_id="other")), "other")
+    (root / ".replacement").symlink_to(other)
+    complete_replacement(root)
+    assert (weights_in(root), weights_in(other)) == ("old", "other")
+    assert list(root.glob(".*")) == []
+
+
 def test_a_named_file_that_is_gone_is_no_success(tmp_path: Path, summary: RunSummary) -> None:
     folder = claim(tmp_path, summary)
     named = msgspec.structs.replace(summary.artifacts, weights="ultralytics/integer.safetensors")

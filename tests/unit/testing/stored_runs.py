@@ -30,7 +30,7 @@ CALLS = "calls.txt"
 def embedded_dataset(qatval_settings: Settings) -> Path:
     """Return a dataset of nothing but its name."""
     root = qatval_settings.session_dir / f"data{os.getpid()}"
-    root.mkdir(parents=True)
+    root.mkdir(parents=True, exist_ok=True)
     (root / MANIFEST_NAME).write_text('{"name": "shapes"}')
     return root
 

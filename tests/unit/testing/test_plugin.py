@@ -239,3 +239,42 @@ def test_missing_photographs_skip_with_reason_and_remedy(
     result = pytester.runpytest("-m", "cpu", "-k", "seed0")
     result.assert_outcomes(skipped=3, deselected=21)
     result.stdout.fnmatch_lines([f"3 x {lacking} {folder} (name a folder with photographs*"])
+
+
+def test_a_session_that_was_interrupted_goes_on(session: Session) -> None:
+    session.store()
+    path = session.pytester.path
+    session.pytester.makepyfile(
+        test_z="""
+        from pathlib import Path
+        def test_stop():
+            if Path("stop").exists():
+                raise KeyboardInterrupt
+        """
+    )
+    options = ("-p", "no:xdist", f"--run-root={path / 'kept'}", "--seeds=0")
+    (path / "stop").touch()
+    with pytest.raises(KeyboardInterrupt):
+        session.run(*options)
+    (interrupted,) = (path / "kept").iterdir()
+    assert session.calls() == ["baseline,ema,ema+qc 0"]
+    with pytest.raises(KeyboardInterrupt):
+        session.run(*options, "-k", "seed0 or stop")  # another session's
+    assert len(list((path / "kept").iterdir())) == 2
+    assert len(session.calls()) == 2
+
+    (path / "stop").unlink()
+    session.run(*options).assert_outcomes(passed=7)
+    assert len(session.calls()) == 2
+    assert (interrupted / "comparison.json").exists()
+    assert not list(interrupted.glob("session.json"))
+    session.run(*options).assert_outcomes(passed=7)  # it came to its end: this is a new one
+    assert len(list((path / "kept").iterdir())) == 3
+
+
+def test_an_incomplete_run_is_tried_once_in_a_session(session: Session) -> None:
+    session.store(error="killed")
+    path = session.pytester.path
+    options = ("-p", "no:xdist", f"--run-root={path / 'kept'}", "--seeds=0")
+    session.run(*options).assert_outcomes(failed=6)
+    assert session.calls() == ["baseline,ema,ema+qc 0"]  # once, whoever asks
