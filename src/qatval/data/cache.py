@@ -31,8 +31,8 @@ from numpy.typing import NDArray
 from qatval.core.environment import user_folder
 from qatval.core.errors import DISK_FULL, QatvalError
 from qatval.core.files import atomic_write, sha256_of
+from qatval.core.locks import exclusive, unused, users_of
 from qatval.data.coco import AnnotationIndex, read_annotations
-from qatval.data.locks import exclusive, unused, users_of
 from qatval.data.ownership import refuse_foreign
 
 INDEX_VERSION = 3

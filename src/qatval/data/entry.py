@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qatval.core.files import atomic_write, encoded, sha256_of, to_json
+from qatval.core.locks import Use
 from qatval.data.cache import HELD, DamagedError, load_arrays, pack_names, unpack_names
 from qatval.data.coco import SPLITS, AnnotationIndex, coco_files
 from qatval.data.labels import Labels
-from qatval.data.locks import Use
 
 _RECORD = "subset.json"
 VAL_ANNOTATIONS = "val_annotations.json"

@@ -9,16 +9,16 @@ along: Linux does over NFS version 4, a mount with ``local_lock`` or ``nolock`` 
 from __future__ import annotations
 
 import contextlib
-import datetime
 import errno
 import fcntl
-import json
 import logging
 import os
-import platform
 from pathlib import Path
 
+import msgspec
+
 from qatval.core.errors import QatvalError
+from qatval.core.locks import Holder, named_in
 
 _NAME = ".lock"
 _HELD = (errno.EAGAIN, errno.EACCES)
@@ -95,7 +95,7 @@ class _Lock:
             ) from error
         with contextlib.suppress(OSError):  # a full disk: it is locked without a word as well
             os.truncate(self._descriptor, 0)
-            os.write(self._descriptor, json.dumps(_myself()).encode())
+            os.write(self._descriptor, msgspec.json.encode(Holder.me()))
 
     def _locked(self) -> int:
         while True:
@@ -105,7 +105,7 @@ class _Lock:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 if error.errno in _HELD:
-                    holder = _told(descriptor)
+                    holder = named_in(os.pread(descriptor, 1000, 0))
                     os.close(descriptor)
                     raise QatvalError(
                         f"{self.folder} is in use by {holder}: wait for it to end, or give "
@@ -155,18 +155,3 @@ class _Lock:
 
 def _identity(status: os.stat_result) -> tuple[int, int]:
     return status.st_dev, status.st_ino
-
-
-def _myself() -> dict[str, str | int]:
-    since = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
-    return {"pid": os.getpid(), "host": platform.node(), "since": since}
-
-
-def _told(descriptor: int) -> str:
-    """Return who holds a lock, as far as its file says so."""
-    try:
-        holder = json.loads(os.pread(descriptor, 1000, 0))
-        pid, host, since = int(holder["pid"]), str(holder["host"]), str(holder["since"])
-    except (OSError, ValueError, TypeError, KeyError):
-        return "another process"
-    return f"process {pid} on {host!r} since {since!r}"

@@ -308,7 +308,7 @@ class ResumableTrainer(DetectionTrainer):  # type: ignore[misc]
 
         They agree on it, or the others would wait for the one that has ended.
         """
-        asked = interruption.requested() is not None
+        asked = interruption.requested()
         if self.world_size > 1:
             flag = torch.tensor(int(asked), device=self.device)
             dist.all_reduce(flag, op=dist.ReduceOp.MAX)

@@ -20,11 +20,12 @@ import numpy as np
 import pytest
 
 from qatval.cli import cache as cache_command
+from qatval.core import locks
 from qatval.core.errors import QatvalError
+from qatval.core.locks import Use, exclusive, unused
 from qatval.data import cache as cache_module
-from qatval.data import locks, ownership
+from qatval.data import ownership
 from qatval.data.cache import Cache, DamagedError, load_index, save_index
-from qatval.data.locks import Use, exclusive, unused
 from qatval.data.subset import Subset, build_subset, open_subset
 
 Build = Callable[..., Subset]
@@ -264,7 +265,7 @@ def test_verify_keeps_what_is_damaged_and_used(
 HOLDING = """
 import sys, time
 from pathlib import Path
-from qatval.data.locks import Use, exclusive
+from qatval.core.locks import Use, exclusive
 path = Path(sys.argv[2])
 if sys.argv[1] == "use":
     held = Use(path)

@@ -1,7 +1,8 @@
-"""Locks on files of the cache: they end with the process that holds them, however that ends."""
+"""Locks on files: they end with the process that holds them, however that ends."""
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import socket
@@ -13,21 +14,24 @@ from pathlib import Path
 import msgspec
 from filelock import FileLock, Timeout
 
-try:
-    import fcntl
-except ImportError:  # Windows, which does not let go of files that are open
-    fcntl = None  # type: ignore[assignment]
-
 PATIENCE_S = 10.0
 """Seconds of waiting for a lock after which its holder is named."""
 
 _log = logging.getLogger(__name__)
 
 
-class _Holder(msgspec.Struct):
+class Holder(msgspec.Struct):
+    """The process that holds a lock, as it says of itself."""
+
     pid: int
     host: str
     since: str
+
+    @classmethod
+    def me(cls) -> Holder:
+        """Return this process, from now on."""
+        since = datetime.now().astimezone().isoformat(timespec="seconds")
+        return cls(os.getpid(), socket.gethostname(), since)
 
     def __str__(self) -> str:
         there = "this machine" if self.host == socket.gethostname() else f"{self.host!r:.80}"
@@ -57,9 +61,8 @@ def exclusive(path: Path) -> Iterator[None]:
         )
         lock.acquire()
     try:
-        since = datetime.now().astimezone().isoformat(timespec="seconds")
         with suppress(OSError):  # on a full disk the lock works without
-            note.write_bytes(msgspec.json.encode(_Holder(os.getpid(), socket.gethostname(), since)))
+            note.write_bytes(msgspec.json.encode(Holder.me()))
         yield
     finally:
         with suppress(OSError):
@@ -67,11 +70,18 @@ def exclusive(path: Path) -> Iterator[None]:
         lock.release()
 
 
-def _holder(note: Path) -> str:
+def named_in(content: bytes) -> str:
+    """Return who holds a lock, by what it has written of itself."""
     try:
-        return str(msgspec.json.decode(note.read_bytes(), type=_Holder))
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+        return str(msgspec.json.decode(content, type=Holder))
+    except (msgspec.DecodeError, UnicodeDecodeError):
         return "a process that has left no name"
+
+
+def _holder(note: Path) -> str:
+    with suppress(OSError):
+        return named_in(note.read_bytes())
+    return named_in(b"")
 
 
 class Use:
@@ -89,9 +99,8 @@ class Use:
         """
         self._descriptor = os.open(path, os.O_RDONLY)
         try:
-            if fcntl is not None:
-                with suppress(OSError):
-                    fcntl.flock(self._descriptor, fcntl.LOCK_SH)
+            with suppress(OSError):
+                fcntl.flock(self._descriptor, fcntl.LOCK_SH)
             if not os.path.samestat(os.fstat(self._descriptor), path.stat()):
                 raise FileNotFoundError(path)
         except BaseException:
@@ -119,8 +128,6 @@ def unused(path: Path) -> Iterator[bool]:
 
 
 def _locked(descriptor: int) -> bool:
-    if fcntl is None:
-        return True
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
