@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from qatval.core.formatting import terminal_line
+
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add `qatval cache` to the command line."""
@@ -41,7 +43,7 @@ def list_entries(args: argparse.Namespace) -> int:
     for entry in entries:
         files = entry.iterdir() if entry.is_dir() else [entry]
         size = sum(file.stat().st_size for file in files)
-        print(f"{_key(entry)}  {size / 1e6:8.1f} MB  {_describe(entry)}")
+        print(terminal_line(f"{_key(entry)}  {size / 1e6:8.1f} MB  {_describe(entry)}"))
     return 0
 
 
@@ -70,7 +72,7 @@ def remove_entries(args: argparse.Namespace) -> int:
                 cache.remove(entry)
             except InUseError as error:
                 spared += 1
-                print(f"kept {_key(entry)}: {error}")
+                print(terminal_line(f"kept {_key(entry)}: {error}"))
             else:
                 print(f"removed {_key(entry)}")
     return 1 if spared else 0
@@ -86,7 +88,7 @@ def verify_entries(args: argparse.Namespace) -> int:
     with cache.building():
         for path in cache.forget_changed():
             damaged += 1
-            print(f"{path}  changed behind its size and time: it is read again when needed")
+            print(terminal_line(f"{path}  changed behind its size and time: it is read again"))
         for entry in cache.entries():
             check = verify_subset if entry.parent == cache.subsets else cache.load_index
             try:
@@ -96,9 +98,13 @@ def verify_entries(args: argparse.Namespace) -> int:
                 try:
                     cache.remove(entry)
                 except InUseError as used:
-                    print(f"{_key(entry)}  damaged, kept: {used} ({error})")
+                    print(terminal_line(f"{_key(entry)}  damaged, kept: {used} ({error})"))
                     continue
-                print(f"{_key(entry)}  damaged, removed: it is built again when needed ({error})")
+                print(
+                    terminal_line(
+                        f"{_key(entry)}  damaged, removed: built anew when needed ({error})"
+                    )
+                )
             else:
                 print(f"{_key(entry)}  ok")
     return 1 if damaged else 0

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from qatval.core.errors import UsageError
+from qatval.core.formatting import terminal_line
 from qatval.core.presets import Variant, validated_variants, variant, variant_names
 from qatval.data import checkpoints as checkpoint_store
 from qatval.data.download import Progress
@@ -70,7 +71,8 @@ def verify(args: argparse.Namespace) -> int:
         for file, official in _files(args)
     ]
     for verdict in verdicts:
-        print(f"{'ok' if verdict.sound else 'NOT ok':6}  {verdict.name}  {verdict.message}")
+        state = "ok" if verdict.sound else "NOT ok"
+        print(terminal_line(f"{state:6}  {verdict.name}  {verdict.message}"))
     return 0 if all(verdict.sound for verdict in verdicts) else 1
 
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from qatval.cli.options import add_shared
+from qatval.core.formatting import terminal_line
 from qatval.core.option_types import positive, seed
 from qatval.core.presets import profile, profile_names
 
@@ -110,7 +111,7 @@ def build_profile(args: argparse.Namespace) -> int:
         print(f"{split.name}: {details}")
     print(subset.directory)
     for warning in label_warnings(subset.provenance):
-        print(f"qatval: warning: {warning}", file=sys.stderr)
+        print(terminal_line(f"qatval: warning: {warning}"), file=sys.stderr)
     return 0
 
 
@@ -127,7 +128,8 @@ def check_files(args: argparse.Namespace) -> int:
     for finding in check_dataset(args.coco_root, **counts, seed=args.seed, decode=args.verify):
         findings.append(finding)
         if not args.json:
-            print(f"{_MARKS[finding.level]}  {finding.subject:18} {finding.message}", flush=True)
+            line = f"{_MARKS[finding.level]}  {finding.subject:18} {finding.message}"
+            print(terminal_line(line), flush=True)
     problems = sum(finding.level == "problem" for finding in findings)
     if args.json:
         document = {

@@ -189,7 +189,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Run, and print the outcome of each method."""
-    from qatval.core.formatting import percent, value
+    from qatval.core.formatting import percent, terminal_line, value
     from qatval.run import runner
     from qatval.run.configuration import configure
 
@@ -222,5 +222,5 @@ def run(args: argparse.Namespace) -> int:
         )
     sys.stdout.flush()
     for warning in dict.fromkeys(said for summary in summaries for said in summary.warnings):
-        print(f"qatval: warning: {warning}", file=sys.stderr)
+        print(terminal_line(f"qatval: warning: {warning}"), file=sys.stderr)
     return 0

@@ -116,7 +116,7 @@ def test_what_was_altered_is_found_and_built_again(
     capsys.readouterr()
     alter(cache_dir, entry, json.loads((cache_dir / "known.json").read_text()))
     assert command("verify", "--cache-dir", cache_dir) == 1
-    assert "damaged, removed: it is built again when needed" in capsys.readouterr().out
+    assert "damaged, removed: built anew when needed" in capsys.readouterr().out
     build()
     assert {path.name: path.read_bytes() for path in entry.iterdir()} == whole
     assert command("verify", "--cache-dir", cache_dir) == 0
