@@ -65,7 +65,7 @@ def test_an_interrupted_demo_goes_on_with_its_seed(replaced: bool, demo: Any) ->
     if replaced:
         demo(Runner())
     interrupted = Runner(1)
-    assert demo(interrupted) == 130
+    assert demo(interrupted) == 75
     assert demo(interrupted) == 0
     assert interrupted.asked == [0, 1, 1]
 
