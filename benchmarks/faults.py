@@ -289,7 +289,7 @@ def kills(bench: Bench, number: int, draw: random.Random, outcome: Outcome, time
 
 def _expect(how: str, code: int) -> None:
     signals = [signal.Signals[f"SIG{name}"] for name in how.split()]
-    first = {signal.SIGINT: 130, signal.SIGKILL: -9}.get(signals[0], EXIT_CODE)
+    first = -9 if signals[0] == signal.SIGKILL else EXIT_CODE
     # The second comes while the first is being obeyed, or when the interpreter ends.
     second = [code for number in signals[1:] for code in (128 + number, -number)]
     ending = [-signals[0]]  # while the interpreter ends, which is after the command
