@@ -47,6 +47,7 @@ KILLS = ("KILL", "TERM", "INT", "HUP", "TERM TERM", "INT INT", "TERM KILL", "HUP
 # What tells one run from another of the same configuration, and what took how long.
 _OF_ONE_RUN = ("run_id", "created_at", "timings", "resumed", "environment", "git", "files")
 _OF_ONE_TRAINING = ("trajectory", "peak_memory_mb")
+_TOO_LATE = " (had ended)"
 _NOT_AN_END = "Traceback", "Exception ignored", "Error in atexit", "core dumped"
 
 
@@ -275,7 +276,7 @@ def kills(bench: Bench, number: int, draw: random.Random, outcome: Outcome, time
         if old and set(after) != set(old):
             raise LostError(f"{root} lost {set(old) - set(after)}")
         outcome.slowest = max(outcome.slowest, seconds)
-        ended = " (had ended)" if code == 0 else ""
+        ended = _TOO_LATE if code == 0 else ""
         outcome.done.append(f"{how}{' while starting' if fresh else ''}{ended}")
         if code == 0:
             break
@@ -396,19 +397,20 @@ def _attempted(task: tuple[Bench, str, int, int, tuple[Any, ...]]) -> Outcome:
     return outcome
 
 
-def _tasks(
-    bench: Bench, args: argparse.Namespace
-) -> Iterator[tuple[Bench, str, int, int, tuple[Any, ...]]]:
-    draw = random.Random(args.seed)
-    left = args.kills
+Task = tuple[Bench, str, int, int, tuple[Any, ...]]
+
+
+def _kills(bench: Bench, left: int, draw: random.Random) -> Iterator[Task]:
+    """Yield roots with some kills each, of which those that come too late do not count."""
     while left > 0:
         times = min(draw.randint(1, 5), left)
-        yield bench, "kill", left, draw.randrange(2**32), (times,)
+        yield bench, "kill", draw.randrange(2**32), draw.randrange(2**32), (times,)
         left -= times
-    for number in range(args.disks):
-        yield bench, "disk", number, draw.randrange(2**32), ()
-    for number in range(args.pairs):
-        yield bench, "pair", number, draw.randrange(2**32), ()
+
+
+def _others(bench: Bench, fault: str, count: int, draw: random.Random) -> Iterator[Task]:
+    for number in range(count):
+        yield bench, fault, number, draw.randrange(2**32), ()
 
 
 def main() -> int:
@@ -419,17 +421,28 @@ def main() -> int:
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    began, outcomes = time.monotonic(), []
+    began = time.monotonic()
+    outcomes: list[Outcome] = []
     with tempfile.TemporaryDirectory(prefix="qatval-faults-") as temporary:
         os.environ.setdefault("YOLO_CONFIG_DIR", str(Path(temporary) / "settings"))
         bench = _prepared(Path(temporary))
         with multiprocessing.get_context("fork").Pool(args.processes) as pool:
-            for outcome in pool.imap_unordered(_attempted, _tasks(bench, args)):
-                outcomes.append(outcome)
-                done = sum(len(outcome.done) for outcome in outcomes)
-                print(f"{time.monotonic() - began:5.0f} s: {done} faults", file=sys.stderr)
-                if outcome.lost:
-                    print(f"LOST by {outcome.lost}", file=sys.stderr, flush=True)
+            draw = random.Random(args.seed)
+
+            def suffer(tasks: Iterator[Task]) -> int:
+                suffered = 0
+                for outcome in pool.imap_unordered(_attempted, tasks):
+                    outcomes.append(outcome)
+                    suffered += len([what for what in outcome.done if not what.endswith(_TOO_LATE)])
+                    at = f"{time.monotonic() - began:5.0f} s"
+                    print(f"{at}: {', '.join(outcome.done)} {outcome.lost}", file=sys.stderr)
+                return suffered
+
+            left = args.kills
+            while left > 0 and not any(outcome.lost for outcome in outcomes):
+                left -= suffer(_kills(bench, left, draw))
+            suffer(_others(bench, "disk", args.disks, draw))
+            suffer(_others(bench, "pair", args.pairs, draw))
     counts = collections.Counter(what for outcome in outcomes for what in outcome.done)
     lost = sum(bool(outcome.lost) for outcome in outcomes)
     rows = [[what, str(number)] for what, number in sorted(counts.items())]

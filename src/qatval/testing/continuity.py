@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import os
+import secrets
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -47,7 +47,7 @@ class KeptSession:
 
     def _new(self, root: Path) -> Path:
         now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-        return root / f"session-{now}-{os.getpid()}"
+        return root / f"session-{now}-{secrets.token_hex(3)}"
 
     def begin(self) -> None:
         """Leave in the folder what tells it to a later session."""
