@@ -9,6 +9,7 @@ earlier checkpoint after a NaN. `tests/validation/test_resume.py` holds the two 
 from __future__ import annotations
 
 import time
+import warnings
 from collections import deque
 from collections.abc import Iterator
 from typing import Any
@@ -200,7 +201,8 @@ class ResumableTrainer(DetectionTrainer):  # type: ignore[misc]
 
     def _begin_epoch(self) -> None:
         self.run_callbacks("on_train_epoch_start")
-        self.scheduler.step()
+        with warnings.catch_warnings(action="ignore"):  # that no step came before it
+            self.scheduler.step()
         if RANK != -1:
             self.train_loader.sampler.set_epoch(self.epoch)
         if not self.mosaic_closed and self.epoch >= self.epochs - self.args.close_mosaic:

@@ -264,8 +264,8 @@ def _restore(trainer: QatTrainer, position: Position, tensors: Mapping[str, Tens
         torch.manual_seed(seed)
         return
     random.setstate(position.python)
-    algorithm, keys, *rest = position.numpy
-    np.random.set_state((algorithm, np.array(keys, dtype=np.uint32), *rest))
+    algorithm, keys, at, has_gauss, gauss = position.numpy
+    np.random.set_state((algorithm, np.array(keys, np.uint32), at, has_gauss, gauss))
     torch.set_rng_state(states["torch"])
     if "cuda" in states:
         torch.cuda.set_rng_state(states["cuda"], trainer.device)
