@@ -88,7 +88,7 @@ def subset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from qatval.data.subset import build_subset
 
     root = tmp_path_factory.mktemp("data")
-    draw_dataset(root / "shapes", train_images=19, val_images=6, size=64)
+    draw_dataset(root / "shapes", train_images=20, val_images=6, size=64)
     built = build_subset(
         root / "shapes", train_images=None, val_images=None, seed=0, cache_dir=root / "cache"
     )

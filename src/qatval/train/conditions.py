@@ -39,7 +39,7 @@ def refuse_other(directory: Path, plan: TrainingPlan, arguments: Mapping[str, An
             "begin the run anew with --restart"
         ) from error
     now = _conditions(plan, arguments)
-    for name in (*now, *was):
+    for name in (*was, *now):
         if was.get(name) != now.get(name):
             raise QatvalError(
                 f"the training in {directory} was begun with {name} {was.get(name)!r}, now it is "
@@ -56,13 +56,13 @@ def record_conditions(directory: Path, plan: TrainingPlan, arguments: Mapping[st
 def _conditions(plan: TrainingPlan, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Return everything that a training depends on, by names such as ``quantization.scale``."""
     record = {**msgspec.to_builtins(plan), **arguments}
-    record["subset"] = _digest(dict(open_subset(Path(plan.subset)).identity))
-    for name in ("checkpoint", "reference"):
-        path = record[name] and Path(record[name])
-        record[name] = sha256_of(path) if path and path.is_file() else None
+    paths = {name: record.pop(name) for name in ("subset", "checkpoint", "reference")}
     if plan.quantization is not None and plan.reference is not None:
         # Made from the reference, on a GPU perhaps not to the bit; its weights are in the state.
-        del record["checkpoint"]
+        del paths["checkpoint"]
+    record["subset"] = _digest(dict(open_subset(Path(paths.pop("subset"))).identity))
+    for name, path in paths.items():
+        record[name] = sha256_of(Path(path)) if path and Path(path).is_file() else None
     # As it will be read again: lists for tuples.
     return msgspec.json.decode(msgspec.json.encode(dict(_flat(record))), type=dict[str, Any])
 

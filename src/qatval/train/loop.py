@@ -8,6 +8,7 @@ earlier checkpoint after a NaN. `tests/validation/test_resume.py` holds the two 
 
 from __future__ import annotations
 
+import sys
 import time
 import warnings
 from collections import deque
@@ -20,14 +21,23 @@ from torch import Tensor
 from torch import distributed as dist
 from torch.utils.data import DistributedSampler
 from ultralytics.models.yolo.detect import DetectionTrainer
-from ultralytics.utils import LOGGER, RANK
+from ultralytics.utils import LOCAL_RANK, LOGGER, RANK
 from ultralytics.utils.torch_utils import autocast
 
 from qatval.core import interruption
+from qatval.core.errors import QatvalError
 from qatval.quant.averaging import unwrapped
+from qatval.train.patches import own_launch
 
 SAVE_EVERY = 600.0
 """Seconds after which the state of a training is saved within an epoch too."""
+
+_OUT_OF_MEMORY = (
+    "out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_INTERNAL_ERROR",
+    "unable to find an engine",
+)
 
 
 class Order:
@@ -42,7 +52,7 @@ class Order:
         """Take the place of a loader's sampler of batches."""
         self._loader = loader
         self._batches = loader.batch_sampler.sampler
-        self._rest: list[list[int]] = []
+        self._rest: Iterator[list[int]] | None = None
         self._begun: deque[Tensor] = deque()
         self.drawn_from: Tensor | None = None
         loader.batch_sampler.sampler = self
@@ -53,12 +63,11 @@ class Order:
 
     def __iter__(self) -> Iterator[list[int]]:
         """Yield what an interrupted epoch has left, or else the next epoch."""
-        if self._rest:
-            rest, self._rest = self._rest, []
-            yield from rest
-        else:
+        rest, self._rest = self._rest, None
+        if rest is None:
             self._begun.append(self._source())
-            yield from self._batches
+            rest = iter(self._batches)
+        yield from rest
 
     def _source(self) -> Tensor:
         """Return what the next order comes from: a generator's state, or an epoch's number."""
@@ -74,6 +83,7 @@ class Order:
 
     def begin_again(self) -> None:
         """Say that the loader begins anew; what it was ahead is lost."""
+        self._rest = None
         self._begun.clear()
         self._loader.reset()
 
@@ -82,14 +92,17 @@ class Order:
 
         Args:
             drawn_from: `drawn_from` of that epoch.
-            done: How many of its batches are done, all of them included.
+            done: How many of its batches are done, at least one, and perhaps all.
         """
         loader, self.drawn_from = self._loader, drawn_from
         if isinstance(loader.sampler, DistributedSampler):
             loader.sampler.set_epoch(int(drawn_from))
         else:
             loader.generator.set_state(drawn_from)
-        self._rest = list(self._batches)[done:]
+        # Not a list: with the end of its order torch draws one more that nobody looks at.
+        self._rest = iter(self._batches)
+        for _ in range(done):
+            next(self._rest)
         # A new iterator draws from the generator, which the one that was there has done before.
         after = loader.generator.get_state()
         loader.iterator = loader._get_iterator()
@@ -112,6 +125,10 @@ class ResumableTrainer(DetectionTrainer):  # type: ignore[misc]
     accumulate: int
     tloss: dict[str, Tensor] | None
 
+    def interrupted(self) -> bool:
+        """Return whether there is an interrupted training to go on with."""
+        raise NotImplementedError
+
     def load_state(self) -> bool:
         """Go to where an interrupted training was, if there is one."""
         raise NotImplementedError
@@ -128,6 +145,34 @@ class ResumableTrainer(DetectionTrainer):  # type: ignore[misc]
     def batches_done(self) -> int:
         """How many batches are done in all epochs."""
         return self.epoch * len(self.train_loader) + self.done
+
+    def train(self) -> None:
+        """Train as Ultralytics does; of several processes all end when one is asked to.
+
+        Raises:
+            QatvalError: If the device runs out of memory. Ultralytics would go on with half the
+                batch, which is another experiment.
+        """
+        try:
+            if self.ddp:
+                # Or Ultralytics removes what an interrupted training has left.
+                self.resume = self.interrupted()
+                with interruption.deferred(), own_launch():
+                    super().train()
+            elif LOCAL_RANK == -1:
+                super().train()
+            else:
+                interruption.listen()
+                super().train()
+        except interruption.Interrupted:
+            if LOCAL_RANK == -1:
+                raise
+            sys.exit(interruption.EXIT_CODE)
+        except RuntimeError as error:
+            if any(sign in str(error) for sign in _OUT_OF_MEMORY):
+                remedy = f"out of memory: try --batch {max(self.batch_size // 2, 1)}"
+                raise QatvalError(remedy) from error
+            raise
 
     def _do_train(self) -> None:
         if self.world_size > 1:

@@ -45,7 +45,8 @@ from qatval.quant.methods.part import Weights
 if TYPE_CHECKING:
     from qatval.train.trainer import QatTrainer
 
-_NAME = "state.safetensors"
+NAME = "state.safetensors"
+"""File of the state in a work directory."""
 
 _Numpy = tuple[str, list[int], int, int, float]
 _Python = tuple[int, tuple[int, ...], float | None]
@@ -98,7 +99,7 @@ def steps_done(directory: Path) -> int | None:
 
 def remove(directory: Path) -> None:
     """Remove the state of a training that needs it no more."""
-    (directory / _NAME).unlink(missing_ok=True)
+    (directory / NAME).unlink(missing_ok=True)
 
 
 def save(directory: Path, trainer: QatTrainer) -> None:
@@ -109,7 +110,7 @@ def save(directory: Path, trainer: QatTrainer) -> None:
     """
     tensors = {name: tensor.detach().contiguous() for name, tensor in _tensors(trainer)}
     metadata = {"position": msgspec.json.encode(_position(trainer)).decode()}
-    path = directory / _NAME
+    path = directory / NAME
     try:
         with replacing(path) as file:
             safetensors.torch.save_file(tensors, file, metadata)
@@ -142,7 +143,7 @@ def load(directory: Path, trainer: QatTrainer) -> bool:
 def _read(
     directory: Path, *, with_tensors: bool = False
 ) -> tuple[Position, dict[str, Tensor]] | None:
-    path = directory / _NAME
+    path = directory / NAME
     try:
         with safetensors.safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
@@ -157,7 +158,7 @@ def _read(
 
 def _damaged(directory: Path, why: str) -> QatvalError:
     return QatvalError(
-        f"{directory / _NAME} is damaged or of another version: expected the state of this "
+        f"{directory / NAME} is damaged or of another version: expected the state of this "
         f"training ({' '.join(why.split())}); begin the run anew with --restart"
     )
 
@@ -172,7 +173,7 @@ def _tensors(trainer: QatTrainer) -> Iterator[tuple[str, Tensor]]:
         "gradients": {n: p.grad for n, p in model.named_parameters() if p.grad is not None},
         # They are views of one tensor, which the format does not take.
         "losses": {name: loss.clone() for name, loss in trainer.tloss.items()},
-        "tables": {str(p): _encoded(text) for p, text in trainer.tables.items()},
+        "tables": {name: _encoded(text) for name, text in trainer.log.tables.items()},
         "random": _random_states(trainer),
     }
     for number, values in trainer.optimizer.state_dict()["state"].items():
@@ -202,7 +203,7 @@ def _position(trainer: QatTrainer) -> Position:
         python=random.getstate(),
         numpy=(str(algorithm), np.asarray(keys).tolist(), int(at), int(has_gauss), float(gauss)),
         best=trainer.best_values,
-        history=trainer.history,
+        history=trainer.log.history,
     )
 
 
@@ -246,9 +247,9 @@ def _restore(trainer: QatTrainer, position: Position, tensors: Mapping[str, Tens
     trainer.train_time_start = time.time() - position.seconds
     trainer.memory_before = position.peak_memory_mb
     trainer.best_values = dict(position.best)
-    trainer.restore_history(
-        position.history, {Path(p): _decoded(text) for p, text in parts["tables"].items()}
-    )
+    if RANK in {-1, 0}:
+        tables = {name: _decoded(text) for name, text in parts["tables"].items()}
+        trainer.log.restore(position.history, tables)
 
     dataset = trainer.train_loader.dataset
     for image in position.buffer:

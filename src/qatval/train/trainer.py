@@ -9,11 +9,9 @@ does take part, a `Stabilizer`, makes a trajectory of its own.
 from __future__ import annotations
 
 import contextlib
-import math
 import shutil
-import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -22,15 +20,10 @@ import torch
 from msgspec.structs import asdict
 from torch import distributed as dist
 from torch import nn
-from ultralytics.utils import DEFAULT_CFG, LOCAL_RANK, RANK
+from ultralytics.utils import DEFAULT_CFG, RANK
 
-from qatval.core import interruption
 from qatval.core.detectors import detector_of
 from qatval.core.environment import peak_resident_mb
-from qatval.core.errors import QatvalError
-from qatval.core.files import atomic_write
-from qatval.core.measurements import EpochRecord
-from qatval.core.stability import PRIMARY_METRIC
 from qatval.data.subset import open_subset
 from qatval.quant.anchoring import Anchor
 from qatval.quant.averaging import WeightAverage, unwrapped
@@ -50,15 +43,14 @@ from qatval.train.distillation import DistilledCriterion
 from qatval.train.evaluation import Evaluation, Evaluator, same_randomness
 from qatval.train.loop import ResumableTrainer
 from qatval.train.models import CheckpointInfo, load_pretrained, save_checkpoint, starting_model
-from qatval.train.patches import own_launch, own_setup
+from qatval.train.patches import own_setup
+from qatval.train.recording import EpochLog
 from qatval.train.trajectory import (
-    SHARED_FILES,
     TrainingPlan,
     Trajectory,
     finished,
     read_plan,
     read_trajectory,
-    with_rows,
     write,
 )
 
@@ -66,6 +58,7 @@ from qatval.train.trajectory import (
 _FIXED_ARGUMENTS: Mapping[str, Any] = {
     "task": "detect",
     "mode": "train",
+    "data": "qatval",
     "rect": False,
     "val": True,
     "plots": False,
@@ -75,14 +68,6 @@ _FIXED_ARGUMENTS: Mapping[str, Any] = {
     "exist_ok": True,
     "verbose": False,
 }
-
-
-_OUT_OF_MEMORY = (
-    "out of memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "CUDNN_STATUS_INTERNAL_ERROR",
-    "unable to find an engine",
-)
 
 _NAME = "training"  # the folder in a work directory that Ultralytics is told of
 
@@ -116,44 +101,21 @@ def train(
     if trajectory is not None or state.steps_done(directory) is not None:
         refuse_other(directory, plan, arguments)
     else:
-        shutil.rmtree(directory, ignore_errors=True)
+        shutil.rmtree(directory / _NAME, ignore_errors=True)  # of one that got nowhere
         record_conditions(directory, plan, arguments)
     write(directory, plan)
     if trajectory is None:
-        _train(directory, plan, arguments, callbacks)
+        model = plan.architecture
+        place = {"model": model, "project": str(directory), "name": _NAME}
+        nms = None if detector_of(model).nms_iou else False
+        trainer = QatTrainer(overrides={**arguments, **_FIXED_ARGUMENTS, **place, "nms": nms})
+        if not trainer.ddp:
+            for event, function in callbacks.items():
+                trainer.add_callback(event, function)
+        trainer.train()
         trajectory = read_trajectory(directory)
     state.remove(directory)
     return replace(trajectory, directory=str(directory / _NAME))
-
-
-def _train(
-    directory: Path,
-    plan: TrainingPlan,
-    arguments: Mapping[str, Any],
-    callbacks: Mapping[str, Callable[[QatTrainer], None]],
-) -> None:
-    trainer = QatTrainer(
-        overrides={
-            **arguments,
-            **_FIXED_ARGUMENTS,
-            "nms": None if detector_of(plan.architecture).nms_iou else False,
-            "model": plan.architecture,
-            "data": "qatval",
-            "project": str(directory),
-            "name": _NAME,
-        }
-    )
-    if not trainer.ddp:
-        for event, function in callbacks.items():
-            trainer.add_callback(event, function)
-    try:
-        trainer.train()
-    except RuntimeError as error:
-        if any(sign in str(error) for sign in _OUT_OF_MEMORY):
-            raise QatvalError(
-                f"out of memory: try --batch {max(trainer.batch_size // 2, 1)}"
-            ) from error
-        raise
 
 
 class QatTrainer(ResumableTrainer):
@@ -169,8 +131,8 @@ class QatTrainer(ResumableTrainer):
 
         Attributes:
             plan, subset: What is trained and on what.
-            history, best_values: Of all weights that are scored.
-            tables: The CSV files so far, by their place in the save directory.
+            log: What is recorded by epoch.
+            best_values: Of all weights that are scored.
             stabilizers, tracker: What takes part in the steps and what watches them.
             memory_before: Peak memory in MiB of the processes before an interruption.
             stopped: Why the training ends before its last epoch, or None.
@@ -179,35 +141,17 @@ class QatTrainer(ResumableTrainer):
         self._work = Path(overrides["project"])
         self.plan = read_plan(self._work)
         self.subset = open_subset(Path(self.plan.subset))
-        self.history: dict[Weights, list[EpochRecord]] = {which: [] for which in self.plan.scored}
-        self.tables: dict[Path, str] = {}
         self.best_values: dict[Weights, float] = {}
         self.stabilizers: list[Stabilizer] = []
         self.tracker: OscillationTracker | None = None
         self.memory_before: int | None = None
         self.stopped: str | None = None
-        self._writers: dict[Weights, Any] = {}
         self._evaluations: dict[Weights, Evaluation] = {}
         self._anchor: Anchor | None = None
         super().__init__(cfg, overrides, _callbacks)
+        self.log = EpochLog(self.save_dir, self.plan.scored)
         # Ultralytics leaves a core idle on CPU, which costs nearly half the speed on two cores.
         torch.set_num_threads(self.plan.threads)
-
-    def train(self) -> None:
-        """Train as Ultralytics does; of several processes all end when one is asked to."""
-        if self.ddp:
-            # Or Ultralytics removes what an interrupted training has left.
-            self.resume = state.steps_done(self._work) is not None
-            with interruption.deferred(), own_launch():
-                super().train()
-        elif LOCAL_RANK == -1:
-            super().train()
-        else:
-            interruption.listen()
-            try:
-                super().train()
-            except interruption.Interrupted:
-                sys.exit(interruption.EXIT_CODE)
 
     # -- what is trained on -----------------------------------------------------------------
 
@@ -284,6 +228,8 @@ class QatTrainer(ResumableTrainer):
         """Set up what needs the quantized layers: fused quantization, stabilizers, tracking."""
         weights = LatentWeights(model)
         self.stabilizers = [part.make(weights) for part in self.plan.stabilizers]
+        for stabilizer in self.stabilizers:
+            stabilizer.state()  # refuses what it cannot save, now and not after hours
         self._forward_codes: Callable[[], torch.Tensor] = weights.flat_codes
         if self.plan.fused:
             fused = fuse_quantization(model, capture=self.plan.track)
@@ -364,41 +310,20 @@ class QatTrainer(ResumableTrainer):
         return dict(first.metrics), first.value
 
     def save_metrics(self, metrics: dict[str, Any]) -> None:
-        """Add a line to the ``results.csv`` and TensorBoard log of all scored weights."""
+        """Record the epoch of all scored weights, and how the weights oscillated in it."""
         epoch, seconds = self.epoch + 1, time.time() - self.train_time_start
         if self.tracker is not None:
             epochs = [asdict(self.tracker.end_epoch(epoch))]
-            self._append(Path("oscillation.csv"), epochs)
+            self.log.append("oscillation.csv", epochs)
             layers = [{"epoch": epoch, **asdict(x)} for x in self.tracker.result().layers]
-            self._append(Path("oscillation_layers.csv"), layers)
+            self.log.append("oscillation_layers.csv", layers)
         losses, rates = (
             {name: float(value) for name, value in metrics.items() if name.startswith(group)}
             for group in ("train/", "lr/")
         )
         for which, evaluation in self._evaluations.items():
             val = {f"val/{name}": loss for name, loss in evaluation.losses.items()}
-            row = losses | evaluation.metrics | val | rates
-            line = {"epoch": epoch, "time": seconds, **row}
-            self._append(Path(which) / "results.csv", [line])
-            finite = {k: v if math.isfinite(v) else None for k, v in row.items()}
-            record = EpochRecord(epoch, finite[PRIMARY_METRIC], finite, round(seconds, 3))
-            self.history[which].append(record)
-            self._log(which, record)
-
-    def _append(self, table: Path, rows: Sequence[Mapping[str, float | str]]) -> None:
-        self.tables[table] = with_rows(self.tables.get(table, ""), rows)
-        atomic_write(self.save_dir / table, self.tables[table])
-
-    def _log(self, which: Weights, record: EpochRecord) -> None:
-        """Add an epoch to the TensorBoard log of some weights."""
-        from torch.utils.tensorboard.writer import SummaryWriter
-
-        if which not in self._writers:
-            self._writers[which] = SummaryWriter(str(self.save_dir / which / "tensorboard"))
-        writer = self._writers[which]
-        for name, value in (record.metrics or {}).items():
-            writer.add_scalar(name, math.nan if value is None else value, record.epoch)
-        writer.flush()
+            self.log.add(which, epoch, seconds, losses | evaluation.metrics | val | rates)
 
     def save_model(self) -> bool:
         """Keep the best latent weights of those that are scored, and how far the training is."""
@@ -420,8 +345,7 @@ class QatTrainer(ResumableTrainer):
             for which in get_args(Weights):
                 self._save_weights(which, "last")
             self._write_trajectory(complete=complete)
-        for writer in self._writers.values():
-            writer.close()
+            self.log.close()
 
     def _save_weights(self, which: Weights, name: str) -> None:
         quantization = self.plan.quantization
@@ -436,7 +360,7 @@ class QatTrainer(ResumableTrainer):
 
     def _write_trajectory(self, *, complete: bool) -> None:
         trajectory = Trajectory(
-            history=self.history,
+            history=self.log.history,
             steps=self.ema.updates,
             decay=self.ema.decay,
             tau=self.ema.tau,
@@ -460,7 +384,9 @@ class QatTrainer(ResumableTrainer):
         )
         return max((n for n in (now, self.memory_before) if n is not None), default=None)
 
-    # -- what goes on after an interruption -------------------------------------------------
+    def interrupted(self) -> bool:
+        """Return whether the work directory has a state."""
+        return state.steps_done(self._work) is not None
 
     def save_state(self) -> None:
         """Write the state into the work directory."""
@@ -469,29 +395,3 @@ class QatTrainer(ResumableTrainer):
     def load_state(self) -> bool:
         """Take up the state in the work directory, if there is one."""
         return state.load(self._work, self)
-
-    def restore_history(
-        self, history: Mapping[Weights, Sequence[EpochRecord]], tables: Mapping[Path, str]
-    ) -> None:
-        """Leave what is recorded by epoch as it was then: more may have come in since."""
-        self.history = {which: list(records) for which, records in history.items()}
-        self.tables = dict(tables)
-        if RANK > 0:
-            return
-        for which in self.plan.scored:
-            for name in ("results.csv", "tensorboard"):
-                _remove(self.save_dir / which / name)
-        for name in SHARED_FILES[1:]:
-            _remove(self.save_dir / name)
-        for table, text in self.tables.items():
-            atomic_write(self.save_dir / table, text)
-        for which, records in self.history.items():
-            for record in records:
-                self._log(which, record)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

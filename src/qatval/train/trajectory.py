@@ -5,13 +5,13 @@ Ultralytics starts a multi-GPU training again in worker processes, which know no
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 
+from qatval.core.errors import QatvalError
 from qatval.core.files import atomic_write
 from qatval.core.measurements import EpochRecord, Oscillation
 from qatval.core.presets import BatchNorm
@@ -107,11 +107,20 @@ def read_trajectory(directory: Path) -> Trajectory:
 
 
 def finished(directory: Path) -> Trajectory | None:
-    """Return the result of the training in a work directory if it is complete, else None."""
+    """Return the result of the training in a work directory if it is complete, else None.
+
+    Raises:
+        QatvalError: If it cannot be read.
+    """
     try:
         trajectory = read_trajectory(directory)
     except FileNotFoundError:
         return None
+    except (OSError, msgspec.DecodeError) as error:
+        raise QatvalError(
+            f"{directory / 'trajectory.json'} cannot be read: expected the result of a training "
+            f"({error}); begin the run anew with --restart"
+        ) from error
     return trajectory if trajectory.complete else None
 
 
@@ -124,12 +133,3 @@ def write(directory: Path, record: TrainingPlan | Trajectory) -> None:
     """Write the plan of a training, or its result, into its work directory."""
     name = "plan.json" if isinstance(record, TrainingPlan) else "trajectory.json"
     atomic_write(directory / name, msgspec.json.format(msgspec.json.encode(record)))
-
-
-def with_rows(table: str, rows: Sequence[Mapping[str, float | str]]) -> str:
-    """Return a CSV table with more rows, and with a header where it is empty."""
-    lines = [] if table else [",".join(rows[0])]
-    for row in rows:
-        cells = (v if isinstance(v, str) else f"{v:.6g}" for v in row.values())
-        lines.append(",".join(cells))
-    return table + "\n".join(lines) + "\n"
