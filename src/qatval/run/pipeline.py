@@ -229,13 +229,9 @@ def _device(name: str) -> torch.device:
 
 
 def _callbacks(progress: Progress) -> dict[str, Callable[[QatTrainer], None]]:
-    steps = 0
-
     def on_batch(trainer: QatTrainer) -> None:
-        nonlocal steps
-        steps += 1
         progress.step(
-            steps,
+            trainer.batches_done,
             epoch=trainer.epoch + 1,
             loss=float(trainer.loss.detach()),
             **{f"mAP {weights}": value for weights, value in trainer.values().items()},

@@ -1,4 +1,4 @@
-"""The training itself: the one module that knows Ultralytics' trainer.
+"""The training itself; this module and `qatval.train.loop` know Ultralytics' trainer.
 
 One training yields one *trajectory* of raw weights. Two kinds of weights are scored along it:
 ``raw``, the weights themselves, and ``ema``, their moving average. Averaging takes no part in the
