@@ -16,6 +16,9 @@ from qatval.quant.latent import LatentWeights
 class Stabilizer:
     """Takes part in every optimizer step; the base class does nothing.
 
+    A training may be interrupted after any step and go on in another process, with a stabilizer
+    that is made anew and then given back its `state`.
+
     Attributes:
         weights: Latent weights, their scales and codes, always as they are.
     """

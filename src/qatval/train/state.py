@@ -301,7 +301,7 @@ def _copy(saved: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
 
 def _laid_out_as(parameter: Tensor, value: Tensor) -> Tensor:
     """Return what belongs to a parameter in the parameter's layout, which fused kernels rely on."""
-    if value.shape != parameter.shape:
+    if value.dim() == 0 or value.shape != parameter.shape:  # a count of steps
         return value
     return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
 

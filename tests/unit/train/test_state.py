@@ -6,8 +6,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
+import safetensors
 import safetensors.torch
 import torch
 
@@ -164,6 +164,23 @@ def test_conditions_that_cannot_be_read_are_one_line(
         refuse_other(tmp_path, plan, ARGUMENTS)
 
 
+def test_a_full_disk_leaves_the_state_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(tensors: object, file: Path, metadata: object) -> None:
+        file.write_bytes(b"as far as there was room")
+        raise safetensors.SafetensorError("I/O error: No space left on device (os error 28)")
+
+    (tmp_path / state.NAME).write_bytes(b"before")
+    monkeypatch.setattr(state, "_tensors", lambda trainer: iter(()))
+    monkeypatch.setattr(state, "_position", lambda trainer: None)
+    monkeypatch.setattr(safetensors.torch, "save_file", refuse)
+    with pytest.raises(QatvalError, match="No space left on device"):
+        state.save(tmp_path, object())  # type: ignore[arg-type]
+    (file,) = tmp_path.iterdir()
+    assert file.read_bytes() == b"before"
+
+
 def test_a_log_goes_back_to_an_earlier_record(tmp_path: Path) -> None:
     metric = "metrics/mAP50-95(B)"
     log = EpochLog(tmp_path, ["raw"])
@@ -183,8 +200,3 @@ def test_a_log_goes_back_to_an_earlier_record(tmp_path: Path) -> None:
     (record,) = again.history["raw"]
     assert (record.value, record.metrics) == (0.123456789, {metric: 0.123456789, "val/loss": None})
     assert len(list((tmp_path / "raw" / "tensorboard").iterdir())) == 1
-
-
-def test_random_numbers_are_of_the_kind_that_the_state_has() -> None:
-    """`numpy.random.get_state` names its algorithm; another one would have another state."""
-    assert str(np.random.get_state(legacy=True)[0]) == "MT19937"
