@@ -186,17 +186,17 @@ class ResumableTrainer(DetectionTrainer):  # type: ignore[misc]
         self.train_time_start = time.time()
         self.optimizer.zero_grad()
         self.run_callbacks("on_train_start")
+        # The last thing before the first batch: it settles what is drawn next.
+        resumed = self.load_state()
+        LOGGER.info(
+            f"Going on in epoch {self.epoch + 1} of {self.epochs} after {self.done} batches"
+            if resumed
+            else f"Starting training for {self.epochs} epochs on "
+            f"{len(self.train_loader.dataset)} images, {len(self.test_loader.dataset)} to "
+            "validate on"
+        )
+        self._saved = time.monotonic()
         try:
-            # The last thing before the first batch: it settles what is drawn next.
-            resumed = self.load_state()
-            LOGGER.info(
-                f"Going on in epoch {self.epoch + 1} of {self.epochs} after {self.done} batches"
-                if resumed
-                else f"Starting training for {self.epochs} epochs on "
-                f"{len(self.train_loader.dataset)} images, {len(self.test_loader.dataset)} to "
-                "validate on"
-            )
-            self._saved = time.monotonic()
             while not self.stop:
                 with interruption.deferred():
                     whole = self._train_epoch()
