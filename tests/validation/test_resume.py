@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import json
 import os
 import shutil
 import signal
@@ -334,3 +335,41 @@ def test_twelve_epochs_killed_after_each_give_one_result(tmp_path: Path) -> None
     assert len({digest for _, digest in killed}) == 1
     whole = (tmp_path / "whole.digest").read_text()
     assert {digest for _, digest in killed} == {whole}
+
+
+def test_processes_that_train_together_end_together_and_go_on(
+    subset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal to one of two; what they share is right, what each draws for itself is not kept."""
+    from qatval.train import trainer
+    from qatval.train.state import steps_done
+
+    work, signalled = tmp_path / "work", 1
+    program = Path(__file__).with_name("rank_process.py")
+
+    class Launching:
+        ddp = True
+
+        def __init__(self, overrides: dict[str, Any]) -> None:
+            self.overrides = tmp_path / "overrides.json"
+            self.overrides.write_text(json.dumps(overrides))
+
+        def train(self) -> None:
+            launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+            command = [sys.executable, *launcher, str(program), str(self.overrides)]
+            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+            ended = subprocess.run([*command, str(signalled)], capture_output=True, env=environment)
+            if ended.returncode:
+                raise Killed
+
+    monkeypatch.setattr(trainer, "QatTrainer", Launching)
+    case = Case("freeze", {"epochs": 2, "mosaic": 0.5})
+    with pytest.raises(Killed):
+        train(case, subset, work)
+    assert steps_done(work) == BATCHES + signalled + 1
+    signalled = -1
+    trajectory = train(case, subset, work)
+    assert trajectory.complete
+    assert trajectory.steps == trajectory.oscillation.steps == 2 * BATCHES
+    assert [record.epoch for record in trajectory.history["raw"]] == [1, 2]
+    assert steps_done(work) is None
