@@ -12,6 +12,7 @@ from qatval.core.files import atomic_write
 from qatval.core.measurements import EpochRecord
 from qatval.core.stability import PRIMARY_METRIC
 from qatval.quant.methods.part import Weights
+from qatval.train.trajectory import SHARED_FILES
 
 
 class EpochLog:
@@ -57,7 +58,14 @@ class EpochLog:
     def restore(
         self, history: Mapping[Weights, Sequence[EpochRecord]], tables: Mapping[str, str]
     ) -> None:
-        """Go back to an earlier record, in the files too."""
+        """Go back to an earlier record, in the files too.
+
+        Raises:
+            ValueError: If a table is none that a training writes.
+        """
+        known = {*SHARED_FILES, *(f"{which}/results.csv" for which in self.history)}
+        if not tables.keys() <= known:
+            raise ValueError(f"tables {sorted(tables.keys() - known)} are none of a training's")
         self.history = {which: list(records) for which, records in history.items()}
         self.tables = dict(tables)
         for file in self._folder.rglob("*.csv"):
