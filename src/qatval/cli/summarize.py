@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from qatval.cli.options import add_shared
+from qatval.core.option_types import margin
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -24,6 +25,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         type=Path,
         metavar="FILE",
         help="one of the three files, e.g. comparison.json; the others get its name",
+    )
+    parser.add_argument(
+        "--margin",
+        type=margin,
+        metavar="M",
+        help="also test, by two one-sided tests, whether methods are alike within this difference "
+        "of mAP, e.g. 0.005; name it before you see the results",
     )
     parser.add_argument(
         "--strict",
@@ -44,7 +52,9 @@ def summarize(args: argparse.Namespace) -> int:
 
     check_path(args.out_path)
     runs, unreadable = collect(args.run_roots)
-    comparison = compare(runs, unreadable, count_incomplete=args.count_incomplete)
+    comparison = compare(
+        runs, unreadable, count_incomplete=args.count_incomplete, margin=args.margin
+    )
     written = write_comparison(comparison, runs, args.out_path)
     print(terminal_table(comparison))
     print(f"report: {written.html}")

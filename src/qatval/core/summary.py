@@ -280,8 +280,19 @@ class RunError(Record, frozen=True, kw_only=True):
     stage: str | None = None
 
 
+class PrimaryContrast(Record, frozen=True):
+    """The two methods whose difference the runs are made to tell."""
+
+    method: Annotated[str, Meta(min_length=1)]
+    reference: Annotated[str, Meta(min_length=1)]
+
+
 class RunSummary(Record, frozen=True):
-    """One run: a variant, a method, a profile and a seed, and what came of it."""
+    """One run: a variant, a method, a profile and a seed, and what came of it.
+
+    Attributes:
+        primary: What it was declared to tell before it started; older tools declared nothing.
+    """
 
     schema_version: Annotated[str, Meta(pattern=r"^1\.[0-9]+$")]
     run_id: Annotated[str, Meta(min_length=1)]
@@ -305,6 +316,7 @@ class RunSummary(Record, frozen=True):
     batchnorm: BatchNormDrift | None = None
     failed_checks: tuple[FailedCheck, ...] | UnsetType = UNSET
     warnings: tuple[str, ...] = ()
+    primary: PrimaryContrast | None = None
     timings: dict[str, float] | None = None
 
     def __post_init__(self) -> None:

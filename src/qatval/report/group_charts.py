@@ -77,7 +77,7 @@ def _differences(
     return dot_chart(
         "Paired differences",
         "A dot per seed, a bar across at the mean, a bar along for the 95 % interval over seeds "
-        "and validation images, which needs three seeds. Right of the line is better.",
+        "and validation images, of each alone. Right of the line is better.",
         [_row(difference, styles) for difference in differences],
         x_label="difference in mAP 50-95",
         levels=[Level("no difference", 0.0, "zero")],

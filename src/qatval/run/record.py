@@ -22,6 +22,7 @@ from qatval.core.summary import (
     DatasetRecord,
     Git,
     Model,
+    PrimaryContrast,
     QuantizationRecord,
     Requested,
     RunError,
@@ -78,6 +79,7 @@ def announced(config: RunConfig, method: Method) -> RunSummary:
         stability=StabilityRecord(COLLAPSE_THRESHOLD_RATIO, None, None),
         environment={**versions(), **machine()},
         configuration=_configuration(config, method),
+        primary=PrimaryContrast(*config.primary),
         error=RunError(type="Running", message="the run has not finished", stage="start"),
     )
 
