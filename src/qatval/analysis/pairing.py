@@ -117,8 +117,13 @@ def evaluate(contrasts: Iterable[Contrast], values: NDArray[np.float64]) -> NDAr
     for contrast in contrasts:
         used = np.flatnonzero(contrast.weights)
         products = contrast.weights[used, None] * values[used]
-        # fsum rounds once: with numpy's sum the order of the runs would show in the last digits
-        rows.append([math.fsum(column) for column in products.T.tolist()])
+        # fsum rounds once: with numpy's sum the order of the runs would show in the last digits,
+        # but for two runs, of which either sum is the same
+        rows.append(
+            products.sum(axis=0)
+            if len(used) == 2
+            else [math.fsum(column) for column in products.T.tolist()]
+        )
     found = np.array(rows).reshape(len(rows), values.shape[1])
     found[np.abs(found[:, 0]) < _REMAINDER, 0] = 0.0
     return found
