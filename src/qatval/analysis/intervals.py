@@ -156,8 +156,10 @@ def mean_contrast(contrasts: NDArray[np.float64], images: int) -> MeanContrast:
 
 def image_errors(contrasts: NDArray[np.float64]) -> list[float | None]:
     """Return each seed's standard error over images, of what `mean_contrast` takes, or None."""
-    variances = [_variance(again) if again else math.nan for _, *again in contrasts.tolist()]
-    return [None if math.isnan(variance) else math.sqrt(variance) for variance in variances]
+    if contrasts.shape[1] < 3:
+        return [None] * len(contrasts)
+    deviations = contrasts[:, 1:].std(axis=1, ddof=1).tolist()
+    return [None if math.isnan(deviation) else deviation for deviation in deviations]
 
 
 def prediction_half_width(values: Sequence[float], level: float) -> float:
