@@ -29,10 +29,11 @@ import numpy as np
 from msgspec.structs import replace
 
 from measure import provenance, table
+from qatval.analysis.claims import PairedDifference
 from qatval.analysis.collapses import clopper_pearson
 from qatval.analysis.comparability import groups
 from qatval.analysis.comparison import Findings, compare, findings
-from qatval.analysis.document import Group, PairedDifference
+from qatval.analysis.document import Group
 from qatval.analysis.effects import paired_differences
 from qatval.analysis.family import Finding, Verdict, judge
 from qatval.analysis.intervals import ALPHA

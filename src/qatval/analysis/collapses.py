@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
-from qatval.analysis.document import CollapseDifference, CollapseRate, SeedShare
+from qatval.analysis.claims import CollapseDifference, CollapseRate, SeedShare
 from qatval.analysis.family import Finding, Test, Verdict
 from qatval.analysis.intervals import ALPHA
 from qatval.analysis.power import POWER

@@ -9,17 +9,19 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from qatval.analysis import effects, family, gate, thresholds
+from qatval.analysis.claims import (
+    AgainstPostTraining,
+    CollapseDifference,
+    NetEffect,
+    PairedDifference,
+)
 from qatval.analysis.collapses import collapse_difference, collapse_rates
 from qatval.analysis.comparability import RunGroup, differing_conditions, groups
 from qatval.analysis.document import (
-    AgainstPostTraining,
-    CollapseDifference,
     Comparison,
     Group,
     MethodEntry,
-    NetEffect,
     NotRead,
-    PairedDifference,
     Primary,
     Reference,
     ReferenceCount,

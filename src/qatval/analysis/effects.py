@@ -25,8 +25,14 @@ from typing import Any
 
 import msgspec
 
+from qatval.analysis.claims import (
+    NetEffect,
+    NetPair,
+    NotNet,
+    PairedDifference,
+)
 from qatval.analysis.collapses import collapsed_on, seed_share
-from qatval.analysis.document import NetEffect, NetPair, NotNet, PairedDifference, Role
+from qatval.analysis.document import Role
 from qatval.analysis.family import Finding, Verdict
 from qatval.analysis.measuring import Measured, measure
 from qatval.analysis.pairing import evaluate, net_of, pair_by_seed, scores_of

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from qatval.analysis.document import Family
+from qatval.analysis.claims import Family
 from qatval.analysis.intervals import ALPHA
 
 Entry = TypeVar("Entry", covariant=True)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from qatval.analysis import words
+from qatval.analysis.claims import Equivalence, Pair
 from qatval.analysis.collapses import collapsed_on
-from qatval.analysis.document import Equivalence, Pair
 from qatval.analysis.family import Test, Verdict
 from qatval.analysis.intervals import ALPHA, LEVEL, MeanContrast, image_errors, mean_contrast
 from qatval.analysis.pairing import Contrast, Scores, evaluate

@@ -13,8 +13,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
+from qatval.analysis.claims import AgainstPostTraining
 from qatval.analysis.collapses import seed_share
-from qatval.analysis.document import AgainstPostTraining
 from qatval.analysis.effects import role
 from qatval.analysis.family import Finding, Verdict
 from qatval.analysis.measuring import Measured, measure

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from qatval.analysis.document import Power
+from qatval.analysis.claims import Power
 from qatval.analysis.intervals import MeanContrast, Term, t_beyond
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from qatval.analysis.document import Corrected, Equivalence, Power
+from qatval.analysis.claims import Corrected, Equivalence, Power
 from qatval.analysis.family import Verdict
 from qatval.core import formatting
 

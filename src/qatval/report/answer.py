@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from qatval.analysis.document import Group, MethodEntry, NetEffect
+from qatval.analysis.claims import NetEffect
+from qatval.analysis.document import Group, MethodEntry
 from qatval.core import formatting
 from qatval.report.contrasts import collapse_lines
 from qatval.report.group_charts import Contrast, net_name
@@ -71,7 +72,7 @@ def _rest(contrasts: Sequence[Contrast], shown: int) -> list[str]:
 def _why(untold: Sequence[Contrast]) -> str:
     judged = [contrast.corrected for contrast in untold if contrast.corrected]
     if judged:
-        return f"of {formatting.count(len(judged), 'test')} none has a corrected p-value of 0.05"
+        return f"no corrected p-value of {formatting.count(len(judged), 'test')} is 0.05 or less"
     if any(contrast.collapsed for contrast in untold):
         return "a collapse is behind every difference"
     return "one seed shows no spread"

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from qatval.analysis.document import (
+from qatval.analysis.claims import (
     AgainstPostTraining,
     Contrast,
-    Group,
     NetEffect,
     PairedDifference,
     SeedShare,
 )
+from qatval.analysis.document import Group
 from qatval.core import formatting
 
 LEGEND = (
     "Intervals are 95 % each, not corrected. Corrected: Holm's p-values over all that the "
-    "comparison tests, but for the primary contrast, which its runs declared before they started; "
-    "at most 5 % of comparisons then claim a thing that is not so. Finds: the smallest effect that "
-    "is told at that level in 80 % of cases, with the spread measured here. docs/statistics.md"
+    "comparison tests but the primary contrast, which its runs declared before they started; at "
+    "most 5 % of comparisons make a false claim among those, and 5 % of primary contrasts are "
+    "false. Finds: the smallest effect that is told at that level in 80 % of cases, as values "
+    "spread here. docs/statistics.md"
 )
 """How to read the sentences; the last word is the page that has the formulas."""
 
@@ -55,7 +56,7 @@ def contrast_rows(group: Group) -> Iterator[list[str]]:
             f"{corrected.p_value:.2g}" if corrected else formatting.MISSING,
             _over(contrast),
             formatting.value(power.effect if power else None),
-            formatting.percent(power.seeds_share if power else None),
+            _share(power.seeds_share if power else None),
             _needed(power.seeds_needed) if power else formatting.MISSING,
             _needed(power.images_needed) if power else formatting.MISSING,
             "" if isinstance(contrast, NetEffect) else _beats(contrast),
@@ -79,6 +80,10 @@ def _over(contrast: Contrast) -> str:
     family = f"{contrast.corrected.size} {contrast.corrected.family}"
     choices = contrast.corrected.choices
     return f"{family}, {choices} choices" if choices > 1 else family
+
+
+def _share(share: float | None) -> str:
+    return formatting.MISSING if share is None else formatting.rate(share)
 
 
 def _needed(count: int | None) -> str:

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from qatval.analysis.document import Group, NetEffect, NetPair, Pair, PairedDifference, RunEntry
+from qatval.analysis.claims import (
+    NetEffect,
+    NetPair,
+    Pair,
+    PairedDifference,
+)
+from qatval.analysis.document import Group, RunEntry
 from qatval.core import formatting
 from qatval.report.charts import Level, Row, dot_chart
 from qatval.report.drawing import Chart, Style

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from itertools import zip_longest
 from textwrap import wrap
@@ -16,6 +17,8 @@ WIDTH = 100
 """Columns of the terminal."""
 
 _SEED_COLUMNS = 5
+# no line breaks between a number and its unit, or within a p-value
+_TOGETHER = re.compile(r"(?<=\d) (?=%)|(?<=\bp) (?=[<\d])|(?<=p <) ")
 
 
 def terminal_table(comparison: Comparison) -> str:
@@ -147,7 +150,9 @@ def _aligned(rows: Sequence[Sequence[str]]) -> Iterable[str]:
 
 
 def _wrapped(sentence: str) -> Iterable[str]:
-    return wrap(sentence, WIDTH, initial_indent="  ", subsequent_indent="    ")
+    together = _TOGETHER.sub("\N{NO-BREAK SPACE}", sentence)
+    lines = wrap(together, WIDTH, initial_indent="  ", subsequent_indent="    ")
+    return [line.replace("\N{NO-BREAK SPACE}", " ") for line in lines]
 
 
 def _cut(line: str) -> str:
