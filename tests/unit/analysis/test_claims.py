@@ -154,6 +154,7 @@ def test_half_of_the_baselines_collapse_and_the_rest_is_better_than_ema():
     assert found.sentence.endswith("no verdict: of 10 seeds collapsed baseline on 5")
     (rates,) = comparison.groups[0].collapse_differences
     assert (rates.collapsed, rates.reference_collapsed) == (0, 5)
+    assert rates.corrected.size == 0  # five discordant seeds can tell nothing and cost nothing
     assert (found.beats.wins, found.beats.losses) == (5, 5)
     assert "better" not in rates.sentence + found.sentence
 
