@@ -9,7 +9,7 @@ from pathlib import Path
 
 from qatval.cli.options import add_shared
 from qatval.core import presets as config
-from qatval.core.option_types import activation_bits, bits, positive, seed
+from qatval.core.option_types import activation_bits, bits, contrast, positive, seed
 from qatval.core.progress import Progress
 from qatval.core.quantization import Quantization, Start
 from qatval.quant import methods
@@ -44,6 +44,15 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="add what the methods' effects are to be compared with: the untrained model, the same "
         "training in FP32, averaged and corrected alike, re-estimated BatchNorm statistics in the "
         "place of QC",
+    )
+    parser.add_argument(
+        "--primary",
+        type=contrast,
+        default=methods.primary_contrast(),
+        metavar="M:REF",
+        help="the claim that these runs are made for, declared before they start: comparisons test "
+        "the difference of these two methods by itself and correct all others for their number "
+        f"(default: {':'.join(methods.primary_contrast())})",
     )
     parser.add_argument(
         "--profile", required=True, metavar="P", help=", ".join(config.profile_names())

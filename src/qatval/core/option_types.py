@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 
 
 def positive(text: str) -> int:
@@ -45,6 +46,29 @@ def seeds(text: str) -> tuple[int, ...]:
     if len(set(parsed)) != len(parsed):
         raise argparse.ArgumentTypeError(f"a seed is given twice: {text}")
     return parsed
+
+
+def contrast(text: str) -> tuple[str, str]:
+    """Parse two names with a colon between them: method and reference."""
+    method, _, reference = text.partition(":")
+    if not method or not reference or ":" in reference:
+        raise argparse.ArgumentTypeError(
+            f"expected METHOD:REFERENCE, e.g. ema+qc:baseline, got '{text}'"
+        )
+    return method, reference
+
+
+def margin(text: str) -> float:
+    """Parse a difference of mAP, above 0 and below 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(
+            f"expected a difference of mAP above 0 and below 1, e.g. 0.005, got '{text}'"
+        )
+    return value
 
 
 def _integer(text: str) -> int:

@@ -214,12 +214,20 @@ class Resumption(Record, frozen=True):
     steps: Count | None = None
 
 
+class PrimaryContrast(Record, frozen=True):
+    """The two methods whose difference the runs are made to tell."""
+
+    method: Annotated[str, Meta(min_length=1)]
+    reference: Annotated[str, Meta(min_length=1)]
+
+
 class RunSummary(Record, frozen=True):
     """One run: a variant, a method, a profile and a seed, and what came of it.
 
     Attributes:
         files: All that the finished run left in its root but this summary and its log, which other
             runs of the same command still write to; by name relative to the root, with /.
+        primary: What it was declared to tell before it started; older tools declared nothing.
     """
 
     schema_version: Annotated[str, Meta(pattern=r"^1\.[0-9]+$")]
@@ -244,6 +252,7 @@ class RunSummary(Record, frozen=True):
     batchnorm: BatchNormDrift | None = None
     failed_checks: tuple[FailedCheck, ...] | UnsetType = UNSET
     warnings: tuple[str, ...] = ()
+    primary: PrimaryContrast | None = None
     timings: dict[str, float] | None = None
     resumed: tuple[Resumption, ...] = ()
     files: dict[str, FileDigest] | None = None

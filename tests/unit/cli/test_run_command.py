@@ -68,6 +68,8 @@ def run(
         ("--method", "ema,ema", "a method is given twice: ema, ema"),
         ("--profile", "tiny", "unknown profile 'tiny': expected one of smoke, short, full"),
         ("--imgsz", "100", "--imgsz must be a multiple of 32, got 100"),
+        ("--primary", "emma:baseline", "unknown method 'emma': expected baseline, or parts of"),
+        ("--primary", "ema:ema", "--primary must name two methods, got ema twice"),
         ("--variant", "yolo10s", "yolo10s has no embedded checkpoint"),
     ],
 )
@@ -96,6 +98,8 @@ def test_wrong_usage(
         ("--boundary-bits", "1", "expected an integer in 2..8, got 1"),
         ("--activation-bits", "12", "expected an integer in 2..8, or 16 for float, got 12"),
         ("--activation-bits", "four", "expected an integer, got 'four'"),
+        ("--primary", "ema", "expected METHOD:REFERENCE, e.g. ema+qc:baseline, got 'ema'"),
+        ("--primary", "a:b:c", "expected METHOD:REFERENCE, e.g. ema+qc:baseline, got 'a:b:c'"),
     ],
 )
 def test_numbers_out_of_range(
