@@ -37,6 +37,22 @@ class CollapseRate(Part, frozen=True):
     sentence: str
 
 
+class Look(Part, frozen=True):
+    """Which look at a series of seeds that was planned to be looked at repeatedly.
+
+    Attributes:
+        number: From 1; 0 for what is no look of the plan, and claims nothing.
+        of: How many looks are planned.
+        seeds: On how many seeds the primary contrast was completed.
+        planned: On how many it is at most.
+    """
+
+    number: int
+    of: int
+    seeds: int
+    planned: int
+
+
 class Corrected(Part, frozen=True):
     """How a claim stands among the claims of the comparison.
 
@@ -44,8 +60,9 @@ class Corrected(Part, frozen=True):
         family: The primary contrast, which runs declared before they started, or all others.
         size: How many contrasts the family has.
         choices: Among how many contrasts this one was chosen by its result.
-        p_value: Of no difference, corrected over the family.
+        p_value: Of no difference, corrected over the family, and for the looks of a series.
         level: At which it is tested at least, whatever becomes of the others.
+        look: None for runs that no plan of repeated looks is recorded in.
     """
 
     family: Family
@@ -53,6 +70,7 @@ class Corrected(Part, frozen=True):
     choices: int
     p_value: float
     level: float
+    look: Look | None
 
 
 class CollapseDifference(Part, frozen=True):

@@ -36,6 +36,7 @@ from qatval.analysis.posttraining import against_post_training
 from qatval.analysis.robust import robust
 from qatval.analysis.rules import Check, Result
 from qatval.analysis.runs import LoadedRun, Unreadable
+from qatval.analysis.sequential import look_at
 from qatval.analysis.thresholds import Thresholds
 from qatval.core import formatting
 from qatval.core.quantization import brief, quantization_label
@@ -79,7 +80,8 @@ def compare(
         unreadable: Summaries that could not be read; they are listed, not compared.
         count_incomplete: Whether incomplete runs count in the gate.
         recorded: What is known of scenarios, by default the shipped threshold file.
-        margin: Within which methods are tested to be alike, in mAP; None for not at all.
+        margin: Within which methods are tested to be alike, in mAP; None for what the runs' plans
+            name, if they do.
     """
     recorded = recorded or thresholds.load()
     unique, warnings = _unique(runs)
@@ -100,6 +102,7 @@ def compare(
     largest: dict[str, str] = {}
     for name, group in grouped.items():
         largest.setdefault(group.runs[0].variant, name)
+    margin = margin or _planned_margin(unique)
     found = {name: findings(group, margin) for name, group in grouped.items()}
     verdicts = family.judge(finding for each in found.values() for finding in each.all())
     return Comparison(
@@ -146,13 +149,18 @@ def findings(group: RunGroup, margin: float | None = None) -> Findings:
     pairs = effects.worth_comparing(runs)
     if contrast is not None and contrast not in pairs:
         pairs = [contrast, *(pair for pair in pairs if pair != contrast[::-1])]
+    look = look_at(runs, contrast)
     collapses = (collapse_difference(runs, *p, primary=p == contrast) for p in pairs)
+    against = against_post_training(runs, mode, margin=margin)
     return Findings(
         primary,
-        [finding for finding in collapses if finding is not None],
-        effects.paired_differences(runs, pairs, primary=contrast, margin=margin),
-        effects.net_effects(runs, mode, margin=margin),
-        against_post_training(runs, mode, margin=margin),
+        [finding.at(look) for finding in collapses if finding is not None],
+        [
+            finding.at(look)
+            for finding in effects.paired_differences(runs, pairs, primary=contrast, margin=margin)
+        ],
+        [finding.at(look) for finding in effects.net_effects(runs, mode, margin=margin)],
+        None if against is None else against.at(look),
     )
 
 
@@ -160,6 +168,12 @@ def _declared(runs: Iterable[LoadedRun]) -> Primary | None:
     """Return the primary contrast of runs, None where they declared none or several."""
     declared = {(it.method, it.reference) for run in runs if (it := run.summary.primary)}
     return Primary(*declared.pop()) if len(declared) == 1 else None
+
+
+def _planned_margin(runs: Iterable[LoadedRun]) -> float | None:
+    """Return the margin that the plans of runs name, None where none does or several."""
+    margins = {run.summary.series.margin for run in runs if run.summary.series is not None}
+    return margins.pop() if len(margins) == 1 else None
 
 
 def reference_counts(judged: Iterable[tuple[LoadedRun, Check | None]]) -> list[ReferenceCount]:

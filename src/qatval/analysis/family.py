@@ -14,16 +14,22 @@ contrasts that still have a null hypothesis which was not rejected, not the numb
 
 What runs declare as their primary contrast before they start is a family of its own: with one
 group of runs it is tested by itself.
+
+What a series of seeds tells that was looked at before is tested at the level of the look
+(`qatval.analysis.sequential`), the primary contrast and all others alike: when the series ends
+depends on all of its values, not on those of the one contrast alone. The share of 5 % that the
+family leaves a test is what its looks spend together.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
 
-from qatval.analysis.claims import Family
+from qatval.analysis.claims import Family, Look
 from qatval.analysis.intervals import ALPHA
+from qatval.analysis.sequential import nominal
 
 Entry = TypeVar("Entry", covariant=True)
 
@@ -38,6 +44,7 @@ class Test:
         choices: Among how many contrasts it was chosen by its result (Bonferroni).
         counted: Whether it counts in its family. A test whose smallest possible p-value exceeds
             5 % can claim nothing and costs the others nothing (Tarone, Biometrics 46 (1990), 515).
+        look: At a series of seeds, None where none was planned.
     """
 
     __test__ = False  # pytest would collect it by its name
@@ -46,6 +53,7 @@ class Test:
     primary: bool = False
     choices: int = 1
     counted: bool = True
+    look: Look | None = None
 
     @property
     def family(self) -> Family:
@@ -69,6 +77,7 @@ class Verdict:
     choices: int
     p_values: tuple[float, ...]
     level: float
+    look: Look | None = None
 
     @property
     def tells(self) -> bool:
@@ -88,6 +97,10 @@ class Finding(Generic[Entry]):
     test: Test | None
     say: Callable[[Verdict | None], Entry] = field(repr=False)
 
+    def at(self, look: Look | None) -> Finding[Entry]:
+        """Return the same as it is found at a look, None for no plan of looks."""
+        return self if self.test is None else Finding(replace(self.test, look=look), self.say)
+
 
 def judge(findings: Iterable[Finding[object]]) -> Mapping[Finding[object], Verdict]:
     """Return the verdicts on all that have a test, each corrected over its family."""
@@ -97,15 +110,37 @@ def judge(findings: Iterable[Finding[object]]) -> Mapping[Finding[object], Verdi
             members.setdefault(finding.test.family, []).append((finding, finding.test))
     verdicts = {}
     for family, tested in members.items():
-        counted = [(finding, test) for finding, test in tested if test.counted]
-        corrected = adjusted([[p * test.choices for p in test.p_values] for _, test in counted])
-        found = {id(one): p_values for (one, _), p_values in zip(counted, corrected, strict=True)}
+        counted = [(finding, test) for finding, test in tested if _counts(test)]
         size = len(counted)
+        share = ALPHA / max(size, 1)
+        corrected = adjusted(
+            [[p * _factor(test, share) for p in test.p_values] for _, test in counted]
+        )
+        found = {id(one): p_values for (one, _), p_values in zip(counted, corrected, strict=True)}
         for finding, test in tested:
             p_values = found.get(id(finding), tuple(1.0 for _ in test.p_values))
-            level = ALPHA / (max(size, 1) * test.choices)
-            verdicts[finding] = Verdict(family, size, test.choices, p_values, level)
+            level = _level(test, share)
+            verdicts[finding] = Verdict(family, size, test.choices, p_values, level, test.look)
     return verdicts
+
+
+def _counts(test: Test) -> bool:
+    return test.counted and (test.look is None or test.look.number > 0)
+
+
+def _level(test: Test, share: float) -> float:
+    """Return the level at which a test takes its share of 5 %."""
+    own = share / test.choices
+    return own if test.look is None or test.look.number == 0 else nominal(test.look, own)
+
+
+def _factor(test: Test, share: float) -> float:
+    """Return by what a test's p-values grow before its family is corrected for.
+
+    A look's level falls faster than the share that it is the level for. The factor is that of the
+    smallest share, so it is enough for any that Holm's procedure grants.
+    """
+    return float(test.choices) if test.look is None else share / _level(test, share)
 
 
 def adjusted(contrasts: Sequence[Sequence[float]]) -> list[tuple[float, ...]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from qatval.analysis.claims import Corrected, Equivalence, Power
+from qatval.analysis.claims import Corrected, Equivalence, Look, Power
 from qatval.analysis.family import Verdict
 from qatval.core import formatting
 
@@ -21,18 +21,29 @@ def corrected(verdict: Verdict) -> Corrected:
         choices=verdict.choices,
         p_value=verdict.p_values[0],
         level=verdict.level,
+        look=verdict.look,
     )
 
 
 def standing(verdict: Verdict) -> str:
     """Say whether a sentence is the primary one or which correction it stands under."""
     p_value = formatting.p_value(verdict.p_values[0])
-    over = f"corrected over {verdict.size}"
-    if verdict.choices > 1:
-        over += f" and {verdict.choices} choices"
-    if verdict.family == "primary":
-        return f"primary, {p_value}" if verdict.size == 1 else f"primary, {over}: {p_value}"
-    return f"{over}: {p_value}"
+    primary = verdict.family == "primary"
+    if primary and verdict.size == 1 and verdict.look is None:
+        return f"primary, {p_value}"
+    said = ["primary"] if primary else []
+    if not primary or verdict.size > 1:
+        choices = f" and {verdict.choices} choices" if verdict.choices > 1 else ""
+        said.append(f"corrected over {verdict.size}{choices}")
+    if verdict.look is not None:
+        said.append(_look(verdict.look, verdict.level))
+    return f"{', '.join(said)}: {p_value}"
+
+
+def _look(look: Look, level: float) -> str:
+    if look.number:
+        return f"look {look.number} of {look.of} at level {formatting.level(level)}"
+    return f"no look of its plan ({look.seeds} of {look.planned} seeds)"
 
 
 def could_find(power: Power) -> str:

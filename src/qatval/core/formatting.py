@@ -69,6 +69,11 @@ def p_value(number: float) -> str:
     return f"p {number:.2g}" if f"{number:.2g}" != "0.05" or number <= 0.05 else "p > 0.05"
 
 
+def level(alpha: float) -> str:
+    """Write the level of a test."""
+    return f"{alpha:.2g}"
+
+
 def duration(seconds: float) -> str:
     """Write a length of time."""
     minutes, rest = divmod(round(seconds), 60)

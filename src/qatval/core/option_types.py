@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import math
 
+MOST_SEEDS = 1000
+
 
 def positive(text: str) -> int:
     """Parse an integer of at least 1."""
@@ -41,11 +43,20 @@ def seed(text: str) -> int:
 
 
 def seeds(text: str) -> tuple[int, ...]:
-    """Parse distinct seeds with commas between them."""
-    parsed = tuple(seed(part) for part in text.split(","))
+    """Parse distinct seeds: ``0,1,2`` with commas between them, ``0..9`` from one to another."""
+    parsed: list[int] = []
+    for part in text.split(","):
+        first, dots, last = part.partition("..")
+        low = seed(first)
+        high = seed(last) if dots else low
+        if high < low or high - low >= MOST_SEEDS or len(parsed) >= MOST_SEEDS:
+            raise argparse.ArgumentTypeError(
+                f"expected seeds such as 0,1,2 or 0..9, at most {MOST_SEEDS}, got {text}"
+            )
+        parsed += range(low, high + 1)
     if len(set(parsed)) != len(parsed):
         raise argparse.ArgumentTypeError(f"a seed is given twice: {text}")
-    return parsed
+    return tuple(parsed)
 
 
 def contrast(text: str) -> tuple[str, str]:

@@ -18,8 +18,8 @@ LEGEND = (
     "Intervals are 95 % each, not corrected. Corrected: Holm's p-values over all that the "
     "comparison tests but the primary contrast, which its runs declared before they started; at "
     "most 5 % of comparisons make a false claim among those, and 5 % of primary contrasts are "
-    "false. Finds: the smallest effect that is told at that level in 80 % of cases, as values "
-    "spread here. docs/statistics.md"
+    "false. P-values of a planned series are corrected for its looks as well. Finds: the smallest "
+    "effect that is told at that level in 80 % of cases, as values spread here. docs/statistics.md"
 )
 """How to read the sentences; the last word is the page that has the formulas."""
 
@@ -77,9 +77,13 @@ def _name(contrast: Contrast) -> str:
 def _over(contrast: Contrast) -> str:
     if contrast.corrected is None:
         return "collapses behind it" if contrast.collapsed else "one seed"
-    family = f"{contrast.corrected.size} {contrast.corrected.family}"
-    choices = contrast.corrected.choices
-    return f"{family}, {choices} choices" if choices > 1 else family
+    corrected = contrast.corrected
+    over = f"{corrected.size} {corrected.family}"
+    if corrected.choices > 1:
+        over += f", {corrected.choices} choices"
+    if (look := corrected.look) is not None:
+        over += f", look {look.number} of {look.of}" if look.number else ", no look of its plan"
+    return over
 
 
 def _share(share: float | None) -> str:

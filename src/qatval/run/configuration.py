@@ -12,6 +12,7 @@ from qatval.core import presets
 from qatval.core.errors import UsageError
 from qatval.core.presets import Profile, Variant
 from qatval.core.quantization import Quantization
+from qatval.core.summary import SeriesPlan
 from qatval.quant.methods import Method, method, method_names, primary_contrast
 from qatval.quant.methods.part import Training
 from qatval.quant.methods.rounding import Rounding
@@ -39,6 +40,7 @@ class RunConfig:
             sooner, or layer by layer through Brevitas.
         track: Whether the oscillation of the weights is measured, which changes no result.
         primary: The method and the reference whose difference the run is declared to tell.
+        series: The plan of the series of seeds that the run is one of, None for none.
     """
 
     variant: Variant
@@ -60,6 +62,7 @@ class RunConfig:
     fused: bool = True
     track: bool = True
     primary: tuple[str, str] = field(default_factory=primary_contrast)
+    series: SeriesPlan | None = None
 
     def __post_init__(self) -> None:
         if not self.methods:

@@ -84,6 +84,7 @@ def announced(config: RunConfig, method: Method) -> RunSummary:
         environment={**versions(), **machine()},
         configuration=_configuration(config, method),
         primary=PrimaryContrast(*config.primary),
+        series=config.series,
         error=RunError(type="Running", message="the run has not finished", stage="start"),
     )
 
