@@ -137,8 +137,9 @@ def _level(test: Test, share: float) -> float:
 def _factor(test: Test, share: float) -> float:
     """Return by what a test's p-values grow before its family is corrected for.
 
-    A look's level falls faster than the share that it is the level for. The factor is that of the
-    smallest share, so it is enough for any that Holm's procedure grants.
+    Levels that are all multiplied spend less than so many times as much, because wider levels agree
+    more often from look to look. So the factor for the smallest share of a family is enough for any
+    larger one that Holm's procedure grants.
     """
     return float(test.choices) if test.look is None else share / _level(test, share)
 

@@ -15,15 +15,13 @@ class Standing:
     """How the primary contrast of a series stands.
 
     Attributes:
-        told: Whether it is told apart, or shown to be no worse than the plan's margin.
-        look: Which look of the plan it is, of how many, from 1; None for none.
-        corrected: How the contrast stands; None where there is nothing to compare, or a collapse
-            behind it.
+        told: In words what is told of it, which ends the series; None while nothing is.
+        corrected: Its claim and the look it stands at; None where there is nothing to compare yet,
+            or a collapse behind the difference.
         sentences: What the comparison says of it.
     """
 
-    told: bool
-    look: tuple[int, int] | None
+    told: str | None
     corrected: Corrected | None
     sentences: tuple[str, ...]
 
@@ -35,24 +33,27 @@ def standing(runs: Iterable[LoadedRun], contrast: tuple[str, str]) -> Standing:
         runs: All that the series has completed.
         contrast: Its primary one.
     """
-    entries: list[PairedDifference | CollapseDifference] = [
-        entry
-        for group in compare(runs).groups
-        for entry in (*group.differences, *group.collapse_differences)
-        if (entry.method, entry.reference) == contrast
-    ]
-    looks = [e.corrected.look for e in entries if e.corrected and e.corrected.look]
-    looked = next(((look.number, look.of) for look in looks if look.number), None)
+    entries: list[PairedDifference | CollapseDifference] = []
+    for group in compare(runs).groups:
+        entries += (it for it in group.differences if (it.method, it.reference) == contrast)
+        entries += (
+            it for it in group.collapse_differences if (it.method, it.reference) == contrast
+        )
     return Standing(
-        told=any(map(_told, entries)),
-        look=looked,
-        corrected=next((e.corrected for e in entries if e.corrected), None),
-        sentences=tuple(entry.sentence for entry in entries),
+        next((told for entry in entries if (told := _told(entry))), None),
+        next((entry.corrected for entry in entries if entry.corrected), None),
+        tuple(entry.sentence for entry in entries),
     )
 
 
-def _told(entry: PairedDifference | CollapseDifference) -> bool:
+def _told(entry: PairedDifference | CollapseDifference) -> str | None:
+    """Return what an entry tells; a difference beside a margin tells that it is not worse."""
+    if isinstance(entry, CollapseDifference):
+        told = f"how often {entry.method} and {entry.reference} collapse is told apart"
+        return told if entry.tells else None
     if entry.tells:
-        return True
-    alike = entry.equivalence if isinstance(entry, PairedDifference) else None
-    return alike is not None and alike.no_worse
+        return f"{entry.method} is told apart from {entry.reference}"
+    alike = entry.equivalence
+    if alike is None or not alike.no_worse:
+        return None
+    return f"{entry.method} is no worse than {entry.reference} by {alike.margin:g} or more"

@@ -31,19 +31,22 @@ def standing(verdict: Verdict) -> str:
     primary = verdict.family == "primary"
     if primary and verdict.size == 1 and verdict.look is None:
         return f"primary, {p_value}"
-    said = ["primary"] if primary else []
+    corrected = []
     if not primary or verdict.size > 1:
-        choices = f" and {verdict.choices} choices" if verdict.choices > 1 else ""
-        said.append(f"corrected over {verdict.size}{choices}")
+        corrected.append(f"over {verdict.size}")
+    if verdict.choices > 1:
+        corrected.append(f"{verdict.choices} choices")
     if verdict.look is not None:
-        said.append(_look(verdict.look, verdict.level))
-    return f"{', '.join(said)}: {p_value}"
+        corrected.append(f"for {look(verdict.look, verdict.level)}")
+    said = f"corrected {' and '.join(corrected)}: {p_value}"
+    return f"primary, {said}" if primary else said
 
 
-def _look(look: Look, level: float) -> str:
-    if look.number:
-        return f"look {look.number} of {look.of} at level {formatting.level(level)}"
-    return f"no look of its plan ({look.seeds} of {look.planned} seeds)"
+def look(at: Look, level: float) -> str:
+    """Say which look at a series it is, and at what level an uncorrected p-value is tested."""
+    if at.number:
+        return f"look {at.number} of {at.of} (level {formatting.level(level)})"
+    return f"no look of its plan ({at.seeds} of {at.planned} seeds)"
 
 
 def could_find(power: Power) -> str:

@@ -277,7 +277,7 @@ def _run_series(settled: RunConfig, in_turn: Sequence[int], **how: Any) -> int:
         print(f"seed {done.seed} ({done.number} of {len(asked.seeds)}):")
         _print_outcomes(done.summaries)
         if done.standing is not None:
-            print(_look(done.standing))
+            print(terminal_line(_look(done.standing)))
             sys.stdout.flush()
     if done is not None and done.standing is not None:
         for line in _decision(done.standing, done.number, len(asked.seeds), settled.primary):
@@ -288,29 +288,23 @@ def _run_series(settled: RunConfig, in_turn: Sequence[int], **how: Any) -> int:
 
 def _look(standing: Standing) -> str:
     """Say in short what a look shows."""
-    from qatval.core import formatting
+    from qatval.analysis.words import look
+    from qatval.core.formatting import p_value
 
     corrected = standing.corrected
-    if corrected is None or standing.look is None:
-        return "nothing can be told yet"
-    number, of = standing.look
-    p_value = formatting.p_value(corrected.p_value)
-    return (
-        f"look {number} of {of} at level {formatting.level(corrected.level)}: "
-        f"{'told' if standing.told else 'not told'}, {p_value} corrected for the looks"
-    )
+    if corrected is None or corrected.look is None:
+        return "nothing to compare yet: a method collapsed, or was not completed"
+    said = f"{look(corrected.look, corrected.level)}: corrected {p_value(corrected.p_value)}"
+    return f"{said}, {standing.told or 'not told'}"
 
 
 def _decision(
     standing: Standing, number: int, planned: int, primary: tuple[str, str]
 ) -> Iterator[str]:
     """Yield why a series has stopped, and what it tells."""
-    after = f"stopped after {number} of {planned} seeds"
-    contrast = f"{primary[0]} against {primary[1]}"
-    if standing.told:
-        yield f"{after}: {contrast} is told"
-    else:
-        yield f"{after}, all that were planned: {contrast} is not told, and stays open"
+    said = standing.told or f"{primary[0]} is not told from {primary[1]}, which stays open"
+    last = "" if standing.told else ", all that were planned"
+    yield f"stopped after {number} of {planned} seeds{last}: {said}"
     yield from standing.sentences
 
 
