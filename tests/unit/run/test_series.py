@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from qatval.cli.main import main
 from qatval.core.errors import QatvalError, UsageError
 from qatval.core.progress import Progress
 from qatval.core.summary import load_summary
@@ -264,3 +265,58 @@ def test_a_record_that_is_none_is_refused(trainings: Trainings, make: Make, tmp_
 def test_what_no_series_can_be(options: dict[str, Any], says: str, make: Make) -> None:
     with pytest.raises(UsageError, match=says):
         make(**options)
+
+
+def command(tmp_path: Path, *more: str) -> list[str]:
+    options = {
+        "--variant": "yolo10n",
+        "--method": "baseline,ema",
+        "--primary": "ema:baseline",
+        "--profile": "smoke",
+        "--run-root": tmp_path / "run",
+        "--coco-root": tmp_path / "coco",
+        "--checkpoint": tmp_path / "m.safetensors",
+        "--seeds": "0..3",
+    }
+    return ["run", *(str(part) for pair in options.items() for part in pair), *more]
+
+
+def printed(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """What the command prints of the series, without the lines of the runs."""
+    lines = capsys.readouterr().out.splitlines()
+    return [line for line in lines if not line.startswith(("baseline:", "ema:"))]
+
+
+def test_the_command_says_why_it_stops(
+    trainings: Trainings, make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command(tmp_path, "--until-told")) == 0
+    *seeds, look, stopped, sentence = printed(capsys)
+    assert seeds == ["seed 0 (1 of 4):", "seed 1 (2 of 4):", "seed 2 (3 of 4):"]
+    assert look == (
+        "look 1 of 2 (level 0.019): corrected p < 0.001, ema is told apart from baseline"
+    )
+    assert stopped == "stopped after 3 of 4 seeds: ema is told apart from baseline"
+    assert sentence.startswith("ema is better than baseline on 3 of 3 seeds, +0.051")
+    assert "primary, corrected for look 1 of 2 (level 0.019)" in sentence
+
+
+def test_the_command_says_that_nothing_is_told(
+    trainings: Trainings, make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainings.gains = {0: 0.02, 1: -0.02, 2: 0.01, 3: -0.01}
+    assert main(command(tmp_path, "--until-told", "--margin", "0.001")) == 0
+    *_, look, stopped, sentence = printed(capsys)
+    assert look == "look 2 of 2 (level 0.038): corrected p 1, not told"
+    assert stopped == (
+        "stopped after 4 of 4 seeds, all that were planned: ema is not told from baseline, which "
+        "stays open"
+    )
+    assert "whether alike within 0.001 is open" in sentence
+
+
+def test_the_command_without_until_told_says_nothing_of_looks(
+    trainings: Trainings, make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command(tmp_path)) == 0
+    assert printed(capsys) == [f"seed {seed} ({seed + 1} of 4):" for seed in range(4)]
