@@ -205,8 +205,5 @@ def _below(bounds: NDArray[np.float64], before: NDArray[np.float64], n: int) -> 
     # no sine is beyond 1: at a bound that cannot be reached the two angles are one
     rising = np.arcsin(np.clip(bounds / np.sqrt(1 + r * r), -1, 1))
     angles = np.stack([rising, np.pi - rising]) - np.arctan(r)
-    right = np.pi / 2
-    rises, falls = stdtr(n, math.sqrt(n) * np.tan(np.clip(angles, -right, right)))
-    # a tangent of the right angle itself may have either sign
-    rises, falls = np.where(angles[0] <= -right, 0, rises), np.where(angles[1] >= right, 1, falls)
+    rises, falls = stdtr(n, math.sqrt(n) * np.tan(np.clip(angles, -np.pi / 2, np.pi / 2)))
     return np.asarray(1 - (falls - rises))

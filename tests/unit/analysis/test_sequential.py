@@ -196,6 +196,15 @@ def test_a_method_that_lags_behind_is_looked_at_where_both_are():
     assert look_at(runs, CONTRAST) == Look(3, 4, 5, 6)
 
 
+def test_all_that_a_comparison_of_a_series_claims_is_at_the_look():
+    methods = ("baseline", "ema", "fp32", "fp32+ema", "ptq")
+    runs = series(PLAN, {seed: GAINS[seed] for seed in range(3)}, methods=methods)
+    group = compare(runs).groups[0]
+    claims = [*group.differences, *group.net_effects, group.against_post_training]
+    assert len(claims) >= 5
+    assert {claim.corrected.look for claim in claims} == {Look(1, 4, 3, 6)}
+
+
 def judged(*tests):
     findings = [Finding(test, lambda verdict: verdict) for test in tests]
     verdicts = judge(findings)

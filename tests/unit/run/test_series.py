@@ -223,7 +223,7 @@ def test_a_plan_that_nothing_was_trained_for_is_replaced(
 def test_runs_that_are_none_of_it_are_refused(
     trainings: Trainings, make: Make, tmp_path: Path
 ) -> None:
-    run(make((0, 1), until_told=False, run_root=tmp_path / "other"))
+    run(make((0, 2), until_told=False, run_root=tmp_path / "other"))
     root = tmp_path / "run"
     root.mkdir()
     (tmp_path / "other" / "seed0").rename(root / "seed0")
@@ -233,9 +233,29 @@ def test_runs_that_are_none_of_it_are_refused(
     trainings.dies = {1}
     with pytest.raises(KeyboardInterrupt):
         run(make())
-    (tmp_path / "other" / "seed1").rename(root / "seed2")
+    (tmp_path / "other" / "seed2").rename(root / "seed2")
     with pytest.raises(QatvalError, match=r"seed2/baseline holds a run that is none of this"):
         run(make())
+
+
+def test_killed_after_the_last_method_of_a_seed(
+    trainings: Trainings, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(Workspace, "remove", lambda self: None)
+        done = run(make((0, 1, 2), until_told=False))
+    assert (tmp_path / "run" / "seed2" / ".training").exists()
+    assert run(make((0, 1, 2), until_told=False)) == done
+    assert list(tmp_path.rglob(".*")) == []
+
+
+def test_a_run_of_another_seed_is_refused(trainings: Trainings, make: Make, tmp_path: Path) -> None:
+    root = tmp_path / "run"
+    run(make((0, 1), until_told=False))
+    (root / "seed0").rename(tmp_path / "seed0")
+    (root / "seed1").rename(root / "seed0")
+    with pytest.raises(QatvalError, match=r"seed0/baseline holds a run that is none of this"):
+        run(make((0, 1), until_told=False))
 
 
 def test_a_second_process_is_kept_out(trainings: Trainings, make: Make, tmp_path: Path) -> None:
