@@ -14,11 +14,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from qatval.analysis.collapses import gets_through
 from qatval.analysis.comparability import conditions, difference_text, differing_conditions, groups
 from qatval.analysis.document import Gate, UnmetCriterion
 from qatval.analysis.evidence import in_short
 from qatval.analysis.runs import LoadedRun
-from qatval.core import presets
+from qatval.core import formatting, presets
 from qatval.quant.methods import method_names
 
 REQUIRED_VARIANTS = presets.variant("yolo10m").requires
@@ -41,7 +42,8 @@ def decide(
         count_incomplete: Whether an incomplete ``ema+qc`` run closes the gate.
 
     Returns:
-        Its reasons are a line per variant where it is open, else one per criterion not met.
+        Its reasons are a line per variant where it is open and one that says how often so many runs
+        let a method through that does collapse, else one per criterion not met.
     """
     runs = list(runs)
     counted = [run for run in runs if run.mode == MODE and (run.completed or count_incomplete)]
@@ -58,6 +60,10 @@ def decide(
     unmet += [criterion for missing, _ in judged for criterion in missing]
     held = [line for _, evidence in judged for line in evidence]
     reasons = [f"{criterion.variant}: {criterion.reason}" for criterion in unmet]
+    if held:
+        held.append(
+            _doubt(sum(run.method == METHOD and run.variant in required for run in counted))
+        )
     return Gate(not unmet, reasons or held, unmet)
 
 
@@ -97,6 +103,14 @@ def _judge(variant: str, runs: Sequence[LoadedRun]) -> tuple[list[UnmetCriterion
         f"{variant}: {len(tested)} {METHOD} runs without collapse, compared with the other methods "
         f"on seeds {seeds}{f' ({where})' if where else ''}"
     ]
+
+
+def _doubt(runs: int) -> str:
+    """Say how often so many runs let a method through that does collapse."""
+    return (
+        f"{runs} {METHOD} runs held in all: a method that collapses in one run of five gets "
+        f"through in {formatting.rate(gets_through(runs))} of cases"
+    )
 
 
 def _seeds(runs: Iterable[LoadedRun]) -> set[int]:
