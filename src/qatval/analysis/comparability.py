@@ -1,30 +1,61 @@
 """Which runs may be compared: the conditions that have to be equal, and how two sets differ.
 
-Comparable runs agree on variant, quantization, image size, evaluation settings and on what the
-dataset is. Epochs and batch size are conditions as well: with the image counts they are what a
-profile is, and a repetition of one training must not be averaged with a longer one.
+Comparable runs are alike but for the method. They agree on variant and checkpoint, quantization,
+image size, evaluation settings and on what the dataset is; on epochs and batch size, which with the
+image counts are what a profile is; on the kind of device and on the versions of qatval and of the
+libraries. A user can let runs of other devices or other versions stand together (`ACROSS`); what is
+said of them then says so.
 
-Paths, machines and versions are no conditions, nor is the seed: runs of different seeds repeat one
-experiment, although each draws its own training images. What is not recorded equals only what is
-not recorded either: a summary of an older tool, without a dataset identity, is compared with its
-like on the image counts it does record, never with a run whose data are known. An incomplete run,
-which may have stopped before it knew, is listed with the first runs it does not contradict.
+What may differ between a method and what it is compared with:
 
-A float control has no quantization. It stands beside every set of quantized runs that it agrees
-with on all else, so one FP32 training serves every precision.
+- the parts of the method that one of the two lacks, with all their settings. Settings of a part
+  that both have, the decay of ``ema`` or the learning rate of ``qc``, are conditions (`_parts`);
+- a training, where one of the two has none: Ultralytics' arguments and AMP are conditions among
+  methods that train;
+- the quantization, of a float control: it stands beside every set of quantized runs that it agrees
+  with on all else, so one FP32 training serves every precision;
+- the seed, with the training images that it draws: runs of different seeds repeat one experiment;
+- paths, threads, and which processor or GPU of a kind it was.
+
+What is not recorded equals only what is not recorded either: a summary of an older tool, without a
+dataset identity, is compared with its like on the image counts it does record, never with a run
+whose data are known. An incomplete run, which may have stopped before it knew, is listed with the
+runs it does not contradict.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from qatval.analysis.document import Difference
 from qatval.analysis.runs import LoadedRun
+from qatval.core.errors import UsageError
 from qatval.core.quantization import brief, quantization_label
+from qatval.quant.methods import method
 
 NOT_RECORDED = "not recorded"
+
+ACROSS = ("machine", "versions")
+"""Conditions that a user can let differ: the kind of device, and the libraries' versions."""
+
+_LIBRARIES = ("qatval", "torch", "ultralytics", "brevitas")
+
+# What a summary says of a part of the method beside its settings: whether it has it, and what came
+# of it. All else is a setting, so that one which this version does not know tells runs apart too.
+_MEASURED = {
+    "enabled",
+    "how",
+    "updates",
+    "effective_decay",
+    "codes_differing_from_raw",
+    "changes",
+}
+
+Settings = Mapping[str, Mapping[str, Any]]
+"""By the dotted name of what a method has and another one may lack, how it was set up."""
 
 
 class RunGroup(NamedTuple):
@@ -34,10 +65,15 @@ class RunGroup(NamedTuple):
     runs: list[LoadedRun]
 
 
-def conditions(recorded: Mapping[str, Any]) -> dict[str, Any]:
+def conditions(recorded: Mapping[str, Any], across: Collection[str] = ()) -> dict[str, Any]:
     """Return what must be equal in comparable runs, of a summary as the JSON that was read.
 
-    Nested as in the summary; None stands for what is not recorded.
+    Nested as in the summary, but for ``parts``: what must be equal in runs that both have it, by
+    its dotted name. None stands for what is not recorded.
+
+    Args:
+        recorded: The summary.
+        across: Which of `ACROSS` are no conditions.
     """
     model, dataset, training = recorded["model"], recorded["dataset"], recorded["training"]
     quantization = {k: v for k, v in recorded["quantization"].items() if v is not None}
@@ -45,12 +81,17 @@ def conditions(recorded: Mapping[str, Any]) -> dict[str, Any]:
     layers = coverage and {layer["name"]: _bits(layer) for layer in coverage["layers"]}
     quantization.setdefault("boundary_bit_width", "as everywhere")
     identity = dataset.get("identity")
-    return {
-        "model": {"variant": model["variant"], "imgsz": model["imgsz"]},
+    found: dict[str, Any] = {
+        "model": {
+            "variant": model["variant"],
+            "imgsz": model["imgsz"],
+            "checkpoint_sha256": model.get("checkpoint_sha256"),
+        },
         "training": {
             "epochs": training["epochs"],
             "batch": training["batch"],
             "batchnorm": training.get("batchnorm") or "running",
+            "device": device_kind(recorded),
         },
         "dataset": {
             "train_images": dataset["train_images"],
@@ -59,7 +100,52 @@ def conditions(recorded: Mapping[str, Any]) -> dict[str, Any]:
         },
         "quantization": quantization | {"layers": layers},
         "evaluation": recorded.get("evaluation"),
+        "environment": library_versions(recorded),
+        "parts": _parts(recorded),
     }
+    if "machine" in across:
+        del found["training"]["device"]
+    if "versions" in across:
+        del found["environment"]
+    return found
+
+
+def device_kind(recorded: Mapping[str, Any]) -> str | None:
+    """Return on what a run was made: ``"cpu"``, ``"GPU"``, ``"2 GPUs"``; None where unknown."""
+    name = str(recorded["training"]["device"])
+    if name == "auto":  # asked for, by a run that did not get to its training
+        return None
+    indices = name.removeprefix("cuda").removeprefix(":").split(",")
+    if not (name == "cuda" or all(index.isdigit() for index in indices)):
+        return name
+    return "GPU" if len(indices) == 1 else f"{len(indices)} GPUs"
+
+
+def library_versions(recorded: Mapping[str, Any]) -> dict[str, str | None]:
+    """Return the versions of what computes, without what says for which device it was built."""
+    environment = recorded.get("environment") or {}
+    return {
+        name: str(environment[name]).split("+")[0] if environment.get(name) else None
+        for name in _LIBRARIES
+    }
+
+
+def across_text(runs: Iterable[LoadedRun], across: Collection[str]) -> str:
+    """Say across what a claim about runs is made, to stand after it; empty where they are alike."""
+    machines, versions = set[str](), defaultdict[str, set[str]](set)
+    for run in runs:
+        machines.add(device_kind(run.recorded) or NOT_RECORDED)
+        for library, version in library_versions(run.recorded).items():
+            versions[library].add(version or NOT_RECORDED)
+    said = []
+    if "machine" in across and len(machines) > 1:
+        said.append(f"machines ({', '.join(sorted(machines))})")
+    differing = [
+        f"{k} {', '.join(sorted(found))}" for k, found in versions.items() if len(found) > 1
+    ]
+    if "versions" in across and differing:
+        said.append(f"versions ({'; '.join(differing)})")
+    return f"; across {' and '.join(said)}" if said else ""
 
 
 def comparable_identity(identity: Mapping[str, Any]) -> dict[str, Any]:
@@ -80,12 +166,18 @@ def comparable_identity(identity: Mapping[str, Any]) -> dict[str, Any]:
 def differing_conditions(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[Difference]:
     """Return where two runs' conditions differ, in order of the field's dotted name.
 
+    What only one of them has, a part of the method or a training at all, is no difference.
     Quantizations that are called differently are one difference, however many layers it reaches.
     `NOT_RECORDED` stands for the value of a run that does not record the field.
     """
     ours, theirs = dict(one), dict(other)
     quantizations = ours.pop("quantization"), theirs.pop("quantization")
-    found = [*_differing_fields(ours, theirs, ""), *_differing_quantization(*quantizations)]
+    parts = ours.pop("parts"), theirs.pop("parts")
+    found = [
+        *_differing_fields(ours, theirs, ""),
+        *_differing_quantization(*quantizations),
+        *_differing_settings(*parts),
+    ]
     return sorted(found, key=lambda difference: difference.field)
 
 
@@ -96,45 +188,102 @@ def difference_text(difference: Difference) -> str:
     return f"{difference.field} ({value} / {other})"
 
 
-def groups(runs: Iterable[LoadedRun]) -> list[RunGroup]:
-    """Divide runs into groups of comparable ones, a float control into every one it fits.
+def groups(runs: Iterable[LoadedRun], across: Collection[str] = ()) -> list[RunGroup]:
+    """Divide runs into groups of comparable ones.
+
+    A float control is in every group it fits, and so is a run that lacks what others have in
+    several settings: ``baseline`` stands beside ``ema`` of each decay.
 
     The largest comes first, of equal ones the default preset's (W4A16), then as the runs came;
     groups of nothing but float controls are the last.
+
+    Args:
+        runs: The runs.
+        across: Which of `ACROSS` may differ within a group.
     """
-    runs = list(runs)
-    quantized = _divided([run for run in runs if run.quantized])
-    alone: list[LoadedRun] = []
-    for run in (run for run in runs if not run.quantized):
-        own = conditions(run.recorded)
-        beside = [g for g in quantized if _agrees(run, own, g.conditions, but="quantization")]
-        for group in beside:
-            group.runs.append(run)
-        if not beside:
-            alone.append(run)
-    return _largest_first(quantized) + _largest_first(_divided(alone))
+    found = [(run, conditions(run.recorded, across)) for run in runs]
+    quantized = _divided([(run, own) for run, own in found if run.quantized])
+    controls = [(run, own) for run, own in found if not run.quantized]
+    for run, own in controls:
+        for candidates in quantized:
+            if _agrees(run, own, candidates.conditions, but="quantization"):
+                candidates.members.append((run, own))
+    beside = [g for g in _by_settings(quantized) if any(run.quantized for run in g.runs)]
+    placed = {id(run) for group in beside for run in group.runs}
+    alone = _by_settings(_divided([(run, own) for run, own in controls if id(run) not in placed]))
+    return _largest_first(beside) + _largest_first(alone)
 
 
-def _divided(runs: Sequence[LoadedRun]) -> list[RunGroup]:
-    found: dict[str, RunGroup] = {}
-    for run in sorted(runs, key=lambda run: not run.completed):
-        own = conditions(run.recorded)
-        fitting = (g for g in found.values() if _agrees(run, own, g.conditions))
-        group = None if run.completed else next(fitting, None)
-        if group is None:
-            group = found.setdefault(json.dumps(own, sort_keys=True), RunGroup(own, []))
-        group.runs.append(run)
-    return list(found.values())
+class _Candidates(NamedTuple):
+    """Runs that agree on all but the settings of what not all of them have."""
+
+    conditions: dict[str, Any]
+    members: list[tuple[LoadedRun, dict[str, Any]]]
+
+
+def _divided(found: Sequence[tuple[LoadedRun, dict[str, Any]]]) -> list[_Candidates]:
+    divided: dict[str, _Candidates] = {}
+    for run, own in sorted(found, key=lambda member: not member[0].completed):
+        everywhere = own | {"parts": {}}
+        fitting = (c for c in divided.values() if _agrees(run, everywhere, c.conditions))
+        candidates = None if run.completed else next(fitting, None)
+        if candidates is None:
+            key = json.dumps(everywhere, sort_keys=True)
+            candidates = divided.setdefault(key, _Candidates(everywhere, []))
+        candidates.members.append((run, own))
+    return list(divided.values())
+
+
+def _by_settings(found: Iterable[_Candidates]) -> list[RunGroup]:
+    """Divide runs so that those which share a part, or a training, share its settings."""
+    return [
+        RunGroup(
+            candidates.conditions | {"parts": settings},
+            [run for run, own in candidates.members if _fits(run, own["parts"], settings)],
+        )
+        for candidates in found
+        for settings in _agreed(candidates)
+    ]
+
+
+def _agreed(candidates: _Candidates) -> list[Settings]:
+    """Return the settings that candidates are divided by.
+
+    What each method has is the seed of a group, that of most parts first. To it come, in the same
+    order, the others that contradict nothing in it yet; so with every method is what it extends,
+    and each of its controls.
+    """
+    known: list[Settings] = []
+    order = sorted(candidates.members, key=lambda m: (not m[0].completed, -len(m[1]["parts"])))
+    for run, own in order:
+        parts = own["parts"]
+        if parts not in known and (run.completed or not any(_fits(run, parts, k) for k in known)):
+            known.append(parts)
+    agreed: list[Settings] = []
+    for seed in known:
+        settings = dict(seed)
+        for other in known:
+            if not any(_differing_settings(settings, other)):
+                settings |= other
+        if settings not in agreed:
+            agreed.append(settings)
+    return agreed
+
+
+def _fits(run: LoadedRun, own: Settings, settings: Settings) -> bool:
+    """Whether a run's settings are these; those of an incomplete one need only not contradict."""
+    return all(_tolerated(run, d) for d in _differing_settings(own, settings))
 
 
 def _agrees(
     run: LoadedRun, own: Mapping[str, Any], wanted: Mapping[str, Any], but: str | None = None
 ) -> bool:
     """Whether a run satisfies conditions; an incomplete one need only not contradict them."""
-    return all(
-        d.field == but or (not run.completed and d.value == NOT_RECORDED)
-        for d in differing_conditions(own, wanted)
-    )
+    return all(d.field == but or _tolerated(run, d) for d in differing_conditions(own, wanted))
+
+
+def _tolerated(run: LoadedRun, difference: Difference) -> bool:
+    return not run.completed and difference.value == NOT_RECORDED
 
 
 def _largest_first(found: Sequence[RunGroup]) -> list[RunGroup]:
@@ -142,6 +291,56 @@ def _largest_first(found: Sequence[RunGroup]) -> list[RunGroup]:
         return -len(group.runs), brief(quantization_label(group.conditions["quantization"])) != ""
 
     return sorted(found, key=rank)
+
+
+def _parts(recorded: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return what a run has and a comparable one may lack, with its settings, by dotted name.
+
+    A part goes by its name in the method's: parts of one kind under different names are different
+    parts, whose settings are what sets them apart.
+    """
+    training, described = recorded["training"], recorded["method"]
+    named: dict[str, list[str]] = defaultdict(list)
+    for kind, name in _kinds(described["variant"]):
+        named[kind].append(name)
+    statistics = described.get("bn") or {}
+    how = statistics.get("how") or "reestimated"
+    found: dict[str, Mapping[str, Any]] = {}
+    for kind, field, record in (
+        ("averaging", "ema", described["ema"]),
+        ("correction", "qc", described["qc"]),
+        (how, "bn" if how == "reestimated" else how, statistics),
+        ("teacher", "teacher", described.get("teacher")),
+        ("rounding", "rounding", described.get("rounding")),
+    ):
+        if record and record.get("enabled", True):
+            found[named[kind][0] if named[kind] else field] = record
+    for kind, field in (("stabilizer", "stabilizers"), ("post_training", "post_training")):
+        records = described.get(field) or ()
+        names = (
+            named[kind]
+            if len(named[kind]) == len(records)
+            else [r["implementation"] for r in records]
+        )
+        found |= {name: {"settings": r["settings"]} for name, r in zip(names, records, strict=True)}
+    parts = {
+        f"method.{name}": {k: v for k, v in record.items() if k not in _MEASURED}
+        for name, record in found.items()
+    }
+    if described.get("training") != "none":
+        device = device_kind(recorded)
+        # on a CPU AMP has no meaning, whatever was asked for
+        amp = False if device == "cpu" else training["amp"] if device else None
+        parts["training"] = {"amp": amp, "overrides": training["overrides"]}
+    return parts
+
+
+def _kinds(name: str) -> Iterator[tuple[str, str]]:
+    """Yield kind and name of each part of a method, nothing of one that is not known here."""
+    try:
+        yield from ((part.kind, part.name) for part in method(name).parts)
+    except UsageError:
+        return
 
 
 def _bits(layer: Mapping[str, Any]) -> str:
@@ -168,6 +367,12 @@ def _differing_quantization(
         name = first.field.removeprefix("quantization.layers.")
         also = f" and {more} more" if more else ""
         yield Difference("quantization.layers", f"{first.value} ({name}{also})", first.other)
+
+
+def _differing_settings(one: Settings, other: Settings) -> Iterator[Difference]:
+    """Yield where settings of what both have differ."""
+    for name in sorted(one.keys() & other.keys()):
+        yield from _differing_fields(one[name], other[name], f"{name}.")
 
 
 def _differing_fields(

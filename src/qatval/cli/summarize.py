@@ -33,6 +33,14 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "warning: a file that was changed, a summary that could not be read or contradicts itself, "
         "a run that was warned of its data",
     )
+    parser.add_argument(
+        "--across",
+        type=_across,
+        metavar="WHAT",
+        default=(),
+        help="compare runs although this differs, machine (CPU, GPU, several), versions (of qatval "
+        "and libraries) or both, comma-separated; each sentence across it says so",
+    )
     add_shared(parser, "--count-incomplete", "--cache-dir")
     parser.set_defaults(handler=summarize)
 
@@ -46,7 +54,9 @@ def summarize(args: argparse.Namespace) -> int:
 
     check_path(args.out_path)
     runs, unreadable = collect(args.run_roots, verify=args.strict)
-    comparison = compare(runs, unreadable, count_incomplete=args.count_incomplete)
+    comparison = compare(
+        runs, unreadable, count_incomplete=args.count_incomplete, across=args.across
+    )
     written = write_comparison(comparison, runs, args.out_path, args.cache_dir)
     print(terminal_table(comparison))
     print(f"report: {written.html}")
@@ -54,3 +64,14 @@ def summarize(args: argparse.Namespace) -> int:
     for warning in warnings:
         print(terminal_line(f"qatval: warning: {warning}"), file=sys.stderr)
     return 1 if args.strict and warnings else 0
+
+
+def _across(text: str) -> tuple[str, ...]:
+    from qatval.analysis.comparability import ACROSS
+
+    names = tuple(text.split(","))
+    if unknown := [name for name in names if name not in ACROSS]:
+        raise argparse.ArgumentTypeError(
+            f"expected {' or '.join(ACROSS)}, comma-separated, got '{unknown[0]}'"
+        )
+    return names

@@ -18,6 +18,7 @@ from msgspec.structs import replace
 
 from qatval.core import interruption
 from qatval.core.errors import QatvalError, from_system
+from qatval.core.files import sha256_of
 from qatval.core.progress import Progress
 from qatval.core.summary import Resumption, RunSummary
 from qatval.data.checkpoints import hold_to_pin
@@ -264,10 +265,11 @@ def _pass_gate(config: RunConfig) -> None:
         raise QatvalError(
             f"{name} is behind the stage gate: give the runs that open it with --gate-root"
         )
-    from qatval.analysis.gate import decide
-    from qatval.analysis.runs import collect
+    from qatval.analysis.gate import decide_from
+    from qatval.data.coco import CocoFiles
 
-    runs, _ = collect([config.gate_root], verify=True)
-    decision = decide(runs, config.variant.requires)
+    files = {split: CocoFiles.of(config.coco_root, split) for split in ("train", "val")}
+    annotations = {split: sha256_of(of.annotations) for split, of in files.items()}
+    decision = decide_from([config.gate_root], config.variant.requires, annotations=annotations)
     if not decision.yolo10m_allowed:
         raise QatvalError(f"the stage gate for {name} is closed: {'; '.join(decision.reasons)}")
