@@ -70,12 +70,12 @@ def decide(
         for run in (*unique, *(repetition.run for repetition in repetitions))
         if run.differences
     ]
-    aside = {it.run.run_id: (it.run, f"{it.what} as {it.first.run_id}") for it in repetitions}
+    aside = [(it.run, f"{it.what} as {it.first.run_id}") for it in repetitions]
     counted = [run for run in unique if run.mode == MODE and (run.completed or count_incomplete)]
     opening = []
     for run in counted:
         if why := _opens_nothing(run, annotations):
-            aside[run.run_id] = run, why
+            aside.append((run, why))
         else:
             opening.append(run)
     tested = [run for run in counted if run.method == METHOD and run.variant in required]
@@ -86,7 +86,7 @@ def decide(
     ]
     datasets = dict.fromkeys(_data(run) for run in tested if run in opening) or {"": None}
     missing, held = min(
-        (_judge_all(required, opening, dataset, list(aside.values())) for dataset in datasets),
+        (_judge_all(required, opening, dataset, aside) for dataset in datasets),
         key=lambda judged: len(judged[0]),
     )
     unmet += missing

@@ -37,7 +37,6 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--across",
         type=_across,
         metavar="WHAT",
-        default=(),
         help="compare runs although this differs, machine (CPU, GPU, several), versions (of qatval "
         "and libraries) or both, comma-separated; each sentence across it says so",
     )
@@ -55,7 +54,7 @@ def summarize(args: argparse.Namespace) -> int:
     check_path(args.out_path)
     runs, unreadable = collect(args.run_roots, verify=args.strict)
     comparison = compare(
-        runs, unreadable, count_incomplete=args.count_incomplete, across=args.across
+        runs, unreadable, count_incomplete=args.count_incomplete, across=args.across or ()
     )
     written = write_comparison(comparison, runs, args.out_path, args.cache_dir)
     print(terminal_table(comparison))
