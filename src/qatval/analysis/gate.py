@@ -38,6 +38,9 @@ MODE = "w4a16"
 REQUIRED_SEEDS = 2
 REQUIRED_EPOCHS = 2
 
+Aside = Sequence[tuple[LoadedRun, str]]
+"""Runs that open nothing, each with the reason."""
+
 
 def decide(
     runs: Iterable[LoadedRun],
@@ -76,7 +79,7 @@ def decide(
     for run in counted:
         if why := _opens_nothing(run, annotations):
             aside.append((run, why))
-        else:
+        elif run.completed:
             opening.append(run)
     tested = [run for run in counted if run.method == METHOD and run.variant in required]
     unmet += [
@@ -131,10 +134,6 @@ def _data(run: LoadedRun) -> str:
     return json.dumps(annotations, sort_keys=True) if annotations else dataset.name or ""
 
 
-Aside = Sequence[tuple[LoadedRun, str]]
-"""Runs that open nothing, each with the reason."""
-
-
 def _judge_all(
     required: Iterable[str], opening: Sequence[LoadedRun], dataset: str, aside: Aside
 ) -> tuple[list[UnmetCriterion], list[str]]:
@@ -146,17 +145,21 @@ def _judge_all(
         found = _judge(
             variant,
             [run for run in here if run.variant == variant],
-            [
-                f"{run.run_id} ({why})"
-                for run, why in aside
-                if (run.variant, run.method) == (variant, METHOD)
-            ],
+            _told(it for it in aside if (it[0].variant, it[0].method) == (variant, METHOD)),
         )
         if isinstance(found, UnmetCriterion):
             unmet.append(found)
         else:
             held.append(found)
     return unmet, held
+
+
+def _told(aside: Iterable[tuple[LoadedRun, str]]) -> list[str]:
+    """Say which runs open nothing, an item for each reason."""
+    by_reason: dict[str, list[str]] = {}
+    for run, why in aside:
+        by_reason.setdefault(why, []).append(run.run_id)
+    return [f"{in_short(ids)} ({why})" for why, ids in by_reason.items()]
 
 
 def _judge(variant: str, runs: Sequence[LoadedRun], aside: Sequence[str]) -> UnmetCriterion | str:
@@ -168,7 +171,7 @@ def _judge(variant: str, runs: Sequence[LoadedRun], aside: Sequence[str]) -> Unm
         has = f"has only {seeds}" if tested else "has none"
         reason = f"needs {REQUIRED_SEEDS} completed {METHOD} runs of different seeds, {has}"
         if aside:
-            reason += f"; not counted: {in_short(aside)}"
+            reason += f"; not counted: {'; '.join(aside)}"
         return UnmetCriterion(variant, reason, ids)
     repeated = [g for _, g in groups(runs) if len(_seeds(g, METHOD)) >= REQUIRED_SEEDS]
     if not repeated:
