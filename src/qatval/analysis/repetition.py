@@ -12,6 +12,7 @@ import json
 from collections.abc import Hashable, Iterable, Iterator
 from typing import NamedTuple
 
+from qatval.analysis.comparability import ACROSS, conditions
 from qatval.analysis.runs import LoadedRun
 
 
@@ -61,7 +62,9 @@ def _marks(run: LoadedRun) -> Iterator[tuple[Hashable, str]]:
     yield ("run", run.run_id), "same run"
     if not (run.completed and run.trained):
         return
-    summary, what = run.summary, (run.variant, run.method, run.mode)
+    # one training can be gone on with in several ways, e.g. by QC at two learning rates
+    summary = run.summary
+    what = run.method, json.dumps(conditions(run.recorded, ACROSS), sort_keys=True)
     if run.trajectory is not None:
         yield ("trajectory", *what, run.trajectory), "same training"
     if (digest := (summary.files or {}).get(summary.artifacts.weights or "")) is not None:

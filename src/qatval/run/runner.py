@@ -266,10 +266,10 @@ def _pass_gate(config: RunConfig) -> None:
             f"{name} is behind the stage gate: give the runs that open it with --gate-root"
         )
     from qatval.analysis.gate import decide_from
-    from qatval.data.coco import CocoFiles
+    from qatval.data.coco import coco_files
 
-    files = {split: CocoFiles.of(config.coco_root, split) for split in ("train", "val")}
-    annotations = {split: sha256_of(of.annotations) for split, of in files.items()}
+    files = coco_files(config.coco_root)
+    annotations = {split: sha256_of(found.annotations) for split, found in files.items()}
     decision = decide_from([config.gate_root], config.variant.requires, annotations=annotations)
     if not decision.yolo10m_allowed:
         raise QatvalError(f"the stage gate for {name} is closed: {'; '.join(decision.reasons)}")
