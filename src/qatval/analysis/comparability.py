@@ -9,12 +9,14 @@ said of them then says so.
 What may differ between a method and what it is compared with:
 
 - the parts of the method that one of the two lacks, with all their settings. Settings of a part
-  that both have, the decay of ``ema`` or the learning rate of ``qc``, are conditions (`_parts`);
+  that both have, the decay of ``ema`` or the learning rate of ``qc``, are conditions
+  (`method_settings`);
 - a training, where one of the two has none: Ultralytics' arguments and AMP are conditions among
   methods that train;
 - the quantization, of a float control: it stands beside every set of quantized runs that it agrees
   with on all else, so one FP32 training serves every precision;
-- the seed, with the training images that it draws: runs of different seeds repeat one experiment;
+- the seed, with the training images that it draws: runs of different seeds repeat one experiment,
+  those of one seed have drawn the same images;
 - paths, threads, and which processor or GPU of a kind it was.
 
 What is not recorded equals only what is not recorded either: a summary of an older tool, without a
@@ -37,6 +39,7 @@ from qatval.core.quantization import brief, quantization_label
 from qatval.quant.methods import method
 
 NOT_RECORDED = "not recorded"
+_DRAWN = ("seed", "image_ids_sha256")
 
 ACROSS = ("machine", "versions")
 """Conditions that a user can let differ: the kind of device, and the libraries' versions."""
@@ -101,7 +104,7 @@ def conditions(recorded: Mapping[str, Any], across: Collection[str] = ()) -> dic
         "quantization": quantization | {"layers": layers},
         "evaluation": recorded.get("evaluation"),
         "environment": library_versions(recorded),
-        "parts": _parts(recorded),
+        "parts": method_settings(recorded) | _draw(recorded),
     }
     if "machine" in across:
         del found["training"]["device"]
@@ -159,7 +162,7 @@ def comparable_identity(identity: Mapping[str, Any]) -> dict[str, Any]:
         return dict(identity)
     return {
         **identity,
-        "train": {k: v for k, v in train.items() if k not in ("seed", "image_ids_sha256")},
+        "train": {k: v for k, v in train.items() if k not in _DRAWN},
     }
 
 
@@ -249,24 +252,25 @@ def _by_settings(found: Iterable[_Candidates]) -> list[RunGroup]:
 def _agreed(candidates: _Candidates) -> list[Settings]:
     """Return the settings that candidates are divided by.
 
-    What each method has is the seed of a group, that of most parts first. To it come, in the same
-    order, the others that contradict nothing in it yet; so with every method is what it extends,
-    and each of its controls.
+    What each run has is the beginning of a group, that of most parts first, unless it is in one
+    already. To it come, in the same order, the others that contradict nothing in it yet; so with
+    every method is what it extends, and each of its controls.
     """
-    known: list[Settings] = []
+    known: dict[str, Settings] = {}
     order = sorted(candidates.members, key=lambda m: (not m[0].completed, -len(m[1]["parts"])))
     for run, own in order:
         parts = own["parts"]
-        if parts not in known and (run.completed or not any(_fits(run, parts, k) for k in known)):
-            known.append(parts)
+        if run.completed or not any(_fits(run, parts, other) for other in known.values()):
+            known.setdefault(json.dumps(parts, sort_keys=True), parts)
     agreed: list[Settings] = []
-    for seed in known:
-        settings = dict(seed)
-        for other in known:
+    for first in known.values():
+        if any(first.items() <= settings.items() for settings in agreed):
+            continue
+        settings = dict(first)
+        for other in known.values():
             if not any(_differing_settings(settings, other)):
                 settings |= other
-        if settings not in agreed:
-            agreed.append(settings)
+        agreed.append(settings)
     return agreed
 
 
@@ -293,8 +297,10 @@ def _largest_first(found: Sequence[RunGroup]) -> list[RunGroup]:
     return sorted(found, key=rank)
 
 
-def _parts(recorded: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return what a run has and a comparable one may lack, with its settings, by dotted name.
+def method_settings(recorded: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return what of its method a run has and a comparable one may lack, with its settings.
+
+    By dotted name: each part, and the training where there is one.
 
     A part goes by its name in the method's: parts of one kind under different names are different
     parts, whose settings are what sets them apart.
@@ -333,6 +339,15 @@ def _parts(recorded: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         amp = False if device == "cpu" else training["amp"] if device else None
         parts["training"] = {"amp": amp, "overrides": training["overrides"]}
     return parts
+
+
+def _draw(recorded: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return which training images the seed drew: another seed draws others, the same one none."""
+    train = (recorded["dataset"].get("identity") or {}).get("train")
+    if not isinstance(train, Mapping) or train.get("seed") is None:
+        return {}
+    field = f"dataset.identity.train (seed {recorded['training']['seed']})"
+    return {field: {name: train.get(name) for name in _DRAWN}}
 
 
 def _kinds(name: str) -> Iterator[tuple[str, str]]:

@@ -12,7 +12,7 @@ import json
 from collections.abc import Hashable, Iterable, Iterator
 from typing import NamedTuple
 
-from qatval.analysis.comparability import ACROSS, conditions
+from qatval.analysis.comparability import method_settings
 from qatval.analysis.runs import LoadedRun
 
 
@@ -64,7 +64,8 @@ def _marks(run: LoadedRun) -> Iterator[tuple[Hashable, str]]:
         return
     # one training can be gone on with in several ways, e.g. by QC at two learning rates
     summary = run.summary
-    what = run.method, json.dumps(conditions(run.recorded, ACROSS), sort_keys=True)
+    settings = json.dumps(method_settings(run.recorded), sort_keys=True)
+    what = run.variant, run.method, run.mode, settings
     if run.trajectory is not None:
         yield ("trajectory", *what, run.trajectory), "same training"
     if (digest := (summary.files or {}).get(summary.artifacts.weights or "")) is not None:

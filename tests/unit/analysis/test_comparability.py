@@ -92,7 +92,19 @@ def test_where_and_with_what_it_ran_is_no_condition(changes):
 
 
 def test_seeds_are_repetitions_of_one_experiment():
-    assert conditions_of(seed=0) == conditions_of(seed=1)
+    assert differing_conditions(conditions_of(seed=0), conditions_of(seed=1)) == []
+
+
+def test_one_seed_has_drawn_one_set_of_images():
+    drawn = {"dataset": {"identity": {"train": {"image_ids_sha256": "another"}}}}
+    runs = [run("baseline"), run("ema", changes=drawn), run("baseline", 1), run("ema", 1)]
+    assert [[(r.method, r.seed) for r in members] for _, members in groups(runs)] == [
+        [("ema", 0), ("baseline", 1), ("ema", 1)],
+        [("baseline", 0), ("baseline", 1), ("ema", 1)],
+    ]
+    (one, _), (other, _) = groups(runs)
+    (difference,) = differing_conditions(one, other)
+    assert difference.field == "dataset.identity.train (seed 0).image_ids_sha256"
 
 
 def test_what_only_one_method_has_is_no_difference():
