@@ -1,5 +1,6 @@
 """The stage gate: one test per rule of the contract."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -326,6 +327,21 @@ def test_an_incomplete_run_counts_against_it_when_asked_to(held):
     stopped = run("yolo10n", "ema+qc", 2, error="out of memory")
     decision = decide([*held, stopped], count_incomplete=True)
     assert decision.reasons == ["yolo10n: ema+qc run yolo10n-ema+qc-smoke-seed2 is incomplete"]
+
+
+def test_an_incomplete_run_is_no_second_seed_whether_it_counts_or_not(held):
+    lacking = without(held, variant="yolo10n", method="ema+qc", seed=1)
+    stopped = run("yolo10n", "ema+qc", 1, error="out of memory")
+    assert decide([*lacking, stopped], count_incomplete=True).reasons == [
+        "yolo10n: ema+qc run yolo10n-ema+qc-smoke-seed1 is incomplete",
+        "yolo10n: needs 2 completed ema+qc runs of different seeds, has only "
+        "yolo10n-ema+qc-smoke-seed0 of seed 0",
+    ]
+
+
+def test_a_changed_copy_closes_it_though_it_counts_for_nothing(held):
+    tampered = replace(held[0], differences=("run_summary.json was changed",))
+    assert not decide([*held, tampered]).yolo10m_allowed
 
 
 def test_runs_of_older_tools_can_open_it(held):
