@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from measure import table
-from qatval.analysis.document import Comparison, Group, MethodEntry, NetEffect, PairedDifference
+from qatval.analysis.claims import NetEffect, PairedDifference
+from qatval.analysis.document import Comparison, Group, MethodEntry
 from qatval.core import formatting
 from qatval.report.terminal import mean_of, share_of_fp32
 

@@ -6,17 +6,26 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
-from qatval.analysis import effects, gate, thresholds
+from qatval.analysis import effects, family, gate, thresholds
+from qatval.analysis.claims import (
+    AgainstPostTraining,
+    CollapseDifference,
+    NetEffect,
+    PairedDifference,
+)
+from qatval.analysis.collapses import collapse_difference, collapse_rates
 from qatval.analysis.comparability import RunGroup, across_text, differing_conditions, groups
 from qatval.analysis.document import (
     Comparison,
     Group,
     MethodEntry,
     NotRead,
+    Primary,
     Reference,
     ReferenceCount,
     RunEntry,
@@ -24,17 +33,20 @@ from qatval.analysis.document import (
 )
 from qatval.analysis.effects import method_order
 from qatval.analysis.evidence import in_short
+from qatval.analysis.family import Finding, Verdict
 from qatval.analysis.intervals import spread
 from qatval.analysis.posttraining import against_post_training
 from qatval.analysis.repetition import distinct
+from qatval.analysis.robust import robust
 from qatval.analysis.rules import Check, Result
 from qatval.analysis.runs import LoadedRun, Unreadable
+from qatval.analysis.sequential import look_at
 from qatval.analysis.thresholds import Thresholds
 from qatval.core import formatting
 from qatval.core.quantization import brief, quantization_label
 from qatval.core.stability import PRIMARY_METRIC, share
 
-SCHEMA_VERSION = "1.1"
+SCHEMA_VERSION = "1.2"
 
 # What may differ between comparable runs, and a reader should know when it does.
 _NOTABLE = (
@@ -60,8 +72,12 @@ def compare(
     count_incomplete: bool = False,
     recorded: Thresholds | None = None,
     across: Collection[str] = (),
+    margin: float | None = None,
 ) -> Comparison:
     """Compare runs.
+
+    What the groups tell is found first and said afterwards, when all of it has been judged
+    together (`qatval.analysis.family`).
 
     Args:
         runs: Runs of any kind; one and the same run or training counts once.
@@ -71,6 +87,8 @@ def compare(
         recorded: What is known of scenarios, by default the shipped threshold file.
         across: Conditions of `comparability.ACROSS` that may differ among runs that are compared;
             each sentence across them says so. The gate never looks across them.
+        margin: Within which methods are tested to be alike, in mAP; None for what the runs' plans
+            name, if they do.
     """
     recorded = recorded or thresholds.load()
     runs = list(runs)
@@ -95,13 +113,19 @@ def compare(
     largest: dict[str, str] = {}
     for name, group in grouped.items():
         largest.setdefault(group.runs[0].variant, name)
+    margin = margin or _planned_margin(unique)
+    found = {name: findings(group, margin) for name, group in grouped.items()}
+    verdicts = family.judge(finding for each in found.values() for finding in each.all())
     return Comparison(
         schema_version=SCHEMA_VERSION,
         primary_name=PRIMARY_METRIC,
+        margin=margin,
         runs=[_run_entry(run, groups_of[run.run_id], checks[run.run_id]) for run in unique],
         groups=[
             _saying_across(
-                _group_entry(name, grouped, largest[group.runs[0].variant], checks),
+                _group_entry(
+                    name, grouped, largest[group.runs[0].variant], checks, found[name], verdicts
+                ),
                 group.runs,
                 across,
             )
@@ -111,6 +135,60 @@ def compare(
         unreadable=[NotRead(str(item.path), item.reason) for item in unreadable],
         warnings=warnings,
     )
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a group's runs tell, before it is judged."""
+
+    primary: Primary | None
+    collapse_differences: list[Finding[CollapseDifference]]
+    differences: list[Finding[PairedDifference]]
+    net_effects: list[Finding[NetEffect]]
+    against_post_training: Finding[AgainstPostTraining] | None
+
+    def all(self) -> Iterator[Finding[object]]:
+        """Yield every one of them."""
+        yield from self.collapse_differences
+        yield from self.differences
+        yield from self.net_effects
+        if self.against_post_training is not None:
+            yield self.against_post_training
+
+
+def findings(group: RunGroup, margin: float | None = None) -> Findings:
+    """Return what a group's runs tell; ``margin`` is that of `compare`."""
+    runs, mode = group.runs, group.conditions["quantization"]["mode"]
+    primary = _declared(runs)
+    contrast = None if primary is None else (primary.method, primary.reference)
+    pairs = effects.worth_comparing(runs)
+    if contrast is not None and contrast not in pairs:
+        pairs = [contrast, *(pair for pair in pairs if pair != contrast[::-1])]
+    look = look_at(runs, contrast)
+    collapses = (collapse_difference(runs, *p, primary=p == contrast) for p in pairs)
+    against = against_post_training(runs, mode, margin=margin)
+    return Findings(
+        primary,
+        [finding.at(look) for finding in collapses if finding is not None],
+        [
+            finding.at(look)
+            for finding in effects.paired_differences(runs, pairs, primary=contrast, margin=margin)
+        ],
+        [finding.at(look) for finding in effects.net_effects(runs, mode, margin=margin)],
+        None if against is None else against.at(look),
+    )
+
+
+def _declared(runs: Iterable[LoadedRun]) -> Primary | None:
+    """Return the primary contrast of runs, None where they declared none or several."""
+    declared = {(it.method, it.reference) for run in runs if (it := run.summary.primary)}
+    return Primary(*declared.pop()) if len(declared) == 1 else None
+
+
+def _planned_margin(runs: Iterable[LoadedRun]) -> float | None:
+    """Return the margin that the plans of runs name, None where none does or several."""
+    margins = {run.summary.series.margin for run in runs if run.summary.series is not None}
+    return margins.pop() if len(margins) == 1 else None
 
 
 def reference_counts(judged: Iterable[tuple[LoadedRun, Check | None]]) -> list[ReferenceCount]:
@@ -171,11 +249,17 @@ def _profile(runs: Iterable[LoadedRun]) -> str | None:
 
 
 def _group_entry(
-    name: str, grouped: Mapping[str, RunGroup], largest: str, checks: Mapping[str, Check | None]
+    name: str,
+    grouped: Mapping[str, RunGroup],
+    largest: str,
+    checks: Mapping[str, Check | None],
+    found: Findings,
+    verdicts: Mapping[Finding[object], Verdict],
 ) -> Group:
     """Return a group as the comparison has it; ``largest`` is its variant's largest group."""
     conditions, runs = grouped[name]
-    mode = conditions["quantization"]["mode"]
+    methods = method_order(run.method for run in runs)
+    against = found.against_post_training
     trained = [run for run in runs if run.quantized and run.trained]
     return Group(
         name=name,
@@ -183,6 +267,7 @@ def _group_entry(
         dataset=runs[0].summary.dataset.name,
         profile=_profile(runs),
         precision=quantization_label(conditions["quantization"]),
+        primary=found.primary,
         conditions=conditions,
         not_comparable_with=None if largest == name else largest,
         differs_in=differing_conditions(conditions, grouped[largest].conditions),
@@ -191,15 +276,17 @@ def _group_entry(
         ptq_value=spread(_known(run.summary.metrics.value("ptq_value") for run in runs)),
         start_value=spread(_known(run.summary.metrics.value("start_value") for run in trained)),
         references=reference_counts((run, checks[run.run_id]) for run in runs),
-        methods=[_method_entry(runs, name) for name in method_order(run.method for run in runs)],
-        net_effects=effects.net_effects(runs, mode),
+        collapse_rates=collapse_rates(runs, methods),
+        collapse_differences=[it.say(verdicts.get(it)) for it in found.collapse_differences],
+        methods=[_method_entry(runs, method) for method in methods],
+        net_effects=[it.say(verdicts.get(it)) for it in found.net_effects],
         not_net=effects.not_net(runs),
-        against_post_training=against_post_training(runs, mode),
-        differences=effects.paired_differences(runs),
+        against_post_training=None if against is None else against.say(verdicts.get(against)),
+        differences=[it.say(verdicts.get(it)) for it in found.differences],
     )
 
 
-_CLAIMS = ("differences", "net_effects")
+_CLAIMS = ("collapse_differences", "differences", "net_effects")
 _NAMES = ("method", "reference", "control", "control_reference")
 
 
@@ -270,6 +357,7 @@ def _method_entry(members: Sequence[LoadedRun], method: str) -> MethodEntry:
         outcomes_agree=len(set(outcomes)) == 1 if len(outcomes) > 1 else None,
         seeds=sorted({run.seed for run in completed}),
         final_value=spread(_known(run.final for run in completed)),
+        robust=robust([run.final for run in completed]),
         share_of_fp32=spread(_known(run.kept for run in completed)),
         oscillating=spread([oscillation.oscillating for oscillation in oscillations]),
         batchnorm_drift=spread([drift.kl_mean for drift in drifts]),

@@ -8,18 +8,21 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-import msgspec
-
+from qatval.analysis.claims import (
+    AgainstPostTraining,
+    CollapseDifference,
+    CollapseRate,
+    NetEffect,
+    NotNet,
+    PairedDifference,
+    Part,
+)
 from qatval.analysis.rules import Result
 from qatval.analysis.runs import Outcome
 from qatval.core.measurements import FailedCheck
 from qatval.core.stability import Status
 
 Role = Literal["method", "control"]
-
-
-class Part(msgspec.Struct, frozen=True):
-    """A part of a comparison."""
 
 
 class Spread(Part, frozen=True):
@@ -100,6 +103,13 @@ class ReferenceCount(Part, frozen=True):
     sentence: str
 
 
+class Robust(Part, frozen=True):
+    """Summaries of final values that one bad run does not move; a run that diverged counts as 0."""
+
+    median: float
+    interquartile_mean: float
+
+
 class MethodEntry(Part, frozen=True):
     """A method's runs in a group.
 
@@ -120,110 +130,17 @@ class MethodEntry(Part, frozen=True):
     outcomes_agree: bool | None
     seeds: list[int]
     final_value: Spread | None
+    robust: Robust | None
     share_of_fp32: Spread | None
     oscillating: Spread | None
     batchnorm_drift: Spread | None
 
 
-class Pair(Part, frozen=True):
-    """A contrast on one seed, and its standard error over validation images where it is known."""
-
-    seed: int
-    difference: float
-    shared_training: bool
-    image_error: float | None
-
-
-class NetPair(Pair, frozen=True):
-    """A net effect on one seed, and the two gains that it is the difference of."""
-
-    gain: float
-    control_gain: float
-
-
-class NetEffect(Part, frozen=True):
-    """What a method gains net of its control: ``(method - reference) - (control - its own)``.
-
-    Attributes:
-        kind: Of the part of the method that is judged, e.g. ``"averaging"``.
-        gain, control_gain: Means over the seeds of the net effect.
-        mean: The net effect, mean over seeds.
-        interval: At ``level``; None below three seeds.
-        positive, negative: On how many seeds it is above and below 0.
-        tells: Whether the interval excludes 0.
-        images_resampled: Whether the interval includes the chance of the validation images.
-    """
-
-    kind: str
-    method: str
-    reference: str
-    control: str
-    control_reference: str
-    gain: float
-    control_gain: float
-    mean: float
-    interval: tuple[float, float] | None
-    level: float
-    seeds: int
-    positive: int
-    negative: int
-    tells: bool
-    shared_training: bool
-    images_resampled: bool
-    pairs: list[NetPair]
-    sentence: str
-
-
-class NotNet(Part, frozen=True):
-    """Which gains lack a control to be net of."""
-
-    missing: list[str]
-    sentence: str
-
-
-class AgainstPostTraining(Part, frozen=True):
-    """The best method that trains against the best that does not; as `NetEffect` otherwise.
-
-    Attributes:
-        methods, references: Among how many each is the best.
-        minutes, reference_minutes: What it took to make one such model, scores left out.
-    """
-
-    mean: float
-    interval: tuple[float, float] | None
-    level: float
-    seeds: int
-    positive: int
-    negative: int
-    tells: bool
-    shared_training: bool
-    images_resampled: bool
-    pairs: list[Pair]
-    method: str
-    reference: str
-    methods: int
-    references: int
-    minutes: float | None
-    reference_minutes: float | None
-    sentence: str
-
-
-class PairedDifference(Part, frozen=True):
-    """Method minus reference, paired by seed; as `NetEffect` otherwise."""
+class Primary(Part, frozen=True):
+    """The contrast that a group's runs declared before they started."""
 
     method: str
     reference: str
-    mean: float
-    interval: tuple[float, float] | None
-    level: float
-    seeds: int
-    positive: int
-    negative: int
-    tells: bool
-    shared_training: bool
-    images_resampled: bool
-    pairs: list[Pair]
-    sentence: str
 
 
 class Group(Part, frozen=True):
@@ -231,6 +148,7 @@ class Group(Part, frozen=True):
 
     Attributes:
         precision: Their quantization as one string.
+        primary: None where its runs declared none, or not the same one.
         conditions: What they agree on, float controls on all but the quantization.
         not_comparable_with: The variant's largest group, where that is another one.
         differs_in: The conditions in which it differs from that group.
@@ -241,6 +159,7 @@ class Group(Part, frozen=True):
     dataset: str | None
     profile: str | None
     precision: str
+    primary: Primary | None
     conditions: dict[str, Any]
     not_comparable_with: str | None
     differs_in: list[Difference]
@@ -249,6 +168,8 @@ class Group(Part, frozen=True):
     ptq_value: Spread | None
     start_value: Spread | None
     references: list[ReferenceCount]
+    collapse_rates: list[CollapseRate]
+    collapse_differences: list[CollapseDifference]
     methods: list[MethodEntry]
     net_effects: list[NetEffect]
     not_net: NotNet | None
@@ -283,10 +204,15 @@ class NotRead(Part, frozen=True):
 
 
 class Comparison(Part, frozen=True):
-    """Runs grouped by what makes them comparable, their differences, and the stage gate."""
+    """Runs grouped by what makes them comparable, their differences, and the stage gate.
+
+    Attributes:
+        margin: Within which methods were tested to be alike, None for not at all.
+    """
 
     schema_version: str
     primary_name: str
+    margin: float | None
     runs: list[RunEntry]
     groups: list[Group]
     gate: Gate

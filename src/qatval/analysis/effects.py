@@ -19,23 +19,23 @@ whatever model it is given. Of an averaged X the FP32 model is averaged as well.
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import permutations
 from typing import Any
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 
-from qatval.analysis.document import NetEffect, NetPair, NotNet, Pair, PairedDifference, Role
-from qatval.analysis.intervals import (
-    LEVEL,
-    SEEDS_TO_TELL,
-    MeanContrast,
-    image_errors,
-    mean_contrast,
+from qatval.analysis.claims import (
+    NetEffect,
+    NetPair,
+    NotNet,
+    PairedDifference,
 )
-from qatval.analysis.pairing import Contrast, Scores, evaluate, net_of, pair_by_seed, scores_of
+from qatval.analysis.collapses import collapsed_on, seed_share
+from qatval.analysis.document import Role
+from qatval.analysis.family import Finding, Verdict
+from qatval.analysis.measuring import Measured, measure
+from qatval.analysis.pairing import evaluate, net_of, pair_by_seed, scores_of
 from qatval.analysis.runs import LoadedRun
 from qatval.core import formatting
 from qatval.core.errors import UsageError
@@ -66,46 +66,58 @@ def method_order(names: Iterable[str]) -> list[str]:
     return sorted(set(names), key=rank)
 
 
-def paired_differences(runs: Sequence[LoadedRun]) -> list[PairedDifference]:
-    """Return the differences of two methods of a group that are worth a sentence, paired by seed.
+def worth_comparing(runs: Iterable[LoadedRun]) -> list[tuple[str, str]]:
+    """Return the pairs of a group's methods, method and reference, that are worth a sentence.
 
     The contract's methods among each other, each method against the baseline, and each method or
     control against what it extends by one part.
     """
     quantized = {run.method: run.quantized for run in runs}
+    return [
+        (name, reference)
+        for reference, name in permutations(method_order(quantized), 2)
+        if quantized[reference] == quantized[name] and _worth_comparing(name, reference)
+    ]
+
+
+def paired_differences(
+    runs: Sequence[LoadedRun],
+    compared: Iterable[tuple[str, str]],
+    *,
+    primary: tuple[str, str] | None = None,
+    margin: float | None = None,
+) -> list[Finding[PairedDifference]]:
+    """Return the differences of pairs of methods, paired by seed.
+
+    Args:
+        runs: Of one group.
+        compared: Method and reference of each; a pair without a seed on which both held is left
+            out.
+        primary: The pair that was declared before the runs.
+        margin: Within which they are tested to be alike.
+    """
     scores = scores_of(runs)
     found = []
-    for reference, name in permutations(method_order(quantized), 2):
-        if quantized[reference] != quantized[name] or not _worth_comparing(name, reference):
-            continue
-        if contrasts := pair_by_seed(runs, name, reference):
-            difference, fields = measured(contrasts, scores)
-            sentence = difference_sentence(name, reference, difference)
-            found.append(
-                PairedDifference(method=name, reference=reference, sentence=sentence, **fields)
-            )
+    for pair in compared:
+        if contrasts := pair_by_seed(runs, *pair):
+            measured = measure(runs, contrasts, scores, pair, margin)
+            found.append(_difference(runs, pair, measured, primary=pair == primary))
     return found
 
 
-def measured(
-    contrasts: Mapping[int, Contrast], scores: Scores
-) -> tuple[MeanContrast, dict[str, Any]]:
-    """Return the mean of contrasts by seed, and what every kind of difference records of it."""
-    values = evaluate(contrasts.values(), scores.values)
-    mean = mean_contrast(values, scores.images)
-    return mean, {
-        **vars(mean),
-        "level": LEVEL,
-        "tells": mean.excludes_zero,
-        "shared_training": all(contrast.shared_training for contrast in contrasts.values()),
-        "pairs": pairs(contrasts, values),
-    }
+def _difference(
+    runs: Sequence[LoadedRun], pair: tuple[str, str], measured: Measured, *, primary: bool
+) -> Finding[PairedDifference]:
+    def say(verdict: Verdict | None) -> PairedDifference:
+        return PairedDifference(
+            method=pair[0],
+            reference=pair[1],
+            beats=seed_share(runs, *pair),
+            sentence=measured.ended(difference_sentence(*pair, measured, verdict), verdict),
+            **measured.fields(verdict),
+        )
 
-
-def pairs(contrasts: Mapping[int, Contrast], values: NDArray[np.float64]) -> list[Pair]:
-    """List contrasts by seed with the values that `evaluate` found for them."""
-    each = zip(contrasts.items(), values[:, 0].tolist(), image_errors(values), strict=True)
-    return [Pair(seed, value, c.shared_training, error) for (seed, c), value, error in each]
+    return Finding(measured.test(primary=primary), say)
 
 
 def effects_of(name: str) -> list[Effect]:
@@ -116,7 +128,9 @@ def effects_of(name: str) -> list[Effect]:
     return found.parts[-1].effects(found)
 
 
-def net_effects(runs: Sequence[LoadedRun], mode: str) -> list[NetEffect]:
+def net_effects(
+    runs: Sequence[LoadedRun], mode: str, *, margin: float | None = None
+) -> list[Finding[NetEffect]]:
     """Return what a group's methods gain net of their controls; ``mode`` names its quantization."""
     scores = scores_of(runs)
     found = []
@@ -129,27 +143,40 @@ def net_effects(runs: Sequence[LoadedRun], mode: str) -> list[NetEffect]:
             evaluate([by_seed[seed] for seed in contrasts], scores.values[:, :1])[:, 0].tolist()
             for by_seed in (gains, control_gains)
         )
-        gain, control_gain = (math.fsum(values) / len(values) for values in (ours, theirs))
-        net, fields = measured(contrasts, scores)
-        net_pairs = [
-            NetPair(*msgspec.structs.astuple(pair), *both)
-            for pair, *both in zip(fields["pairs"], ours, theirs, strict=True)
-        ]
-        found.append(
-            NetEffect(
-                kind=effect.kind,
-                method=effect.gain[0],
-                reference=effect.gain[1],
-                control=effect.control[0],
-                control_reference=effect.control[1],
-                gain=gain,
-                control_gain=control_gain,
-                sentence=net_sentence(effect, mode, gain, control_gain, net)
-                + _collapses(runs, effect, contrasts.keys()),
-                **fields | {"pairs": net_pairs},
-            )
-        )
+        behind = dict.fromkeys((*effect.gain, *effect.control))
+        measured = measure(runs, contrasts, scores, [*behind], margin)
+        found.append(_net_effect(effect, mode, measured, ours, theirs))
     return found
+
+
+def _net_effect(
+    effect: Effect,
+    mode: str,
+    measured: Measured,
+    gains: Sequence[float],
+    control_gains: Sequence[float],
+) -> Finding[NetEffect]:
+    gain, control_gain = (math.fsum(each) / len(each) for each in (gains, control_gains))
+    pairs = [
+        NetPair(*msgspec.structs.astuple(pair), *both)
+        for pair, *both in zip(measured.pairs, gains, control_gains, strict=True)
+    ]
+
+    def say(verdict: Verdict | None) -> NetEffect:
+        sentence = net_sentence(effect, mode, gain, control_gain, measured, verdict)
+        return NetEffect(
+            kind=effect.kind,
+            method=effect.gain[0],
+            reference=effect.gain[1],
+            control=effect.control[0],
+            control_reference=effect.control[1],
+            gain=gain,
+            control_gain=control_gain,
+            sentence=measured.ended(sentence, verdict),
+            **measured.fields(verdict) | {"pairs": pairs},
+        )
+
+    return Finding(measured.test(), say)
 
 
 def not_net(runs: Sequence[LoadedRun]) -> NotNet | None:
@@ -157,14 +184,11 @@ def not_net(runs: Sequence[LoadedRun]) -> NotNet | None:
     gains, lacking = dict[str, None](), set()
     for effect in _effects(runs):
         paired = pair_by_seed(runs, *effect.gain)
-        if not paired or net_of(paired, pair_by_seed(runs, *effect.control)):
+        completed = {name: paired.keys() & collapsed_on(runs, name) for name in effect.control}
+        if not paired or set.intersection(*completed.values()):
             continue
         gains[f"{effect.gain[0]} over {effect.gain[1]}"] = None
-        lacking |= {
-            name
-            for name in effect.control
-            if not any(r.method == name and r.completed and r.seed in paired for r in runs)
-        } or {*effect.control}
+        lacking |= {name for name, seeds in completed.items() if not seeds} or {*effect.control}
     if not gains:
         return None
     missing = method_order(lacking)
@@ -176,27 +200,31 @@ def not_net(runs: Sequence[LoadedRun]) -> NotNet | None:
     )
 
 
-def difference_sentence(name: str, reference: str, difference: MeanContrast) -> str:
+def difference_sentence(
+    name: str, reference: str, difference: Measured, verdict: Verdict | None
+) -> str:
     """Say in words what the paired difference of two methods tells."""
-    n, mean = difference.seeds, formatting.signed(difference.mean)
-    seeds = formatting.count(n, "seed")
-    if n == 1:
-        return f"{seeds} cannot tell {name} from {reference}: {mean}"
-    if difference.interval is None:
-        return (
-            f"{seeds} cannot tell {name} from {reference}: {mean} on average, "
-            f"higher on {difference.positive} of {n}"
-        )
-    interval = f"{mean} {formatting.interval(difference.interval)}"
-    if not difference.excludes_zero:
-        return f"{seeds} do not tell {name} from {reference}: {interval}"
-    if difference.mean > 0:
-        return f"{name} is better than {reference} on {difference.positive} of {seeds}, {interval}"
-    return f"{name} is worse than {reference} on {difference.negative} of {seeds}, {interval}"
+    n, mean = difference.mean.seeds, difference.mean
+    seeds, value = formatting.count(n, "seed"), difference.value
+    if difference.collapsed:
+        where = formatting.count(difference.common_seeds, "seed")
+        return f"where both held, {n} of {where}, {name} scores {value} against {reference}"
+    if verdict is None:
+        return f"{seeds} cannot tell {name} from {reference}: {value}"
+    if not verdict.tells:
+        return f"{seeds} {_do(n)} not tell {name} from {reference}: {value}"
+    if mean.mean > 0:
+        return f"{name} is better than {reference} on {mean.positive} of {seeds}, {value}"
+    return f"{name} is worse than {reference} on {mean.negative} of {seeds}, {value}"
 
 
 def net_sentence(
-    effect: Effect, mode: str, gain: float, control_gain: float, net: MeanContrast
+    effect: Effect,
+    mode: str,
+    gain: float,
+    control_gain: float,
+    net: Measured,
+    verdict: Verdict | None,
 ) -> str:
     """Say in one sentence what a gain is worth beside its control's, and no more than it tells.
 
@@ -206,39 +234,30 @@ def net_sentence(
     verbs = ("gain", "lose") if effect.plural else ("gains", "loses")
     control = f"{effect.control_does} {_moves(control_gain, *verbs)}"
     against = "over" if gain >= 0 else "against"
-    measured = f"At {mode} {name} {_moves(gain)} {against} {reference}; {control}: net "
-    seeds = formatting.count(net.seeds, "seed")
-    mean = formatting.signed(net.mean)
-    if net.interval is None:
-        average = f"{mean} on {seeds}" if net.seeds == 1 else f"{mean} on average on {seeds}"
-        least = SEEDS_TO_TELL
-        return f"{measured}{average}, which cannot tell (it takes {least} seeds)"
-    interval = formatting.interval(net.interval)
-    return f"{measured}{mean} {interval} on {seeds}, {_conclusion(effect, gain, net)}"
+    seeds = formatting.count(net.mean.seeds, "seed")
+    said = (
+        f"At {mode} {name} {_moves(gain)} {against} {reference}; {control}: net {net.value} on "
+        f"{seeds}"
+    )
+    if net.collapsed:
+        return said
+    if verdict is None:
+        return f"{said}, which cannot tell"
+    return f"{said}, {_conclusion(effect, gain, net.mean.mean, verdict)}"
 
 
-def _conclusion(effect: Effect, gain: float, net: MeanContrast) -> str:
+def _conclusion(effect: Effect, gain: float, net: float, verdict: Verdict) -> str:
     what, target, control = effect.what, effect.target, effect.control_is
-    if not net.excludes_zero:
+    if not verdict.tells:
         return f"which does not tell the two apart: no gain beyond that of {control} is shown"
     other = f"{target} than for FP32" if target else f" than {control}"
-    if net.mean > 0:
+    if net > 0:
         nothing = "" if gain > 0 else ", although it gains nothing here"
         return f"so {what} does more{other}{nothing}"
     if not target:
         return f"so {what} does less{other}, which learn nothing"
     cure = ", and what it gains here is not a cure of quantization" if gain > 0 else ""
     return f"so {what} does less{other}{cure}"
-
-
-def _collapses(runs: Iterable[LoadedRun], effect: Effect, seeds: Container[int]) -> str:
-    """Name the collapses behind a mean, which says little of a method that collapses at times."""
-    said = []
-    for name in dict.fromkeys((*effect.gain, *effect.control)):
-        counted = [r for r in runs if r.method == name and r.completed and r.seed in seeds]
-        if collapsed := sum(run.outcome == "collapsed" for run in counted):
-            said.append(f"{name} on {collapsed} of {len(counted)}")
-    return f" (collapsed: {', '.join(said)})" if said else ""
 
 
 def _moves(value: float, up: str = "gains", down: str = "loses") -> str:
@@ -271,6 +290,10 @@ def _known(name: str) -> Method | None:
         return method(name)
     except UsageError:
         return None
+
+
+def _do(count: int) -> str:
+    return "does" if count == 1 else "do"
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -24,12 +24,13 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from qatval.analysis.collapses import gets_through
 from qatval.analysis.comparability import conditions, difference_text, differing_conditions, groups
 from qatval.analysis.document import Gate, UnmetCriterion
 from qatval.analysis.evidence import in_short
 from qatval.analysis.repetition import distinct
 from qatval.analysis.runs import LoadedRun, Unreadable, collect
-from qatval.core import presets
+from qatval.core import formatting, presets
 from qatval.quant.methods import method_names
 
 REQUIRED_VARIANTS = presets.variant("yolo10m").requires
@@ -61,7 +62,8 @@ def decide(
         count_incomplete: Whether an incomplete ``ema+qc`` run closes the gate.
 
     Returns:
-        Its reasons are a line per variant where it is open, else one per criterion not met.
+        Its reasons are a line per variant where it is open and one that says how often so many runs
+        let a method through that does collapse, else one per criterion not met.
     """
     unique, repetitions = distinct(runs)
     unmet = [
@@ -93,6 +95,10 @@ def decide(
         key=lambda judged: len(judged[0]),
     )
     unmet += missing
+    if held:
+        held.append(
+            _doubt(sum(run.method == METHOD and run.variant in required for run in opening))
+        )
     unmet += [UnmetCriterion("", f"evidence cannot be used: {it.reason}", []) for it in unreadable]
     reasons = [": ".join(filter(None, (it.variant, it.reason))) for it in unmet]
     return Gate(not unmet, reasons or held, unmet)
@@ -194,6 +200,14 @@ def _judge(variant: str, runs: Sequence[LoadedRun], aside: Sequence[str]) -> Unm
     return (
         f"{variant}: {len(tested)} {METHOD} runs without collapse, compared with the other methods "
         f"on seeds {_listed(common)}{f' ({where})' if where else ''}"
+    )
+
+
+def _doubt(runs: int) -> str:
+    """Say how often so many runs let a method through that does collapse."""
+    return (
+        f"{runs} {METHOD} runs held in all: a method that collapses in one run of five gets "
+        f"through in {formatting.rate(gets_through(runs))} of cases"
     )
 
 

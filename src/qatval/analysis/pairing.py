@@ -2,7 +2,8 @@
 
 Runs that were scored on one training are paired with each other; where a seed has no such runs,
 each run of the one method is paired with each of the other. A seed counts once however many pairs
-it has.
+it has, and not at all where a run of either collapsed: what is left then is a comparison of those
+that held, and `qatval.analysis.collapses` has the others.
 
 What is compared on a seed is a contrast, a weighted sum of its runs: a difference of two methods
 has weights +1 and -1, a gain net of its control has the difference of two such rows.
@@ -53,8 +54,8 @@ class Scores:
 
 
 def pair_by_seed(runs: Sequence[LoadedRun], method: str, reference: str) -> dict[int, Contrast]:
-    """Return a contrast, method minus reference, for each seed that both have completed."""
-    ours, theirs = _by_seed(runs, method), _by_seed(runs, reference)
+    """Return a contrast, method minus reference, for each seed on which both held."""
+    ours, theirs = _held_by_seed(runs, method), _held_by_seed(runs, reference)
     found = {}
     for seed in sorted(ours.keys() & theirs.keys()):
         every = list(product(ours[seed], theirs[seed]))
@@ -116,17 +117,25 @@ def evaluate(contrasts: Iterable[Contrast], values: NDArray[np.float64]) -> NDAr
     for contrast in contrasts:
         used = np.flatnonzero(contrast.weights)
         products = contrast.weights[used, None] * values[used]
-        # fsum rounds once: with numpy's sum the order of the runs would show in the last digits
-        rows.append([math.fsum(column) for column in products.T.tolist()])
+        # fsum rounds once: with numpy's sum the order of the runs would show in the last digits,
+        # but for two runs, of which either sum is the same
+        rows.append(
+            products.sum(axis=0)
+            if len(used) == 2
+            else [math.fsum(column) for column in products.T.tolist()]
+        )
     found = np.array(rows).reshape(len(rows), values.shape[1])
     found[np.abs(found[:, 0]) < _REMAINDER, 0] = 0.0
     return found
 
 
-def _by_seed(runs: Iterable[LoadedRun], method: str) -> Mapping[int, list[int]]:
-    """Return the positions of a method's completed runs."""
+def _held_by_seed(runs: Iterable[LoadedRun], method: str) -> Mapping[int, list[int]]:
+    """Return the positions of a method's completed runs, without seeds on which one collapsed."""
     found: dict[int, list[int]] = defaultdict(list)
+    collapsed = set()
     for position, run in enumerate(runs):
-        if run.method == method and run.completed and run.final is not None:
+        if run.method == method and run.completed:
             found[run.seed].append(position)
-    return found
+            if run.collapsed:
+                collapsed.add(run.seed)
+    return {seed: positions for seed, positions in found.items() if seed not in collapsed}

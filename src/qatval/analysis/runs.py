@@ -128,6 +128,11 @@ class LoadedRun:
             return "degenerate"
         return "disputed" if self.summary.failed_checks else "stable"
 
+    @property
+    def collapsed(self) -> bool:
+        """Whether it ended with nothing to compare: collapsed, diverged, never worth anything."""
+        return self.outcome in ("collapsed", "degenerate")
+
     def _verdict(self) -> Stability:
         metrics = self.summary.metrics
         values = [math.nan if v is None else v for v in (metrics.best_value, self.final)]

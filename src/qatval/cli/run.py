@@ -4,15 +4,32 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from qatval.cli.options import add_shared
 from qatval.core import presets as config
-from qatval.core.option_types import activation_bits, bits, positive, seed
+from qatval.core.errors import UsageError
+from qatval.core.formatting import terminal_line
+from qatval.core.option_types import (
+    activation_bits,
+    bits,
+    contrast,
+    margin,
+    positive,
+    seed,
+    seeds,
+)
 from qatval.core.progress import Progress
 from qatval.core.quantization import Quantization, Start
 from qatval.quant import methods
+
+if TYPE_CHECKING:
+    from qatval.analysis.stopping import Standing
+    from qatval.core.summary import RunSummary
+    from qatval.run.configuration import RunConfig
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -44,6 +61,15 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="add what the methods' effects are to be compared with: the untrained model, the same "
         "training in FP32, averaged and corrected alike, re-estimated BatchNorm statistics in the "
         "place of QC",
+    )
+    parser.add_argument(
+        "--primary",
+        type=contrast,
+        default=methods.primary_contrast(),
+        metavar="M:REF",
+        help="the claim that these runs are made for, declared before they start: comparisons test "
+        "the difference of these two methods by itself and correct all others for their number "
+        f"(default: {':'.join(methods.primary_contrast())})",
     )
     parser.add_argument(
         "--profile", required=True, metavar="P", help=", ".join(config.profile_names())
@@ -138,12 +164,34 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="N",
         help="data-loading processes on a GPU (default: 8; on the CPU always 0)",
     )
-    parser.add_argument(
+    one_or_more = parser.add_mutually_exclusive_group()
+    one_or_more.add_argument(
         "--seed",
         type=seed,
         default=0,
         metavar="N",
         help="of the training subset and the training (default: 0)",
+    )
+    one_or_more.add_argument(
+        "--seeds",
+        type=seeds,
+        metavar="N..N",
+        help="run one seed after another, 0..9 or 0,1,2, each in a folder of its own below "
+        "--run-root",
+    )
+    parser.add_argument(
+        "--until-told",
+        action="store_true",
+        help="look at the primary contrast after every one of --seeds from the third on, and stop "
+        "when it is told apart; the levels of the looks are such that all of them together are "
+        "wrong in 5 %% at most",
+    )
+    parser.add_argument(
+        "--margin",
+        type=margin,
+        metavar="M",
+        help="with --until-told, stop as well when the method of the primary contrast is shown to "
+        "be no worse than its reference by this difference of mAP, e.g. 0.005",
     )
     parser.add_argument(
         "--amp",
@@ -189,13 +237,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Run, and print the outcome of each method."""
-    from qatval.core.formatting import percent, value
     from qatval.run import runner
     from qatval.run.configuration import configure
 
     given = vars(args)
     del given["handler"]
     names, controlled = given.pop("method").split(","), given.pop("with_controls")
+    in_turn, how = given.pop("seeds"), {name: given.pop(name) for name in ("until_told", "margin")}
     precision = {f.name: given.pop(f.name) for f in fields(Quantization) if f.name in given}
     precision["start"] = {
         f.name: given.pop(f"start_{f.name}") for f in fields(Start) if f"start_{f.name}" in given
@@ -203,9 +251,67 @@ def run(args: argparse.Namespace) -> int:
     settled = configure(
         methods=methods.with_controls(names) if controlled else names, precision=precision, **given
     )
+    if in_turn is not None:
+        return _run_series(settled, in_turn, **how)
+    if how["until_told"] or how["margin"] is not None:
+        raise UsageError(
+            "--until-told and --margin are for a series: give its seeds, e.g. --seeds 0..9"
+        )
     title = f"{settled.variant.name} {settled.profile.name} seed {settled.seed}"
     with Progress(title) as progress:
         summaries = runner.run(settled, progress)
+    _print_outcomes(summaries)
+    _print_warnings(summaries)
+    return 0
+
+
+def _run_series(settled: RunConfig, in_turn: Sequence[int], **how: Any) -> int:
+    """Run a series, print what it has after each seed, and at the end why that was the last."""
+    from qatval.run import series
+
+    asked = series.series(settled, in_turn, **how)
+    summaries: list[RunSummary] = []
+    done = None
+    for done in series.run(asked):
+        summaries += done.summaries
+        print(f"seed {done.seed} ({done.number} of {len(asked.seeds)}):")
+        _print_outcomes(done.summaries)
+        if done.standing is not None:
+            print(terminal_line(_look(done.standing)))
+            sys.stdout.flush()
+    if done is not None and done.standing is not None:
+        for line in _decision(done.standing, done.number, len(asked.seeds), settled.primary):
+            print(terminal_line(line))
+    _print_warnings(summaries)
+    return 0
+
+
+def _look(standing: Standing) -> str:
+    """Say in short what a look shows."""
+    from qatval.analysis.words import look
+    from qatval.core.formatting import p_value
+
+    corrected = standing.corrected
+    if corrected is None or corrected.look is None:
+        return "nothing to compare yet: a method collapsed, or was not completed"
+    said = f"{look(corrected.look, corrected.level)}: corrected {p_value(corrected.p_value)}"
+    return f"{said}, {standing.told or 'not told'}"
+
+
+def _decision(
+    standing: Standing, number: int, planned: int, primary: tuple[str, str]
+) -> Iterator[str]:
+    """Yield why a series has stopped, and what it tells."""
+    said = standing.told or f"{primary[0]} is not told from {primary[1]}, which stays open"
+    last = "" if standing.told else ", all that were planned"
+    yield f"stopped after {number} of {planned} seeds{last}: {said}"
+    yield from standing.sentences
+
+
+def _print_outcomes(summaries: Iterable[RunSummary]) -> None:
+    """Print what became of each method, a line each."""
+    from qatval.core.formatting import percent, value
+
     for summary in summaries:
         final, fp32 = summary.metrics.final_value, summary.metrics.fp32_value
         verdict = "collapsed" if summary.stability.collapsed else "did not collapse"
@@ -221,6 +327,9 @@ def run(args: argparse.Namespace) -> int:
             f"{summary.artifacts.run_root}/run_summary.json"
         )
     sys.stdout.flush()
+
+
+def _print_warnings(summaries: Iterable[RunSummary]) -> None:
+    """Print what runs were warned of, each warning once."""
     for warning in dict.fromkeys(said for summary in summaries for said in summary.warnings):
         print(f"qatval: warning: {warning}", file=sys.stderr)
-    return 0

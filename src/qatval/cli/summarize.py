@@ -8,6 +8,7 @@ from pathlib import Path
 
 from qatval.cli.options import add_shared
 from qatval.core.formatting import terminal_line
+from qatval.core.option_types import margin
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -25,6 +26,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         type=Path,
         metavar="FILE",
         help="one of the three files, e.g. comparison.json; the others get its name",
+    )
+    parser.add_argument(
+        "--margin",
+        type=margin,
+        metavar="M",
+        help="also test, by two one-sided tests, whether methods are alike within this difference "
+        "of mAP, e.g. 0.005; name it before you see the results",
     )
     parser.add_argument(
         "--strict",
@@ -54,7 +62,11 @@ def summarize(args: argparse.Namespace) -> int:
     check_path(args.out_path)
     runs, unreadable = collect(args.run_roots, verify=args.strict)
     comparison = compare(
-        runs, unreadable, count_incomplete=args.count_incomplete, across=args.across or ()
+        runs,
+        unreadable,
+        count_incomplete=args.count_incomplete,
+        margin=args.margin,
+        across=args.across or (),
     )
     written = write_comparison(comparison, runs, args.out_path, args.cache_dir)
     print(terminal_table(comparison))

@@ -57,6 +57,23 @@ def percent(share: float | None) -> str:
     return f"{100 * share:.2g} %" if 0 < share < 0.01 else f"{100 * share:.1f} %"
 
 
+def rate(share: float) -> str:
+    """Write a share in [0, 1] that is known to a few percent at best."""
+    return f"{100 * share:.0f} %"
+
+
+def p_value(number: float) -> str:
+    """Write a p-value; a small one never reads as 0, and none reads as 0.05 that is above it."""
+    if number < 0.001:
+        return "p < 0.001"
+    return f"p {number:.2g}" if f"{number:.2g}" != "0.05" or number <= 0.05 else "p > 0.05"
+
+
+def level(alpha: float) -> str:
+    """Write the level of a test."""
+    return f"{alpha:.2g}"
+
+
 def duration(seconds: float) -> str:
     """Write a length of time."""
     minutes, rest = divmod(round(seconds), 60)

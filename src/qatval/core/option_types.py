@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import math
+
+MOST_SEEDS = 1000
 
 
 def positive(text: str) -> int:
@@ -40,11 +43,43 @@ def seed(text: str) -> int:
 
 
 def seeds(text: str) -> tuple[int, ...]:
-    """Parse distinct seeds with commas between them."""
-    parsed = tuple(seed(part) for part in text.split(","))
+    """Parse distinct seeds: ``0,1,2`` with commas between them, ``0..9`` from one to another."""
+    parsed: list[int] = []
+    for part in text.split(","):
+        first, dots, last = part.partition("..")
+        low = seed(first)
+        high = seed(last) if dots else low
+        if high < low or high - low >= MOST_SEEDS or len(parsed) >= MOST_SEEDS:
+            raise argparse.ArgumentTypeError(
+                f"expected seeds such as 0,1,2 or 0..9, at most {MOST_SEEDS}, got {text}"
+            )
+        parsed += range(low, high + 1)
     if len(set(parsed)) != len(parsed):
         raise argparse.ArgumentTypeError(f"a seed is given twice: {text}")
-    return parsed
+    return tuple(parsed)
+
+
+def contrast(text: str) -> tuple[str, str]:
+    """Parse two names with a colon between them: method and reference."""
+    method, _, reference = text.partition(":")
+    if not method or not reference or ":" in reference:
+        raise argparse.ArgumentTypeError(
+            f"expected METHOD:REFERENCE, e.g. ema+qc:baseline, got '{text}'"
+        )
+    return method, reference
+
+
+def margin(text: str) -> float:
+    """Parse a difference of mAP, above 0 and below 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(
+            f"expected a difference of mAP above 0 and below 1, e.g. 0.005, got '{text}'"
+        )
+    return value
 
 
 def _integer(text: str) -> int:

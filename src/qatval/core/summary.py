@@ -214,12 +214,39 @@ class Resumption(Record, frozen=True):
     steps: Count | None = None
 
 
+class PrimaryContrast(Record, frozen=True):
+    """The two methods whose difference the runs are made to tell."""
+
+    method: Annotated[str, Meta(min_length=1)]
+    reference: Annotated[str, Meta(min_length=1)]
+
+
+class SeriesPlan(Record, frozen=True):
+    """How a series of seeds was to be told, decided before its first run.
+
+    Attributes:
+        seeds: In the order in which they are run, until the primary contrast is told.
+        levels: Of the p-value, two-sided, at each look: the last after all seeds, the one before
+            after all but one, and so on.
+        margin: By which the method must not be worse than its reference, in mAP; None for not
+            tested.
+    """
+
+    seeds: Annotated[tuple[Count, ...], Meta(min_length=1, max_length=1000)]
+    levels: Annotated[
+        tuple[Annotated[float, Meta(gt=0, lt=1)], ...], Meta(min_length=1, max_length=1000)
+    ]
+    margin: Annotated[float, Meta(gt=0, lt=1)] | None = None
+
+
 class RunSummary(Record, frozen=True):
     """One run: a variant, a method, a profile and a seed, and what came of it.
 
     Attributes:
         files: All that the finished run left in its root but this summary and its log, which other
             runs of the same command still write to; by name relative to the root, with /.
+        primary: What it was declared to tell before it started; older tools declared nothing.
+        series: The plan of the series that it is one run of, None where it was run for itself.
     """
 
     schema_version: Annotated[str, Meta(pattern=r"^1\.[0-9]+$")]
@@ -244,6 +271,8 @@ class RunSummary(Record, frozen=True):
     batchnorm: BatchNormDrift | None = None
     failed_checks: tuple[FailedCheck, ...] | UnsetType = UNSET
     warnings: tuple[str, ...] = ()
+    primary: PrimaryContrast | None = None
+    series: SeriesPlan | None = None
     timings: dict[str, float] | None = None
     resumed: tuple[Resumption, ...] = ()
     files: dict[str, FileDigest] | None = None

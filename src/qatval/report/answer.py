@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from qatval.analysis.document import Group, MethodEntry, NetEffect
-from qatval.analysis.intervals import SEEDS_TO_TELL
+from qatval.analysis.claims import NetEffect
+from qatval.analysis.document import Group, MethodEntry
 from qatval.core import formatting
+from qatval.report.contrasts import collapse_lines
 from qatval.report.group_charts import Contrast, net_name
 from qatval.report.terminal import outcome, share_of_fp32
 
@@ -19,6 +20,7 @@ def answer(group: Group) -> dict[str, object]:
 
     Returns:
         ``outcomes``, what became of which methods, the bad first: said, of whom, whether it is bad.
+        ``collapses``, what that says of how often methods collapse.
         ``shares``, methods with the share of FP32 that they keep. ``told``, what is told apart of
         the methods under test. ``rest``, what else there is to say about telling apart.
     """
@@ -28,6 +30,7 @@ def answer(group: Group) -> dict[str, object]:
     told = [contrast for contrast in contrasts if contrast.tells and contrast.method in names]
     return {
         "outcomes": _outcomes(group.methods),
+        "collapses": collapse_lines(group),
         "shares": [(e.method, share_of_fp32(e)) for e in tested if e.share_of_fp32 is not None],
         "told": told,
         "rest": _rest(contrasts, len(told)),
@@ -54,11 +57,7 @@ def _rest(contrasts: Sequence[Contrast], shown: int) -> list[str]:
         return ["Nothing is told apart: no two of these methods have a seed in common to compare."]
     untold = [contrast for contrast in contrasts if not contrast.tells]
     if len(untold) == len(contrasts):
-        seeds = max(contrast.seeds for contrast in contrasts)
-        why = "no 95 % interval excludes 0"
-        if all(contrast.interval is None for contrast in contrasts):
-            why = f"{formatting.count(seeds, 'seed')} cannot tell, it takes {SEEDS_TO_TELL}"
-        return [f"Nothing is told apart: {why}."]
+        return [f"Nothing is told apart: {_why(contrasts)}."]
     rest = []
     if of_controls := len(contrasts) - len(untold) - shown:
         differences = formatting.count(of_controls, "difference")
@@ -68,3 +67,12 @@ def _rest(contrasts: Sequence[Contrast], shown: int) -> list[str]:
         among = f", among them {nets}" if nets else ""
         rest.append(f"Not told apart: {len(untold)} of {len(contrasts)} comparisons{among}.")
     return rest
+
+
+def _why(untold: Sequence[Contrast]) -> str:
+    judged = [contrast.corrected for contrast in untold if contrast.corrected]
+    if judged:
+        return f"no corrected p-value of {formatting.count(len(judged), 'test')} is 0.05 or less"
+    if any(contrast.collapsed for contrast in untold):
+        return "a collapse is behind every difference"
+    return "one seed shows no spread"

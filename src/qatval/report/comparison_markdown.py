@@ -6,8 +6,15 @@ from collections.abc import Iterator, Sequence
 
 from qatval.analysis.document import Comparison, Group, MethodEntry, RunEntry
 from qatval.core import formatting
+from qatval.report.contrasts import HEADER, LEGEND, collapse_lines, contrast_rows, contrasts_of
 from qatval.report.run_markdown import bullets, code, document, escape, section, table
-from qatval.report.terminal import mean_of, method_numbers, outcome, reference_values
+from qatval.report.terminal import (
+    mean_of,
+    method_numbers,
+    outcome,
+    reference_values,
+    robust_numbers,
+)
 
 
 def render_comparison(comparison: Comparison) -> str:
@@ -19,6 +26,7 @@ def render_comparison(comparison: Comparison) -> str:
         f"**yolo10m gate: {'open' if gate.yolo10m_allowed else 'closed'}**",
         bullets(map(escape, gate.reasons)),
         *(block for blocks in groups for block in blocks),
+        *([LEGEND] if any(map(contrasts_of, comparison.groups)) else []),
         *section("Runs", [_runs(comparison.runs)]),
         *section("Could not be read", [bullets(map(escape, unreadable))]),
         *section("Warnings", [bullets(map(escape, comparison.warnings))]),
@@ -32,7 +40,9 @@ def _group(group: Group) -> Iterator[str]:
             f"{code(it.field)}: {escape(str(it.value))} instead of {escape(str(it.other))}"
             for it in group.differs_in
         )
-    numeric = ("mAP 50-95", "spread", "of FP32", "oscillating", "BatchNorm drift")
+    yield bullets(map(escape, collapse_lines(group)))
+    of_values = ("mAP 50-95", "spread", "median", "IQM", "of FP32")
+    numeric = (*of_values, "oscillating", "BatchNorm drift")
     yield table(
         ("method", "runs", "seeds", *numeric, "outcome", "outcomes agree"),
         [*map(_method, group.methods), *_reference_rows(group)],
@@ -48,6 +58,9 @@ def _group(group: Group) -> Iterator[str]:
         pairing = "" if paired.shared_training else " (paired by seed, trained apart)"
         told.append(paired.sentence + pairing)
     yield bullets(escape(text) for text in [*told, *(it.sentence for it in group.references)])
+    if rows := list(contrast_rows(group)):
+        yield "The numbers behind them:"
+        yield table(HEADER, [[escape(cell) for cell in row] for row in rows], right=HEADER[1:])
     yield bullets(
         f"its runs differ in {code(varying.field)}: {escape(', '.join(varying.values))}"
         for varying in group.varying
@@ -55,11 +68,15 @@ def _group(group: Group) -> Iterator[str]:
 
 
 def _method(method: MethodEntry) -> list[str]:
+    mean, deviation, share = method_numbers(method)
     return [
         method.method + (" (control)" if method.role == "control" else ""),
         str(method.runs),
         ", ".join(str(seed) for seed in method.seeds) or formatting.MISSING,
-        *method_numbers(method),
+        mean,
+        deviation,
+        *robust_numbers(method),
+        share,
         formatting.percent(mean_of(method.oscillating)),
         formatting.divergence(mean_of(method.batchnorm_drift)),
         outcome(method),
@@ -70,7 +87,7 @@ def _method(method: MethodEntry) -> list[str]:
 def _reference_rows(group: Group) -> Iterator[list[str]]:
     for _, label, measured in reference_values(group):
         mean = formatting.value(mean_of(measured))
-        yield [label, "", "", mean, "", "", "", "", "" if measured else "not measured", ""]
+        yield [label, "", "", mean, "", "", "", "", "", "", "" if measured else "not measured", ""]
 
 
 def _runs(runs: Sequence[RunEntry]) -> str:

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from qatval.analysis.document import Group, NetEffect, NetPair, Pair, PairedDifference, RunEntry
+from qatval.analysis.claims import (
+    NetEffect,
+    NetPair,
+    Pair,
+    PairedDifference,
+)
+from qatval.analysis.document import Group, RunEntry
 from qatval.core import formatting
 from qatval.report.charts import Level, Row, dot_chart
 from qatval.report.drawing import Chart, Style
@@ -77,7 +83,7 @@ def _differences(
     return dot_chart(
         "Paired differences",
         "A dot per seed, a bar across at the mean, a bar along for the 95 % interval over seeds "
-        "and validation images, which needs three seeds. Right of the line is better.",
+        "and validation images, of each alone. Right of the line is better.",
         [_row(difference, styles) for difference in differences],
         x_label="difference in mAP 50-95",
         levels=[Level("no difference", 0.0, "zero")],

@@ -20,6 +20,7 @@ from qatval.core.measurements import Coverage
 from qatval.core.quantization import in_words
 from qatval.core.stability import LEAST_SHARE_OF_FP32
 from qatval.report.answer import answer
+from qatval.report.contrasts import HEADER, LEGEND, contrast_rows
 from qatval.report.drawing import Style, styles
 from qatval.report.group_charts import net_chart, value_charts
 from qatval.report.images import SCORE, ExampleImages, example_images
@@ -83,6 +84,8 @@ def render_html(
         least_share=LEAST_SHARE_OF_FP32,
         least_score=SCORE,
         open_images=OPEN_IMAGES,
+        contrast_header=HEADER,
+        legend=LEGEND,
         css=markupsafe.Markup(loader.get_source(environment, "report.css")[0]),
     )
 
@@ -150,6 +153,7 @@ def _group(
         ],
         "reference_values": reference_values(group),
         "net": net_chart(group.net_effects, styles),
+        "contrasts": list(contrast_rows(group)),
         "charts": value_charts(group, entries, styles),
         "images": example_images(members, cache_dir),
         "folded": controls if many else set(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from itertools import zip_longest
 from textwrap import wrap
@@ -10,11 +11,14 @@ from qatval.analysis.document import Comparison, Group, MethodEntry, RunEntry, S
 from qatval.core import formatting
 from qatval.core.quantization import FLOAT_MODE
 from qatval.core.stability import LEAST_SHARE_OF_FP32
+from qatval.report.contrasts import LEGEND, collapse_lines, contrasts_of
 
 WIDTH = 100
 """Columns of the terminal."""
 
 _SEED_COLUMNS = 5
+# no line breaks between a number and its unit, or within a p-value
+_TOGETHER = re.compile(r"(?<=\d) (?=%)|(?<=\bp) (?=[<\d])|(?<=p <) ")
 
 
 def terminal_table(comparison: Comparison) -> str:
@@ -23,6 +27,8 @@ def terminal_table(comparison: Comparison) -> str:
         "\n".join(_group(group, [run for run in comparison.runs if group.name in run.groups]))
         for group in comparison.groups
     ]
+    if any(map(contrasts_of, comparison.groups)):
+        blocks.append("\n".join(_wrapped(LEGEND)))
     gate = f"yolo10m gate: {'open' if comparison.gate.yolo10m_allowed else 'closed'}"
     reasons = map(formatting.terminal_line, comparison.gate.reasons)
     blocks.append("\n  ".join([gate, *reasons]))
@@ -36,6 +42,8 @@ def _group(group: Group, runs: Sequence[RunEntry]) -> Iterable[str]:
     if group.not_comparable_with:
         differing = ", ".join(difference.field for difference in group.differs_in[:3])
         yield _cut(f"  not comparable with {group.not_comparable_with}: differs in {differing}")
+    for line in collapse_lines(group):
+        yield from _wrapped(line)
     seeds = sorted({run.seed for run in runs})
     per_seed = seeds if len(seeds) <= _SEED_COLUMNS else []
     columns = [f"seed {seed}" for seed in per_seed]
@@ -56,7 +64,7 @@ def _group(group: Group, runs: Sequence[RunEntry]) -> Iterable[str]:
         if told is not None:
             yield from _wrapped(told.sentence)
     for difference in group.differences:
-        yield _cut(f"  {difference.sentence}")
+        yield from _wrapped(difference.sentence)
     for reference in group.references:
         yield from _wrapped(reference.sentence)
 
@@ -88,6 +96,15 @@ def method_numbers(method: MethodEntry) -> list[str]:
     final = method.final_value
     spread = formatting.value(final.deviation if final else None)
     return [formatting.value(mean_of(final)), spread, share_of_fp32(method)]
+
+
+def robust_numbers(method: MethodEntry) -> list[str]:
+    """Write the median and the interquartile mean of a method's final values."""
+    robust = method.robust
+    return [
+        formatting.value(robust.median if robust else None),
+        formatting.value(robust.interquartile_mean if robust else None),
+    ]
 
 
 def share_of_fp32(method: MethodEntry) -> str:
@@ -135,8 +152,9 @@ def _aligned(rows: Sequence[Sequence[str]]) -> Iterable[str]:
 
 
 def _wrapped(sentence: str) -> Iterable[str]:
-    sentence = formatting.terminal_line(sentence)
-    return wrap(sentence, WIDTH, initial_indent="  ", subsequent_indent="    ")
+    together = _TOGETHER.sub("\N{NO-BREAK SPACE}", formatting.terminal_line(sentence))
+    lines = wrap(together, WIDTH, initial_indent="  ", subsequent_indent="    ")
+    return [line.replace("\N{NO-BREAK SPACE}", " ") for line in lines]
 
 
 def _cut(line: str) -> str:

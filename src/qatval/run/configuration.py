@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ from qatval.core import presets
 from qatval.core.errors import UsageError
 from qatval.core.presets import Profile, Variant
 from qatval.core.quantization import Quantization
-from qatval.quant.methods import Method, method, method_names
+from qatval.core.summary import SeriesPlan
+from qatval.quant.methods import Method, method, method_names, primary_contrast
 from qatval.quant.methods.part import Training
 from qatval.quant.methods.rounding import Rounding
 
@@ -38,6 +39,8 @@ class RunConfig:
         fused: Whether training fake-quantizes all weights at once, which gives the same results
             sooner, or layer by layer through Brevitas.
         track: Whether the oscillation of the weights is measured, which changes no result.
+        primary: The method and the reference whose difference the run is declared to tell.
+        series: The plan of the series of seeds that the run is one of, None for none.
     """
 
     variant: Variant
@@ -58,6 +61,8 @@ class RunConfig:
     restart: bool = False
     fused: bool = True
     track: bool = True
+    primary: tuple[str, str] = field(default_factory=primary_contrast)
+    series: SeriesPlan | None = None
 
     def __post_init__(self) -> None:
         if not self.methods:
@@ -65,6 +70,10 @@ class RunConfig:
         names = [m.name for m in self.methods]
         if len(set(names)) != len(names):
             raise UsageError(f"a method is given twice: {', '.join(names)}")
+        if self.primary[0] == self.primary[1]:
+            raise UsageError(f"--primary must name two methods, got {self.primary[0]} twice")
+        for name in self.primary:
+            method(name)  # refuses one that is not known
         parts = [part for m in self.methods for part in m.parts]
         if self.quantization.scaling == "statistics" and any(
             isinstance(p, Rounding) for p in parts

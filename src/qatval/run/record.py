@@ -24,6 +24,7 @@ from qatval.core.summary import (
     DatasetRecord,
     Git,
     Model,
+    PrimaryContrast,
     QuantizationRecord,
     Requested,
     RunError,
@@ -82,6 +83,8 @@ def announced(config: RunConfig, method: Method) -> RunSummary:
         stability=StabilityRecord(COLLAPSE_THRESHOLD_RATIO, None, None),
         environment={**versions(), **machine()},
         configuration=_configuration(config, method),
+        primary=PrimaryContrast(*config.primary),
+        series=config.series,
         error=RunError(type="Running", message="the run has not finished", stage="start"),
     )
 

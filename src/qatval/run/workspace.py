@@ -105,16 +105,12 @@ class Workspace:
         Raises:
             QatvalError: If one differs from what the interrupted run had, naming it.
         """
-        recorded = self._configuration.settings
-        # As they are read back: tuples are lists, floats are what JSON makes of them.
-        found = msgspec.json.decode(msgspec.json.encode(dict(_flat(settings))))
-        for name, value in found.items():
-            if name in recorded and recorded[name] != value:
-                raise QatvalError(
-                    f"{self._run_root} holds an interrupted run with another {name}: it was "
-                    f"{_shown(recorded[name])}, is {_shown(value)}; give the same command again to "
-                    "go on, or --restart to begin anew"
-                )
+        recorded, found = self._configuration.settings, flat(settings)
+        if other := difference(recorded, found):
+            raise QatvalError(
+                f"{self._run_root} holds an interrupted run with another {other}; give the same "
+                "command again to go on, or --restart to begin anew"
+            )
         self._configuration.settings = recorded | found
         self._write()
 
@@ -133,6 +129,20 @@ class Workspace:
     def _write(self) -> None:
         content = msgspec.json.encode(self._configuration)
         atomic_write(self._file, msgspec.json.format(content, indent=2))
+
+
+def flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings by dotted names, as they are read back from JSON: tuples are lists there."""
+    found: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(dict(_flat(settings))))
+    return found
+
+
+def difference(recorded: Mapping[str, Any], found: Mapping[str, Any]) -> str | None:
+    """Name the first of `flat` settings that is not as it was recorded, None if none is."""
+    for name, value in found.items():
+        if name in recorded and recorded[name] != value:
+            return f"{name}: it was {_shown(recorded[name])}, is {_shown(value)}"
+    return None
 
 
 def _flat(settings: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:

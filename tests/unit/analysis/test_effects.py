@@ -1,12 +1,15 @@
 """What methods gain net of their controls, and the sentences that say it."""
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from qatval.analysis.document import NotNet
-from qatval.analysis.effects import effects_of, net_effects, net_sentence, not_net
-from qatval.analysis.intervals import MeanContrast
+from qatval.analysis.claims import NotNet
+from qatval.analysis.effects import effects_of, net_sentence, not_net
+from qatval.analysis.effects import net_effects as found_net_effects
+from qatval.analysis.family import Verdict, judge
+from qatval.analysis.intervals import MeanContrast, Term
+from qatval.analysis.measuring import Measured
 from qatval.testing import build_summary, loaded
 
 
@@ -14,8 +17,15 @@ def run(method, seed, final, **more):
     return loaded(build_summary(method, seed, (0.3, 0.5, final), **more))
 
 
+def net_effects(runs, mode):
+    """Return what is said of the net effects of runs that are compared alone."""
+    findings = found_net_effects(runs, mode)
+    verdicts = judge(findings)
+    return [finding.say(verdicts.get(finding)) for finding in findings]
+
+
 AVERAGING = ("ema", "baseline", "fp32+ema", "fp32")
-finals = st.floats(0.1, 0.9).map(lambda value: round(value, 6))
+finals = st.floats(0.3, 0.9).map(lambda value: round(value, 6))
 
 
 @pytest.mark.parametrize(
@@ -75,6 +85,7 @@ def test_a_net_effect_is_the_plain_formula_on_every_seed(seeds):
 
 @given(st.lists(st.tuples(finals, finals, finals), min_size=3, max_size=5))
 def test_equal_gains_leave_nothing_and_do_not_tell(seeds):
+    assume(all(cr + m - r > 0.3 for r, cr, m in seeds))
     runs = [
         run(method, seed, final, resamples=0)
         for seed, (r, cr, m) in enumerate(seeds)
@@ -123,13 +134,24 @@ def test_gains_stay_within_their_own_training():
     assert found.seeds == 1
 
 
-def test_a_collapse_behind_the_means_is_named():
-    runs = [run(method, seed, 0.6) for method in AVERAGING for seed in (0, 1, 2)]
+def test_a_collapse_behind_a_mean_is_named_and_leaves_no_claim():
+    runs = [run(method, seed, 0.6) for method in AVERAGING for seed in range(5)]
+    gaining = [run("ema", seed, 0.7 + 0.001 * seed) for seed in range(5)]
+    runs = [*gaining, *(r for r in runs if r.method != "ema")]
     collapsed = [r for r in runs if (r.method, r.seed) != ("baseline", 1)]
     collapsed.append(run("baseline", 1, 0.1))
-    assert "collapsed" not in net_effects(runs, "w4a16")[0].sentence
-    (found,) = net_effects(collapsed, "w4a16")
-    assert found.sentence.endswith("(collapsed: baseline on 1 of 3)")
+    (held,), (found,) = net_effects(runs, "w4a16"), net_effects(collapsed, "w4a16")
+    assert held.tells
+    assert "collapsed" not in held.sentence
+    assert not found.tells
+    assert (found.seeds, found.common_seeds, found.collapsed) == (4, 5, {"baseline": 1})
+    assert found.sentence.endswith("; no verdict: of 5 seeds collapsed baseline on 1")
+    assert ", so " not in found.sentence
+
+
+def test_a_control_that_collapsed_is_not_missing():
+    runs = [run(method, 0, 0.6) for method in AVERAGING[:3]]
+    assert not_net([*runs, run("fp32", 0, 0.1)]) is None
 
 
 def test_a_group_says_once_which_gains_are_not_net():
@@ -167,7 +189,7 @@ SENTENCES = {
     "more than in FP32": ("ema", 0.020, 0.002, (0.006, 0.030), 5),
     "more than in FP32, but no gain": ("ema", -0.002, -0.020, (0.006, 0.030), 5),
     "undecided": ("ema", 0.004, 0.002, (-0.005, 0.009), 5),
-    "two seeds": ("ema", 0.020, 0.002, None, 2),
+    "two seeds": ("ema", 0.020, 0.002, (-0.132, 0.168), 2),
     "one seed": ("dampen+ema", 0.020, 0.002, None, 1),
     "QC, less": ("ema+qc", 0.004, 0.009, (-0.008, -0.002), 5),
     "QC, more": ("ema+qc", 0.009, 0.004, (0.002, 0.008), 5),
@@ -177,27 +199,37 @@ SENTENCES = {
     "QC, more than in FP32": ("ema+qc", 0.009, 0.004, (0.002, 0.008), 5),
     "QC, more than in FP32, but no gain": ("qc", -0.001, -0.004, (0.001, 0.005), 5),
     "QC, not told from QC in FP32": ("dampen+ema+qc", 0.004, -0.003, (-0.001, 0.015), 3),
-    "QC, two seeds": ("ema+qc", 0.004, 0.009, None, 2),
+    "QC, one seed": ("ema+qc", 0.004, 0.009, None, 1),
 }
+
+
+def judged(mean, half, seeds):
+    """Return a net effect of so many seeds, with the interval and the verdict that follow."""
+    one_seed = half is None or seeds == 1
+    term = None if one_seed else Term((half / 1.96) ** 2, 10**9)
+    measured = MeanContrast(seeds, mean, term, None, seeds, 0)
+    net = Measured(measured, [], True, seeds, {}, None)
+    test = net.test()
+    return net, test and Verdict("all others", 1, 1, test.p_values, 0.05)
 
 
 @pytest.mark.parametrize("case", SENTENCES)
 def test_the_sentence(snapshot, case):
     name, gain, control_gain, interval, seeds = SENTENCES[case]
     meant = effects_of(name)[-1 if "in FP32" in case and "QC" in case else 0]
-    mean = gain - control_gain
-    measured = MeanContrast(seeds, mean, interval, seeds, 0, True)
-    assert net_sentence(meant, "w4a16", gain, control_gain, measured) == snapshot
+    half = interval and (interval[1] - interval[0]) / 2
+    net, verdict = judged(gain - control_gain, half, seeds)
+    assert net_sentence(meant, "w4a16", gain, control_gain, net, verdict) == snapshot
 
 
 @given(finals, finals, st.floats(0, 0.2), st.integers(1, 9))
 def test_no_sentence_claims_more_than_the_numbers_say(gain, control_gain, half, seeds):
     mean = gain - control_gain
-    interval = (mean - half, mean + half) if seeds >= 3 else None
-    measured = MeanContrast(seeds, mean, interval, 0, 0, True)
+    net, verdict = judged(mean, half, seeds)
+    tells = verdict is not None and verdict.tells
     for meant in (*effects_of("ema"), *effects_of("ema+qc")):
-        text = net_sentence(meant, "w4a16", gain, control_gain, measured)
-        assert ("cannot tell" in text) == (seeds < 3)
-        assert (", so " in text) == measured.excludes_zero
-        assert ("does more" in text) == (measured.excludes_zero and mean > 0)
-        assert ("does less" in text) == (measured.excludes_zero and mean < 0)
+        text = net_sentence(meant, "w4a16", gain, control_gain, net, verdict)
+        assert ("cannot tell" in text) == (seeds == 1)
+        assert (", so " in text) == tells
+        assert ("does more" in text) == (tells and mean > 0)
+        assert ("does less" in text) == (tells and mean < 0)

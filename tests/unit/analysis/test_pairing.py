@@ -1,13 +1,17 @@
 """Which runs are subtracted from each other, and from what their uncertainty comes."""
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qatval.analysis.effects import pairs
-from qatval.analysis.pairing import evaluate, net_of, pair_by_seed, scores_of
+from qatval.analysis.measuring import measure
+from qatval.analysis.pairing import Contrast, evaluate, net_of, pair_by_seed, scores_of
 from qatval.testing import build_summary, loaded
+
+finals = st.floats(0.3, 0.9).map(lambda value: round(value, 6))
 
 
 def run(method="ema", seed=0, final=0.6, **more):
@@ -21,7 +25,7 @@ def of(method, trajectory, final):
 
 def paired(runs, method="ema", reference="baseline"):
     contrasts = pair_by_seed(runs, method, reference)
-    return pairs(contrasts, evaluate(contrasts.values(), scores_of(runs).values))
+    return contrasts and measure(runs, contrasts, scores_of(runs), (method, reference), None).pairs
 
 
 def test_runs_of_one_training_are_paired_with_each_other():
@@ -70,10 +74,22 @@ def test_the_error_over_images_is_that_of_the_difference():
 
 
 def test_incomplete_runs_are_not_paired():
-    assert paired([run("baseline"), run("ema", error="interrupted")]) == []
+    assert not paired([run("baseline"), run("ema", error="interrupted")])
 
 
-finals = st.floats(0.1, 0.9).map(lambda value: round(value, 6))
+def test_a_seed_on_which_a_run_collapsed_is_not_paired():
+    runs = [of("baseline", "a", 0.60), of("ema", "a", 0.61), run("baseline", 1), run("ema", 1)]
+    assert [pair.seed for pair in paired(runs)] == [0, 1]
+    assert [pair.seed for pair in paired([*runs, of("ema", "b", 0.1)])] == [1]
+
+
+@given(st.lists(st.tuples(finals, finals), min_size=1, max_size=6))
+def test_two_runs_add_as_exactly_as_any_number(columns):
+    values = np.array(list(zip(*columns, strict=True)))
+    contrast = Contrast(np.array([1.0, -1.0]), shared_training=True)
+    (found,) = evaluate([contrast], values)
+    exact = [math.fsum((one, -other)) for one, other in columns]
+    assert found[1:].tolist() == exact[1:]
 
 
 @given(finals, finals, finals)
@@ -86,7 +102,7 @@ def test_the_reference_that_gain_and_control_share_cancels(corrected, fresh, bef
     assert np.isfinite(resampled).all()
 
 
-measured = st.floats(0, 1).map(lambda value: round(value, 6))
+measured = st.floats(0.3, 1).map(lambda value: round(value, 6))
 rows = st.lists(st.tuples(measured, measured, measured, measured), min_size=1, max_size=6)
 
 
@@ -105,7 +121,7 @@ def test_a_net_contrast_is_the_plain_signed_sum_in_value_and_on_every_resample(c
 
 
 def test_equal_gains_are_a_net_contrast_of_nothing():
-    runs = [run("ema", 0, 0.3), run("baseline", 0, 0.1), run("fp32+ema", 0, 0.9)]
-    runs.append(run("fp32", 0, 0.9 - (0.3 - 0.1)))
+    runs = [run("ema", 0, 0.6), run("baseline", 0, 0.4), run("fp32+ema", 0, 0.9)]
+    runs.append(run("fp32", 0, 0.9 - (0.6 - 0.4)))
     net = net_of(pair_by_seed(runs, "ema", "baseline"), pair_by_seed(runs, "fp32+ema", "fp32"))
     assert evaluate(net.values(), scores_of(runs).values)[0, 0] == 0.0

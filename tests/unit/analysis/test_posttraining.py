@@ -2,7 +2,8 @@
 
 import pytest
 
-from qatval.analysis.posttraining import against_post_training
+from qatval.analysis.family import judge
+from qatval.analysis.posttraining import against_post_training as found_against
 from qatval.testing import build_summary, loaded
 
 
@@ -16,6 +17,12 @@ def run(method, seed, final, minutes=1.0):
             "total": 999.0,
         }
     return loaded(build_summary(method, seed, (final, final), changes={"timings": timings}))
+
+
+def against_post_training(runs, mode):
+    """Return what is said of runs that are compared alone."""
+    finding = found_against(runs, mode)
+    return finding and finding.say(judge([finding]).get(finding))
 
 
 def runs_of(seeds, **finals):
@@ -49,7 +56,24 @@ def test_a_loss_is_said_as_one():
 def test_few_seeds_cannot_tell():
     found = against_post_training(runs_of(1, ema=0.62, ptq_gptq=0.58), "w4a16")
     assert found.interval is None
-    assert "+0.040 on 1 seed, which cannot tell (it takes 3 seeds)" in found.sentence
+    assert "+0.040 on 1 seed, which cannot tell; one seed shows no spread" in found.sentence
+
+
+def test_a_choice_by_the_result_is_corrected_for_what_it_was_chosen_from():
+    runs = runs_of(3, baseline=0.60, ema=0.62, ptq=0.10, ptq_gptq=0.58, ptq_shift=0.55)
+    found = against_post_training(runs, "w4a16")
+    assert found.corrected.choices == 6
+    assert found.corrected.p_value == pytest.approx(min(1, 6 * found.p_value))
+    assert "corrected over 1 and 6 choices" in found.sentence
+
+
+def test_a_run_that_diverged_is_not_dropped_from_the_choice():
+    lost = {"metrics": {"final_value": None}, "timings": None}
+    diverged = [loaded(build_summary("ema", s, (0.7, 0.7), changes=lost)) for s in (1, 2)]
+    found = against_post_training(
+        [run("ema", 0, 0.7), *diverged, *runs_of(3, baseline=0.6, ptq=0.5)], "w4a16"
+    )
+    assert found.method == "baseline"
 
 
 def test_scores_are_no_cost_of_the_model():

@@ -69,6 +69,9 @@ def run(
         ("--method", "ema,ema", "a method is given twice: ema, ema"),
         ("--profile", "tiny", "unknown profile 'tiny': expected one of smoke, short, full"),
         ("--imgsz", "100", "--imgsz must be a multiple of 32, got 100"),
+        ("--primary", "emma:baseline", "unknown method 'emma': expected baseline, or parts of"),
+        ("--primary", "ema:ema", "--primary must name two methods, got ema twice"),
+        ("--margin", "0.01", "--until-told and --margin are for a series: give its seeds"),
         ("--variant", "yolo10s", "yolo10s has no embedded checkpoint"),
     ],
 )
@@ -97,6 +100,13 @@ def test_wrong_usage(
         ("--boundary-bits", "1", "expected an integer in 2..8, got 1"),
         ("--activation-bits", "12", "expected an integer in 2..8, or 16 for float, got 12"),
         ("--activation-bits", "four", "expected an integer, got 'four'"),
+        ("--primary", "ema", "expected METHOD:REFERENCE, e.g. ema+qc:baseline, got 'ema'"),
+        ("--primary", "a:b:c", "expected METHOD:REFERENCE, e.g. ema+qc:baseline, got 'a:b:c'"),
+        ("--seeds", "9..0", "expected seeds such as 0,1,2 or 0..9, at most 1000, got 9..0"),
+        ("--seeds", "0..1000", "expected seeds such as 0,1,2 or 0..9, at most 1000, got 0..1000"),
+        ("--seeds", "0..2,1", "a seed is given twice: 0..2,1"),
+        ("--seeds", "0..x", "expected an integer, got 'x'"),
+        ("--seeds", "0..1..2", "expected an integer, got '1..2'"),
     ],
 )
 def test_numbers_out_of_range(

@@ -42,6 +42,25 @@ def test_it_writes_three_files_and_prints_the_table(folder, tmp_path, capsys):
     assert f"report: {tmp_path / 'out' / 'all.html'}" in out
 
 
+def test_a_margin_is_recorded_and_answered(folder, tmp_path, capsys):
+    out = tmp_path / "all.json"
+    assert main(["summarize", str(folder), "--out-path", str(out), "--margin", "0.02"]) == 0
+    document = json.loads(out.read_text())
+    assert document["margin"] == 0.02
+    assert violations(document, "comparison") == []
+    assert "within 0.02" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("margin", ["0", "-0.01", "1", "nan", "half a point"])
+def test_a_margin_that_is_none_is_refused(folder, tmp_path, capsys, margin):
+    arguments = ["summarize", str(folder), "--out-path", str(tmp_path / "a.json")]
+    with pytest.raises(SystemExit) as exit_:
+        main([*arguments, f"--margin={margin}"])
+    assert exit_.value.code == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert f"expected a difference of mAP above 0 and below 1, e.g. 0.005, got '{margin}'" in error
+
+
 @pytest.mark.parametrize(("options", "code"), [([], 0), (["--strict"], 1)])
 def test_an_unreadable_summary_is_a_warning(folder, tmp_path, write_run, capsys, options, code):
     (write_run("broken") / "run_summary.json").write_text('{"schema_version": "7.0"}')

@@ -89,6 +89,20 @@ def test_the_table_fits_a_terminal_of_100_columns():
         assert max(len(line) for line in table.splitlines()) <= WIDTH
 
 
+def test_collapses_come_before_the_means(document):
+    for text, mean in (
+        (terminal_table(document), "spread  of FP32"),
+        (render_comparison(document), "| mAP 50-95 |"),
+    ):
+        assert text.index("1 of 3 collapsed: the rate is between") < text.index(mean)
+
+
+def test_sentences_break_within_no_number(controlled):
+    lines = terminal_table(controlled).splitlines()
+    assert not any(line.strip().startswith(("%", "<")) or line.endswith(" p") for line in lines)
+    assert not any("\N{NO-BREAK SPACE}" in line for line in lines)
+
+
 def test_a_comparison_of_nothing_can_be_shown():
     assert "closed" in terminal_table(compare([]))
     assert "closed" in render_comparison(compare([]))

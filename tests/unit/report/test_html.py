@@ -166,17 +166,21 @@ def test_the_answer_says_what_held_and_what_is_kept(parsed):
         {"method": "ema+qc", "values": (0.2,), "error": "interrupted"},
     ]
     said = rows_of(parsed(*runs))
-    assert said["What held"] == [
+    assert said["What held"][:3] == [
         "✕ 1 of 3 collapsed : baseline",
         "3 of 3 held : ema, 4 controls",
         "1 incomplete : ema+qc",
     ]
+    assert said["What held"][3] == "1 of 3 collapsed: the rate is between 1 % and 91 % (baseline)"
+    assert "Whether ema collapses more or less often than baseline is open" in str(said)
     assert said["Keeps of FP32"] == ["baseline 67%", "ema 94%"]
 
 
 def test_controls_alone_answer_for_themselves(parsed):
     said = rows_of(parsed(*on_seeds(2, "fp32", "fp32+ema")))
-    assert said["What held"] == ["2 of 2 held : fp32, fp32+ema"]
+    held, rate = said["What held"]
+    assert held == "2 of 2 held : fp32, fp32+ema"
+    assert rate.startswith("0 of 2 collapsed: the rate is below 78 %; one that")
     assert said["Keeps of FP32"] == ["fp32 94%", "fp32+ema 94%"]
 
 
@@ -206,12 +210,23 @@ def test_differences_of_controls_are_counted_in_the_answer(parsed):
     ]
 
 
+def test_the_numbers_behind_every_sentence_are_a_table(parsed):
+    page = parsed(*told(ema=0.05, bn=0.0))
+    (table,) = page.all("table", of="contrasts")
+    head, *rows = [[cell.text for cell in row.all("th") + row.all("td")] for row in table.all("tr")]
+    assert head[:5] == ["Contrast", "Mean", "95 % interval", "P", "Corrected p"]
+    assert [row[0] for row in rows] == ["ema − baseline", "bn − baseline"]
+    assert rows[0][1] == "+0.050"
+    assert rows[0][-1] == "3 of 3 seeds (29 % to 100 %)"
+    assert {"Median", "IQM"} <= {cell.text for cell in page.all("th")}
+
+
 @pytest.mark.parametrize(
     ("runs", "why"),
     [
-        (on_seeds(1, "baseline", "ema"), "1 seed cannot tell, it takes 3."),
-        (on_seeds(2, "baseline", "ema"), "2 seeds cannot tell, it takes 3."),
-        (on_seeds(3, *CONTROLLED), "no 95 % interval excludes 0."),
+        (on_seeds(1, "baseline", "ema"), "one seed shows no spread."),
+        (on_seeds(2, "baseline", "ema"), "no corrected p-value of 1 test is 0.05 or less."),
+        (on_seeds(3, *CONTROLLED), "no corrected p-value of 3 tests is 0.05 or less."),
         (on_seeds(3, "ema"), "no two of these methods have a seed in common to compare."),
     ],
 )

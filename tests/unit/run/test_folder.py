@@ -67,6 +67,26 @@ def test_says_incomplete_at_once(tmp_path: Path, summary: RunSummary) -> None:
     assert found.error.message == "the run has not finished"
 
 
+@pytest.mark.parametrize(
+    ("chosen", "declared"), [({}, ("ema+qc", "baseline")), ({"primary": ("ema", "qc")}, None)]
+)
+def test_the_primary_contrast_is_on_disk_before_the_run(
+    tmp_path: Path, chosen: dict[str, Any], declared: tuple[str, str] | None
+) -> None:
+    config = configure(
+        variant="yolo10n",
+        methods=["ema"],
+        profile="smoke",
+        run_root=tmp_path,
+        coco_root=tmp_path / "coco",
+        **chosen,
+    )
+    claim(tmp_path / "run", announced(config, config.methods[0]))
+    found = load_summary(tmp_path / "run").primary
+    assert found is not None
+    assert (found.method, found.reference) == (declared or chosen["primary"])
+
+
 def test_stage_is_on_disk_when_it_begins(tmp_path: Path, summary: RunSummary) -> None:
     folder = claim(tmp_path, summary)
     folder.enter("training")

@@ -225,6 +225,12 @@ def method_names() -> tuple[str, ...]:
     return tuple(_presets()["compared"])
 
 
+def primary_contrast() -> tuple[str, str]:
+    """Return the method and the reference that runs are made to tell apart by default."""
+    name, reference = _presets()["primary"]
+    return str(name), str(reference)
+
+
 def part_names() -> tuple[str, ...]:
     """Return the parts that names are made of, in the order that names have them."""
     return tuple(_catalogue().parts)

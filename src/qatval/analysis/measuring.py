@@ -1,0 +1,125 @@
+"""A contrast over seeds with all that its sentence and its entry need, before it is judged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from qatval.analysis import words
+from qatval.analysis.claims import Equivalence, Pair
+from qatval.analysis.collapses import collapsed_on
+from qatval.analysis.family import Test, Verdict
+from qatval.analysis.intervals import ALPHA, LEVEL, MeanContrast, image_errors, mean_contrast
+from qatval.analysis.pairing import Contrast, Scores, evaluate
+from qatval.analysis.power import POINT, power_of
+from qatval.analysis.runs import LoadedRun
+from qatval.core import formatting
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A contrast over seeds.
+
+    Attributes:
+        mean: Over the seeds on which all runs behind it held.
+        pairs: The contrast on each of these.
+        common_seeds: On how many all were completed.
+        collapsed: On how many of those a method collapsed, by method; empty where none did.
+        margin: Within which it is tested to be none, None for not at all.
+    """
+
+    mean: MeanContrast
+    pairs: Sequence[Pair]
+    shared_training: bool
+    common_seeds: int
+    collapsed: Mapping[str, int]
+    margin: float | None
+
+    @property
+    def value(self) -> str:
+        """The mean with its interval, as sentences have them."""
+        mean, interval = formatting.signed(self.mean.mean), self.mean.interval
+        return mean if interval is None else f"{mean} {formatting.interval(interval)}"
+
+    def test(self, *, primary: bool = False, choices: int = 1) -> Test | None:
+        """Return what it may claim: nothing for one seed, or where a collapse is behind it."""
+        p_value = self.mean.p_value
+        if p_value is None or self.collapsed:
+            return None
+        alike = () if self.margin is None else (-self.margin, self.margin)
+        return Test((p_value, *(self.mean.beyond(bound) for bound in alike)), primary, choices)
+
+    def ended(self, sentence: str, verdict: Verdict | None) -> str:
+        """Return a sentence about it with how it stands and what it could have found."""
+        if self.collapsed:
+            return f"{sentence}; {words.behind(self.collapsed, self.common_seeds)}"
+        if verdict is None:
+            return f"{sentence}; one seed shows no spread and finds nothing"
+        equivalence = self._equivalence(verdict)
+        alike = [] if equivalence is None else [words.equivalence(equivalence)]
+        power = power_of(self.mean, verdict.level, self.margin or POINT)
+        found = [] if power is None else [words.could_find(power)]
+        return "; ".join([sentence, *alike, words.standing(verdict), *found])
+
+    def fields(self, verdict: Verdict | None) -> dict[str, Any]:
+        """Return what the entry of every kind of contrast records."""
+        mean = self.mean
+        return {
+            "mean": mean.mean,
+            "interval": mean.interval,
+            "level": LEVEL,
+            "p_value": mean.p_value,
+            "seeds": mean.seeds,
+            "common_seeds": self.common_seeds,
+            "collapsed": dict(self.collapsed),
+            "positive": mean.positive,
+            "negative": mean.negative,
+            "corrected": words.corrected(verdict) if verdict else None,
+            "tells": verdict is not None and verdict.tells,
+            "power": power_of(mean, verdict.level, self.margin or POINT) if verdict else None,
+            "equivalence": self._equivalence(verdict),
+            "shared_training": self.shared_training,
+            "images_resampled": mean.images_resampled,
+            "pairs": list(self.pairs),
+        }
+
+    def _equivalence(self, verdict: Verdict | None) -> Equivalence | None:
+        if verdict is None or self.margin is None:
+            return None
+        _, worse, better = verdict.p_values
+        return Equivalence(self.margin, worse, better, worse <= ALPHA, better <= ALPHA)
+
+
+def measure(
+    runs: Sequence[LoadedRun],
+    contrasts: Mapping[int, Contrast],
+    scores: Scores,
+    methods: Iterable[str],
+    margin: float | None,
+) -> Measured:
+    """Return contrasts by seed, one at least, as one.
+
+    Args:
+        runs: Of one group.
+        contrasts: Among these runs, of seeds on which all of them held.
+        scores: Of the same runs.
+        methods: Whose runs are behind the contrasts.
+        margin: See `Measured`.
+    """
+    values = evaluate(contrasts.values(), scores.values)
+    each = zip(contrasts.items(), values[:, 0].tolist(), image_errors(values), strict=True)
+    outcomes = {method: collapsed_on(runs, method) for method in methods}
+    common = set.intersection(*(set(found) for found in outcomes.values()))
+    return Measured(
+        mean_contrast(values, scores.images),
+        [Pair(seed, value, one.shared_training, error) for (seed, one), value, error in each],
+        all(contrast.shared_training for contrast in contrasts.values()),
+        len(common),
+        {
+            method: count
+            for method, found in outcomes.items()
+            if (count := sum(found[seed] for seed in common))
+        },
+        margin,
+    )
