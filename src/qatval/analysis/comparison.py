@@ -69,7 +69,7 @@ def compare(
             gate.
         count_incomplete: Whether incomplete runs count in the gate.
         recorded: What is known of scenarios, by default the shipped threshold file.
-        across: Conditions of `comparability.ACROSS` that may differ among runs that are compared;
+        across: Conditions of `conditions.ACROSS` that may differ among runs that are compared;
             each sentence across them says so. The gate never looks across them.
     """
     recorded = recorded or thresholds.load()

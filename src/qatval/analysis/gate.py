@@ -24,7 +24,8 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from qatval.analysis.comparability import conditions, difference_text, differing_conditions, groups
+from qatval.analysis.comparability import difference_text, differing_conditions, groups
+from qatval.analysis.conditions import conditions
 from qatval.analysis.document import Gate, UnmetCriterion
 from qatval.analysis.evidence import in_short
 from qatval.analysis.repetition import distinct
