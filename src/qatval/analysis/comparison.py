@@ -85,7 +85,7 @@ def compare(
             gate.
         count_incomplete: Whether incomplete runs count in the gate.
         recorded: What is known of scenarios, by default the shipped threshold file.
-        across: Conditions of `comparability.ACROSS` that may differ among runs that are compared;
+        across: Conditions of `conditions.ACROSS` that may differ among runs that are compared;
             each sentence across them says so. The gate never looks across them.
         margin: Within which methods are tested to be alike, in mAP; None for what the runs' plans
             name, if they do.

@@ -25,7 +25,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from qatval.analysis.collapses import gets_through
-from qatval.analysis.comparability import conditions, difference_text, differing_conditions, groups
+from qatval.analysis.comparability import difference_text, differing_conditions, groups
+from qatval.analysis.conditions import conditions
 from qatval.analysis.document import Gate, UnmetCriterion
 from qatval.analysis.evidence import in_short
 from qatval.analysis.repetition import distinct

@@ -12,7 +12,7 @@ import json
 from collections.abc import Hashable, Iterable, Iterator
 from typing import NamedTuple
 
-from qatval.analysis.comparability import method_settings
+from qatval.analysis.conditions import method_settings
 from qatval.analysis.runs import LoadedRun
 
 

@@ -78,7 +78,7 @@ def summarize(args: argparse.Namespace) -> int:
 
 
 def _across(text: str) -> tuple[str, ...]:
-    from qatval.analysis.comparability import ACROSS
+    from qatval.analysis.conditions import ACROSS
 
     names = tuple(text.split(","))
     if unknown := [name for name in names if name not in ACROSS]:

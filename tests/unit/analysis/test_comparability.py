@@ -6,17 +6,14 @@ from itertools import permutations
 import pytest
 from msgspec import UNSET
 
-from qatval.analysis import comparability
+from qatval.analysis import conditions as of_runs
 from qatval.analysis.comparability import (
-    ACROSS,
     across_text,
-    comparable_identity,
-    conditions,
-    device_kind,
     difference_text,
     differing_conditions,
     groups,
 )
+from qatval.analysis.conditions import ACROSS, comparable_identity, conditions, device_kind
 from qatval.analysis.runs import LoadedRun
 from qatval.testing import build_summary, loaded, merged, reduced_to_required
 
@@ -189,12 +186,12 @@ def test_an_incomplete_run_without_a_decay_yet_contradicts_none():
 
 def test_parts_of_one_kind_under_different_names_are_different_parts(monkeypatch):
     """A table in ``methods.toml`` with another decay is another method, and to be compared."""
-    known = comparability.method
+    known = of_runs.method
 
     class Other:
         parts = (replace(known("ema").parts[0], name="slow"),)
 
-    monkeypatch.setattr(comparability, "method", lambda n: Other if n == "slow" else known(n))
+    monkeypatch.setattr(of_runs, "method", lambda n: Other if n == "slow" else known(n))
     other = run("ema", changes={"method": {"variant": "slow", "ema": {"decay": 0.9}}})
     assert len(groups([run("ema"), other])) == 1
 
