@@ -90,7 +90,8 @@ def decide(
         for run in tested
         if run.outcome != "stable"
     ]
-    datasets = dict.fromkeys(_data(run) for run in tested if run in opening) or {"": None}
+    offered = [run for run in opening if run.method == METHOD and run.variant in required]
+    datasets = dict.fromkeys(map(_data, offered)) or {"": None}
     missing, held = min(
         (_judge_all(required, opening, dataset, aside) for dataset in datasets),
         key=lambda judged: len(judged[0]),
