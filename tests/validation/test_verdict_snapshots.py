@@ -133,7 +133,13 @@ def gate_runs(case: GateCase) -> Iterable[LoadedRun]:
                         "run_id": f"{variant}-{method}-smoke-seed{seed}",
                         "model": {"variant": variant},
                         "method": {"variant": method},
-                        "training": {"seed": seed},
+                        "dataset": {"name": "coco2017", "identity": {"dataset": "coco2017"}},
+                        # of each seed another training
+                        "training": {"seed": seed, "trajectory": f"{variant}-smoke-{seed}"},
+                        "history": [
+                            {"epoch": epoch, "value": value, "metrics": {"loss": 1.0 + seed}}
+                            for epoch, value in ((1, 0.512), (2, 0.604))
+                        ],
                     },
                 )
                 if case.changes is not None and key == case.changed:

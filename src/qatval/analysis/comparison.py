@@ -5,8 +5,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import msgspec
 
 from qatval.analysis import effects, family, gate, thresholds
 from qatval.analysis.claims import (
@@ -16,7 +19,7 @@ from qatval.analysis.claims import (
     PairedDifference,
 )
 from qatval.analysis.collapses import collapse_difference, collapse_rates
-from qatval.analysis.comparability import RunGroup, differing_conditions, groups
+from qatval.analysis.comparability import RunGroup, across_text, differing_conditions, groups
 from qatval.analysis.document import (
     Comparison,
     Group,
@@ -33,6 +36,7 @@ from qatval.analysis.evidence import in_short
 from qatval.analysis.family import Finding, Verdict
 from qatval.analysis.intervals import spread
 from qatval.analysis.posttraining import against_post_training
+from qatval.analysis.repetition import distinct
 from qatval.analysis.robust import robust
 from qatval.analysis.rules import Check, Result
 from qatval.analysis.runs import LoadedRun, Unreadable
@@ -46,9 +50,8 @@ SCHEMA_VERSION = "1.2"
 
 # What may differ between comparable runs, and a reader should know when it does.
 _NOTABLE = (
-    ("model", "checkpoint_sha256"),
-    *(("training", name) for name in ("device", "amp", "threads", "overrides")),
-    *(("environment", name) for name in ("torch", "ultralytics", "brevitas")),
+    *(("training", name) for name in ("device", "threads")),
+    *(("environment", name) for name in ("cpu", "gpu", "torch", "ultralytics", "brevitas")),
     ("git", "commit"),
 )
 
@@ -68,6 +71,7 @@ def compare(
     *,
     count_incomplete: bool = False,
     recorded: Thresholds | None = None,
+    across: Collection[str] = (),
     margin: float | None = None,
 ) -> Comparison:
     """Compare runs.
@@ -76,15 +80,22 @@ def compare(
     together (`qatval.analysis.family`).
 
     Args:
-        runs: Runs of any kind; two copies of one run (equal ids) count once.
-        unreadable: Summaries that could not be read; they are listed, not compared.
+        runs: Runs of any kind; one and the same run or training counts once.
+        unreadable: Summaries that could not be read; they are listed, not compared, and close the
+            gate.
         count_incomplete: Whether incomplete runs count in the gate.
         recorded: What is known of scenarios, by default the shipped threshold file.
+        across: Conditions of `conditions.ACROSS` that may differ among runs that are compared;
+            each sentence across them says so. The gate never looks across them.
         margin: Within which methods are tested to be alike, in mAP; None for what the runs' plans
             name, if they do.
     """
     recorded = recorded or thresholds.load()
-    unique, warnings = _unique(runs)
+    runs = list(runs)
+    unreadable = list(unreadable)
+    unique, repetitions = distinct(runs)
+    unique = _ordered(unique)
+    warnings = [str(repetition) for repetition in repetitions]
     warnings += [f"{run.run_id}: {said}" for run in unique if (said := run.contradiction)]
     warnings += [
         f"{run.run_id} is not what the run left: {in_short(run.differences)}; see 'qatval verify "
@@ -93,7 +104,7 @@ def compare(
         if run.differences
     ]
     warnings += _warned_of(unique)
-    grouped = _named_groups(unique)
+    grouped = _named_groups(unique, across)
     groups_of: dict[str, list[str]] = {}
     for name, group in grouped.items():
         for run in group.runs:
@@ -111,12 +122,16 @@ def compare(
         margin=margin,
         runs=[_run_entry(run, groups_of[run.run_id], checks[run.run_id]) for run in unique],
         groups=[
-            _group_entry(
-                name, grouped, largest[group.runs[0].variant], checks, found[name], verdicts
+            _saying_across(
+                _group_entry(
+                    name, grouped, largest[group.runs[0].variant], checks, found[name], verdicts
+                ),
+                group.runs,
+                across,
             )
             for name, group in grouped.items()
         ],
-        gate=gate.decide(unique, count_incomplete=count_incomplete),
+        gate=gate.decide(runs, unreadable=unreadable, count_incomplete=count_incomplete),
         unreadable=[NotRead(str(item.path), item.reason) for item in unreadable],
         warnings=warnings,
     )
@@ -198,18 +213,12 @@ def reference_counts(judged: Iterable[tuple[LoadedRun, Check | None]]) -> list[R
     return said
 
 
-def _unique(runs: Iterable[LoadedRun]) -> tuple[list[LoadedRun], list[str]]:
-    """Return the runs in the comparison's order, each id once, and a warning for each copy."""
-    kept: dict[str, LoadedRun] = {}
-    warnings = []
-    for run in runs:
-        first = kept.setdefault(run.run_id, run)
-        if first is not run:
-            warnings.append(f"{run.root}: same run as {first.root} ({run.run_id}), counted once")
-    order = method_order(run.method for run in kept.values())
+def _ordered(runs: Sequence[LoadedRun]) -> list[LoadedRun]:
+    """Return runs in the comparison's order."""
+    order = method_order(run.method for run in runs)
     return sorted(
-        kept.values(), key=lambda run: (run.variant, order.index(run.method), run.seed, run.run_id)
-    ), warnings
+        runs, key=lambda run: (run.variant, order.index(run.method), run.seed, run.run_id)
+    )
 
 
 def _warned_of(runs: Iterable[LoadedRun]) -> Iterator[str]:
@@ -222,10 +231,10 @@ def _warned_of(runs: Iterable[LoadedRun]) -> Iterator[str]:
         yield f"{ids[0]}{f' and {len(ids) - 1} more' if len(ids) > 1 else ''}: {warning}"
 
 
-def _named_groups(runs: Sequence[LoadedRun]) -> Mapping[str, RunGroup]:
+def _named_groups(runs: Sequence[LoadedRun], across: Collection[str]) -> Mapping[str, RunGroup]:
     named: dict[str, RunGroup] = {}
     for variant in sorted({run.variant for run in runs}):
-        for group in groups(run for run in runs if run.variant == variant):
+        for group in groups((run for run in runs if run.variant == variant), across):
             dataset = group.runs[0].summary.dataset.name or "unknown dataset"
             name = "/".join(filter(None, (variant, dataset, _profile(group.runs))))
             precision = quantization_label(group.conditions["quantization"])
@@ -274,6 +283,26 @@ def _group_entry(
         not_net=effects.not_net(runs),
         against_post_training=None if against is None else against.say(verdicts.get(against)),
         differences=[it.say(verdicts.get(it)) for it in found.differences],
+    )
+
+
+_CLAIMS = ("collapse_differences", "differences", "net_effects")
+_NAMES = ("method", "reference", "control", "control_reference")
+
+
+def _saying_across(group: Group, runs: Sequence[LoadedRun], across: Collection[str]) -> Group:
+    """Return a group each of whose claims says across what it is made."""
+
+    def saying(claim: Any) -> Any:
+        names = {getattr(claim, name, None) for name in _NAMES}
+        note = across_text((run for run in runs if run.completed and run.method in names), across)
+        return msgspec.structs.replace(claim, sentence=claim.sentence + note) if note else claim
+
+    one = group.against_post_training
+    return msgspec.structs.replace(
+        group,
+        **{name: [saying(claim) for claim in getattr(group, name)] for name in _CLAIMS},
+        against_post_training=one and saying(one),
     )
 
 

@@ -178,7 +178,10 @@ class Group(Part, frozen=True):
 
 
 class UnmetCriterion(Part, frozen=True):
-    """A criterion that keeps the gate closed, and the ids of the runs that it is about."""
+    """A criterion that keeps the gate closed, and the ids of the runs that it is about.
+
+    ``variant`` is empty where it is about evidence that cannot be used, of whatever it may be.
+    """
 
     variant: str
     reason: str

@@ -1,10 +1,14 @@
 """Rules that a scenario's run is held to, whatever was measured before.
 
-It is worth something beside the FP32 checkpoint, it did not collapse, what was trained at a few
-bits keeps at least half of FP32 and is no worse than the quantized model it started from, QC did
-not cost what it started from. None ranks the methods: whether averaging or QC helps is a finding. A
-rule that compares with what a control does not have (an FP32 training has no quantized model,
-``ptq`` no training) does not apply to it.
+It is worth something beside the FP32 checkpoint, it did not collapse, what was trained keeps at
+least half of FP32, at a few bits or not, and is no worse than the quantized model it started from,
+QC did not cost what it started from. None ranks the methods: whether averaging or QC helps is a
+finding. A rule that compares with what a control does not have (an FP32 training has no quantized
+model, ``ptq`` no training) does not apply to it.
+
+"No worse" is relative to the model: a share of the FP32 checkpoint's mAP may be lost, as images are
+a sample, but never half of what there was. An absolute tolerance would let a model of little mAP
+lose all of it.
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ from typing import Literal
 from msgspec import UNSET
 
 from qatval.core.quantization import FLOAT_MODE
-from qatval.core.stability import LEAST_SHARE_OF_FP32, stability
+from qatval.core.stability import COLLAPSE_THRESHOLD_RATIO, LEAST_SHARE_OF_FP32, stability
 from qatval.core.summary import RunSummary
 
 Result = Literal["passed", "failed", "waived", "not judged"]
@@ -51,8 +55,9 @@ def judge(summary: RunSummary, untrained_tolerance: float, qc_tolerance: float) 
 
     Args:
         summary: The run. A metric that a rule needs and the run lacks fails that rule.
-        untrained_tolerance: How far below its start a quantized training may end, in mAP.
-        qc_tolerance: How far below its value before QC a run may end, in mAP.
+        untrained_tolerance: How far below its start a quantized training may end, as a share of the
+            FP32 checkpoint's mAP.
+        qc_tolerance: How far below its value before QC a run may end, as the same.
     """
     mode, fp32 = summary.quantization.mode, summary.metrics.value("fp32_value")
     least = "above 0" if fp32 is None else f"1 % of the FP32 checkpoint's {fp32:.4f} or more"
@@ -73,36 +78,49 @@ def judge(summary: RunSummary, untrained_tolerance: float, qc_tolerance: float) 
         ),
         *(Check(c.name, "failed", c.detail) for c in summary.failed_checks or ()),
     ]
-    if mode != FLOAT_MODE and summary.method.training != "none":
-        started = "ptq_value" if summary.metrics.start_value is UNSET else "start_value"
-        checks += [
+    if summary.method.training != "none":
+        checks.append(
             _check(
                 summary,
                 "half-of-fp32",
                 ("final_value", "fp32_value"),
                 lambda final, fp32: final >= LEAST_SHARE_OF_FP32 * fp32,
                 "final mAP {:.4f}, must be at least half of the FP32 checkpoint's {:.4f}",
-            ),
+            )
+        )
+    if summary.method.training != "none" and mode != FLOAT_MODE:
+        started = "ptq_value" if summary.metrics.start_value is UNSET else "start_value"
+        checks.append(
             _check(
                 summary,
                 "untrained-w4",
-                ("final_value", started),
-                lambda final, start: final >= start - untrained_tolerance,
+                ("final_value", started, "fp32_value"),
+                lambda final, start, fp32: final >= _least(start, fp32, untrained_tolerance),
                 f"final mAP {{:.4f}}, must be at least that of the {mode} model that the training "
-                f"started from, {{:.4f}} - {untrained_tolerance:g}",
-            ),
-        ]
+                f"started from, {{:.4f}}, {_less(untrained_tolerance)}",
+            )
+        )
     if summary.method.qc.enabled:
-        checks += [
+        checks.append(
             _check(
                 summary,
                 "qc-keeps",
-                ("final_value", "before_qc_value"),
-                lambda final, before: final >= before - qc_tolerance,
-                f"mAP {{:.4f}} after QC, must be at least {{:.4f}} (before) - {qc_tolerance:g}",
+                ("final_value", "before_qc_value", "fp32_value"),
+                lambda final, before, fp32: final >= _least(before, fp32, qc_tolerance),
+                "mAP {:.4f} after QC, must be at least what it was before, {:.4f}, "
+                + _less(qc_tolerance),
             )
-        ]
+        )
     return checks
+
+
+def _least(before: float, fp32: float, tolerance: float) -> float:
+    """Return what is no worse than what was there before."""
+    return max(before - tolerance * fp32, COLLAPSE_THRESHOLD_RATIO * before)
+
+
+def _less(tolerance: float) -> str:
+    return f"less {tolerance:.1%} of FP32's {{:.4f}}, and at least half of it"
 
 
 def _check(

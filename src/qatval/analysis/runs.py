@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from qatval.analysis.evidence import file_differences, summary_differences
+from qatval.analysis.plausibility import impossible
 from qatval.core.errors import QatvalError
 from qatval.core.measurements import Bootstrap
 from qatval.core.quantization import FLOAT_MODE
@@ -169,7 +170,7 @@ def collect(
         verify: Whether to compare all that a run left with its digests; its summary always is.
 
     Returns:
-        The runs in order of path, and what could not be read with the reason.
+        The runs in order of path, and what could not be read, or not be believed, with the reason.
     """
     runs: list[LoadedRun] = []
     unreadable: list[Unreadable] = []
@@ -193,6 +194,8 @@ def collect(
 
 def _read(file: Path, *, verify: bool) -> LoadedRun:
     summary, recorded, fits = read_verified(file)
+    if said := impossible(summary):
+        raise QatvalError(f"{file} {said}; no run leaves that, restore it or leave it out")
     differences = summary_differences(file, summary, fits)
     if verify and summary.files:
         differences += file_differences(file.parent, summary.files)

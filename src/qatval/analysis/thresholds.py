@@ -45,8 +45,8 @@ Entry = Mapping[str, Any]
 class Thresholds:
     """The content of a threshold file, see its schema, and where it was read from.
 
-    The tolerances are how far, in mAP, a quantized training may end below its start, and a run
-    below its value before QC.
+    The tolerances are how far a quantized training may end below its start, and a run below its
+    value before QC, each as a share of the FP32 checkpoint's mAP.
     """
 
     path: Path

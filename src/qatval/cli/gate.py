@@ -27,12 +27,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def decide(args: argparse.Namespace) -> int:
     """Print the decision and its reasons."""
     from qatval.analysis import gate
+    from qatval.analysis.repetition import distinct
     from qatval.analysis.runs import collect
 
     runs, unreadable = collect(args.run_roots, verify=True)
-    for item in unreadable:
-        print(terminal_line(f"qatval: warning: {item.reason}"), file=sys.stderr)
-    decision = gate.decide(runs, count_incomplete=args.count_incomplete)
+    for repetition in distinct(runs)[1]:
+        print(terminal_line(f"qatval: warning: {repetition}"), file=sys.stderr)
+    decision = gate.decide(runs, unreadable=unreadable, count_incomplete=args.count_incomplete)
     print(f"yolo10m gate: {'open' if decision.yolo10m_allowed else 'closed'}")
     for reason in decision.reasons:
         print(terminal_line(reason))

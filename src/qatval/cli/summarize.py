@@ -41,6 +41,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "warning: a file that was changed, a summary that could not be read or contradicts itself, "
         "a run that was warned of its data",
     )
+    parser.add_argument(
+        "--across",
+        type=_across,
+        metavar="WHAT",
+        help="compare runs although this differs, machine (CPU, GPU, several), versions (of qatval "
+        "and libraries) or both, comma-separated; each sentence across it says so",
+    )
     add_shared(parser, "--count-incomplete", "--cache-dir")
     parser.set_defaults(handler=summarize)
 
@@ -55,7 +62,11 @@ def summarize(args: argparse.Namespace) -> int:
     check_path(args.out_path)
     runs, unreadable = collect(args.run_roots, verify=args.strict)
     comparison = compare(
-        runs, unreadable, count_incomplete=args.count_incomplete, margin=args.margin
+        runs,
+        unreadable,
+        count_incomplete=args.count_incomplete,
+        margin=args.margin,
+        across=args.across or (),
     )
     written = write_comparison(comparison, runs, args.out_path, args.cache_dir)
     print(terminal_table(comparison))
@@ -64,3 +75,14 @@ def summarize(args: argparse.Namespace) -> int:
     for warning in warnings:
         print(terminal_line(f"qatval: warning: {warning}"), file=sys.stderr)
     return 1 if args.strict and warnings else 0
+
+
+def _across(text: str) -> tuple[str, ...]:
+    from qatval.analysis.conditions import ACROSS
+
+    names = tuple(text.split(","))
+    if unknown := [name for name in names if name not in ACROSS]:
+        raise argparse.ArgumentTypeError(
+            f"expected {' or '.join(ACROSS)}, comma-separated, got '{unknown[0]}'"
+        )
+    return names

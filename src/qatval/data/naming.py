@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from qatval.core.presets import EMBEDDED
 from qatval.data.cache import digest_of
 from qatval.data.coco import AnnotationIndex
 
-EMBEDDED = "shapes"
 COCO_2017 = "coco2017"
 
 # SHA-256 of the annotation files that ``qatval dataset shapes`` draws with its defaults.

@@ -18,6 +18,7 @@ from msgspec.structs import replace
 
 from qatval.core import interruption
 from qatval.core.errors import QatvalError, from_system
+from qatval.core.files import sha256_of
 from qatval.core.progress import Progress
 from qatval.core.summary import Resumption, RunSummary
 from qatval.data.checkpoints import hold_to_pin
@@ -273,10 +274,11 @@ def _pass_gate(config: RunConfig) -> None:
         raise QatvalError(
             f"{name} is behind the stage gate: give the runs that open it with --gate-root"
         )
-    from qatval.analysis.gate import decide
-    from qatval.analysis.runs import collect
+    from qatval.analysis.gate import decide_from
+    from qatval.data.coco import coco_files
 
-    runs, _ = collect([config.gate_root], verify=True)
-    decision = decide(runs, config.variant.requires)
+    files = coco_files(config.coco_root)
+    annotations = {split: sha256_of(found.annotations) for split, found in files.items()}
+    decision = decide_from([config.gate_root], config.variant.requires, annotations=annotations)
     if not decision.yolo10m_allowed:
         raise QatvalError(f"the stage gate for {name} is closed: {'; '.join(decision.reasons)}")

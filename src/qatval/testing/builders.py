@@ -133,7 +133,7 @@ def build_summary(
             "gpu": None,
         },
         "error": {"type": "RuntimeError", "message": error, "stage": "training"} if error else None,
-        "history": [_epoch(number, value) for number, value in enumerate(epochs, start=1)],
+        "history": [_epoch(number, value, seed) for number, value in enumerate(epochs, start=1)],
         "evaluation": {
             "imgsz": 128,
             "rect": False,
@@ -210,7 +210,7 @@ def build_thresholds(*waivers: Mapping[str, Any], **values: float) -> Thresholds
         {**scenario, "method": name.replace("_", "+"), "value": value, "tolerance": 0.02}
         for name, value in values.items()
     ]
-    return Thresholds(Path("thresholds.json"), 0.032, 0.008, tuple(references), waivers)
+    return Thresholds(Path("thresholds.json"), 0.047, 0.012, tuple(references), waivers)
 
 
 def _quantization(mode: str, scale: str) -> dict[str, Any]:
@@ -333,9 +333,9 @@ def _identity(dataset: str, seed: int) -> dict[str, Any]:
     }
 
 
-def _epoch(number: int, value: float) -> dict[str, Any]:
+def _epoch(number: int, value: float, seed: int) -> dict[str, Any]:
     losses = {
-        "train/box_loss": 1.4 / number**0.3,
+        "train/box_loss": 1.4 / number**0.3 + 1e-6 * seed,  # no two seeds have equal histories
         "train/cls_loss": 1.1 / number**0.4,
         "val/box_loss": 1.5 / number**0.25,
         "val/cls_loss": 1.2 / number**0.3,

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from qatval.analysis.gate import decide
-from qatval.analysis.runs import collect
+from qatval.analysis.gate import decide_from
 from qatval.core import presets
 from qatval.quant.methods import method_names, with_controls
 
-EMBEDDED = "shapes"
+EMBEDDED = presets.EMBEDDED
 COCO = "coco2017"
 PHOTOGRAPHS = "photographs"
 """Any dataset in COCO's layout and a checkpoint for it, small enough for a CPU."""
@@ -115,8 +114,8 @@ def missing_resources(
     if not variant.checkpoint.is_file():
         missing.append(f"no checkpoint {variant.checkpoint} (qatval checkpoints fetch)")
     if variant.requires:
-        runs, _ = collect([gate_root]) if gate_root else ([], [])
-        if not decide(runs, variant.requires).yolo10m_allowed:
+        roots = [gate_root] if gate_root else []
+        if not decide_from(roots, variant.requires).yolo10m_allowed:
             missing.append(
                 f"the stage gate for {scenario.variant} is closed (give the runs that open it "
                 "with --gate-root; 'qatval gate' says what they lack)"

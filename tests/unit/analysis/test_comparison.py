@@ -10,6 +10,7 @@ from qatval.analysis.comparison import compare
 from qatval.analysis.document import Comparison, Difference, Reference, ReferenceCount, Varying
 from qatval.analysis.runs import Unreadable
 from qatval.core.schema import published
+from qatval.report.terminal import terminal_table
 from qatval.testing import build_summary, build_thresholds, loaded, reduced_to_required
 
 
@@ -117,8 +118,53 @@ def test_runs_that_are_not_comparable_are_flagged_and_never_averaged():
 
 
 def test_what_varies_between_comparable_runs_is_said():
-    document = compare([run(seed=0), run(seed=1, changes={"training": {"device": "0"}})])
-    assert only(document, "varying") == Varying("training.device", ["0", "cpu"])
+    document = compare([run(seed=0), run(seed=1, changes={"training": {"threads": 8}})])
+    assert only(document, "varying") == Varying("training.threads", ["2", "8"])
+
+
+ALIKE_BUT_FOR = {
+    "another lr0": ("training.overrides.lr0", {"training": {"overrides": {"lr0": 0.01}}}),
+    "mosaic": ("training.overrides.mosaic", {"training": {"overrides": {"mosaic": 1.0}}}),
+    "another checkpoint": ("model.checkpoint_sha256", {"model": {"checkpoint_sha256": "0" * 64}}),
+    "another device": ("training.device", {"training": {"device": "0"}}),
+    "other libraries": ("environment.torch", {"environment": {"torch": "2.16.0"}}),
+    "another image size": ("model.imgsz", {"model": {"imgsz": 160}}),
+}
+
+
+@pytest.mark.parametrize(("field", "changes"), ALIKE_BUT_FOR.values(), ids=ALIKE_BUT_FOR)
+def test_no_sentence_is_made_across_what_differs_and_it_is_named(field, changes):
+    runs = [run("baseline", seed) for seed in range(3)]
+    runs += [run("ema", seed, 0.7, changes=changes) for seed in range(3)]
+    document = compare(runs)
+    assert [group.differences for group in document.groups] == [[], []]
+    assert [it.field for it in document.groups[1].differs_in] == [field]
+    assert field in terminal_table(document)
+
+
+def test_ema_of_two_decays_is_compared_with_the_baseline_apart():
+    slow = {"method": {"ema": {"decay": 0.9}}}
+    runs = [run("baseline", seed) for seed in range(3)]
+    runs += [run("ema", seed) for seed in range(3)]
+    # other runs of other seeds, or they would be taken for the same trainings
+    runs += [run("ema", seed, 0.7, changes=slow) for seed in range(3, 6)]
+    runs += [run("baseline", seed) for seed in range(3, 6)]
+    document = compare(runs)
+    assert [[it.seeds for it in group.differences] for group in document.groups] == [[3], [3]]
+    assert [round(it.mean, 3) for g in document.groups for it in g.differences] == [0, 0.1]
+    assert [it.field for it in document.groups[1].differs_in] == ["method.ema.decay"]
+
+
+def test_sentences_across_machines_and_versions_say_so_where_the_user_asks_for_them():
+    elsewhere = {"training": {"device": "0"}, "environment": {"torch": "2.16.0"}}
+    runs = [run("baseline", seed) for seed in range(3)]
+    runs += [run("ema", seed, 0.7, changes=elsewhere) for seed in range(3)]
+    sentence = only(compare(runs, across=("machine", "versions")), "differences").sentence
+    assert sentence.endswith("; across machines (GPU, cpu) and versions (torch 2.15.0, 2.16.0)")
+    assert len(compare(runs, across=("versions",)).groups) == 2
+    alike = [run(name, seed) for name in ("baseline", "ema") for seed in range(3)]
+    asked, plain = compare(alike, across=("machine",)), compare(alike)
+    assert asked.groups[0].differences == plain.groups[0].differences
 
 
 def test_two_copies_of_a_run_count_once():
@@ -196,7 +242,7 @@ def test_the_shipped_references_are_the_default():
 def test_the_gate_is_in_every_comparison(seeds):
     gate = compare(seeds).gate
     assert gate.yolo10m_allowed is False
-    assert gate.reasons[0].startswith("yolo10n: no comparison covers all three methods")
+    assert gate.reasons[0].startswith("yolo10n: needs 2 completed ema+qc runs of different seeds")
 
 
 def test_methods_are_in_the_contracts_order():

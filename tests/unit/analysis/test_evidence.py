@@ -149,7 +149,7 @@ def runs(tmp_path: Path) -> Path:
             for seed in (0, 1):
                 finish(
                     tmp_path / "runs" / f"{variant} {method} {seed}",
-                    build_summary(method, seed, variant=variant),
+                    build_summary(method, seed, variant=variant, dataset="coco2017"),
                 )
     return tmp_path / "runs"
 

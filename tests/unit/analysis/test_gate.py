@@ -1,17 +1,21 @@
 """The stage gate: one test per rule of the contract."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 from msgspec import UNSET
 
 from qatval.analysis.gate import decide
-from qatval.testing import build_summary, loaded, reduced_to_required
+from qatval.analysis.runs import Unreadable
+from qatval.testing import build_summary, changed, loaded, merged, reduced_to_required
 
 METHODS = ("baseline", "ema", "ema+qc")
 COLLAPSED = (0.2, 0.4, 0.1)
 
 
-def run(variant, method, seed, **more):
-    return loaded(build_summary(method, seed, variant=variant, **more))
+def run(variant, method, seed, dataset="coco2017", **more):
+    return loaded(build_summary(method, seed, variant=variant, dataset=dataset, **more))
 
 
 @pytest.fixture
@@ -35,9 +39,9 @@ def test_it_opens_when_both_variants_held(held):
     assert decision.unmet == []
     assert decision.reasons == [
         "yolo10n: 2 ema+qc runs without collapse, compared with the other methods on seeds 0, 1 "
-        "(shapes/smoke)",
+        "(coco2017/smoke)",
         "yolo10s: 2 ema+qc runs without collapse, compared with the other methods on seeds 0, 1 "
-        "(shapes/smoke)",
+        "(coco2017/smoke)",
         "4 ema+qc runs held in all: a method that collapses in one run of five gets through in "
         "41 % of cases",
     ]
@@ -60,10 +64,134 @@ def test_one_seed_is_not_enough(held):
 
 
 def test_the_same_seed_twice_is_not_enough(held):
-    again = run("yolo10s", "ema+qc", 0, changes={"run_id": "again"})
+    again = run("yolo10s", "ema+qc", 0, changes=differently("again"))
     decision = decide([*without(held, variant="yolo10s", method="ema+qc", seed=1), again])
     assert not decision.yolo10m_allowed
     assert decision.unmet[0].runs == ["yolo10s-ema+qc-smoke-seed0", "again"]
+
+
+def differently(name, loss=2.0):
+    """What tells another training of the same seed from the first."""
+    epochs = [{"epoch": n, "value": v, "metrics": {"loss": loss}} for n, v in ((1, 0.41), (2, 0.6))]
+    return {"run_id": name, "training": {"trajectory": name}, "history": epochs}
+
+
+def copies(held, method, seed, **told):
+    """The first run of a method under another seed, told by nothing but what is left to it."""
+    changes = merged({"training": {"seed": seed}}, told)
+    return [
+        loaded(changed(r.summary, {"run_id": f"{r.variant} copy {seed} of {method}"} | changes))
+        for r in held
+        if (r.method, r.seed) == (method, 0)
+    ]
+
+
+COPIES = {
+    "as it is": ({}, "same training"),
+    "told by its history": ({"training": {"trajectory": None}}, "same history"),
+}
+
+
+@pytest.mark.parametrize(("told", "what"), COPIES.values(), ids=COPIES)
+def test_one_training_under_several_seeds_counts_once(held, told, what):
+    first = [r for r in held if r.seed == 0]
+    others = [copy for m in METHODS for seed in (1, 2) for copy in copies(first, m, seed, **told)]
+    decision = decide([*first, *others])
+    assert not decision.yolo10m_allowed
+    assert decision.reasons[0] == (
+        "yolo10n: needs 2 completed ema+qc runs of different seeds, has only "
+        "yolo10n-ema+qc-smoke-seed0 of seed 0; not counted: yolo10n copy 1 of ema+qc, yolo10n copy "
+        f"2 of ema+qc ({what} as yolo10n-ema+qc-smoke-seed0)"
+    )
+
+
+def test_a_mended_copy_does_not_hide_a_collapse(held):
+    collapsed = run("yolo10n", "ema+qc", 2, values=COLLAPSED)
+    mended = run("yolo10n", "ema+qc", 2)
+    for order in ([mended, collapsed], [collapsed, mended]):
+        assert "collapsed" in decide([*held, *order]).reasons[0]
+
+
+def test_all_methods_must_have_common_seeds(held):
+    others = {"baseline": (2, 3), "ema": (1, 2)}
+    kept = [r for r in held if r.variant == "yolo10s" or r.method == "ema+qc"]
+    elsewhere = [run("yolo10n", m, seed) for m, seeds in others.items() for seed in seeds]
+    assert decide([*kept, *elsewhere]).reasons == [
+        "yolo10n: needs all three methods on 2 common seeds, has baseline of 2, 3, ema of 1, 2, "
+        "ema+qc of 0, 1",
+    ]
+    assert decide([*kept, *elsewhere, run("yolo10n", "baseline", 1)]).yolo10m_allowed is False
+    more = [run("yolo10n", m, seed) for m in ("baseline", "ema") for seed in (0, 1)]
+    assert decide([*kept, *elsewhere[:-2], *more]).yolo10m_allowed
+
+
+def drawn(dataset):
+    return [
+        run(variant, method, seed, dataset)
+        for variant in ("yolo10n", "yolo10s")
+        for method in METHODS
+        for seed in (0, 1)
+    ]
+
+
+@pytest.mark.parametrize("dataset", ["shapes", "shapes-9d9d80c4"])
+def test_drawn_images_open_nothing(held, dataset):
+    decision = decide(drawn(dataset))
+    assert decision.reasons[0] == (
+        "yolo10n: needs 2 completed ema+qc runs of different seeds, has none; not counted: "
+        "yolo10n-ema+qc-smoke-seed0, yolo10n-ema+qc-smoke-seed1 (of drawn images)"
+    )
+    collapse = run("yolo10n", "ema+qc", 7, dataset, values=COLLAPSED)
+    assert not decide([*held, collapse]).yolo10m_allowed  # but they close it
+
+
+def annotations(runs):
+    return runs[0].summary.dataset.identity["annotations"]
+
+
+def test_evidence_is_of_what_is_to_be_trained_on_where_that_is_known(held):
+    assert decide(held, annotations=annotations(held)).yolo10m_allowed
+    shapes = drawn("shapes")
+    decision = decide(held, annotations=annotations(shapes))
+    assert "of another dataset than what is to be trained on" in decision.reasons[0]
+    assert decide(shapes, annotations=annotations(shapes)).yolo10m_allowed
+
+
+def test_both_variants_held_on_one_dataset(held):
+    custom = drawn("custom-01234567")
+    n, s = (without(held, variant=variant) for variant in ("yolo10s", "yolo10n"))
+    other_n, other_s = (without(custom, variant=variant) for variant in ("yolo10s", "yolo10n"))
+    decision = decide([*n, *other_s])
+    assert not decision.yolo10m_allowed
+    assert "(of another dataset)" in decision.reasons[0]
+    assert decide([*n, *other_s, *renamed(other_n)]).yolo10m_allowed
+    assert decide([*n, *other_s, *renamed(s)]).yolo10m_allowed
+
+
+def renamed(runs):
+    """The same trainings on another dataset are other trainings."""
+    return [
+        loaded(changed(r.summary, differently(f"{r.run_id} elsewhere", loss=3.0 + r.seed)))
+        for r in runs
+    ]
+
+
+def test_one_epoch_opens_nothing(held):
+    one = {"training": {"epochs": 1}, "history": UNSET}
+    decision = decide([loaded(changed(r.summary, one)) for r in held])
+    assert "yolo10n-ema+qc-smoke-seed1 (of one epoch)" in decision.reasons[0]
+    # nor does a training that ended after its first, whatever it was asked for
+    stopped = {"history": [{"epoch": 1, "value": 0.6}], "training": {"stopped": "nan"}}
+    decision = decide([loaded(changed(r.summary, stopped)) for r in held])
+    assert "(of one epoch)" in decision.reasons[0]
+
+
+def test_what_cannot_be_read_closes_it_with_the_reason(held):
+    broken = Unreadable(Path("runs/broken"), "runs/broken/run_summary.json is truncated")
+    decision = decide(held, unreadable=[broken])
+    assert decision.reasons == [
+        "evidence cannot be used: runs/broken/run_summary.json is truncated"
+    ]
 
 
 def test_one_collapse_closes_it_however_many_held(held):
@@ -201,6 +329,21 @@ def test_an_incomplete_run_counts_against_it_when_asked_to(held):
     stopped = run("yolo10n", "ema+qc", 2, error="out of memory")
     decision = decide([*held, stopped], count_incomplete=True)
     assert decision.reasons == ["yolo10n: ema+qc run yolo10n-ema+qc-smoke-seed2 is incomplete"]
+
+
+def test_an_incomplete_run_is_no_second_seed_whether_it_counts_or_not(held):
+    lacking = without(held, variant="yolo10n", method="ema+qc", seed=1)
+    stopped = run("yolo10n", "ema+qc", 1, error="out of memory")
+    assert decide([*lacking, stopped], count_incomplete=True).reasons == [
+        "yolo10n: ema+qc run yolo10n-ema+qc-smoke-seed1 is incomplete",
+        "yolo10n: needs 2 completed ema+qc runs of different seeds, has only "
+        "yolo10n-ema+qc-smoke-seed0 of seed 0",
+    ]
+
+
+def test_a_changed_copy_closes_it_though_it_counts_for_nothing(held):
+    tampered = replace(held[0], differences=("run_summary.json was changed",))
+    assert not decide([*held, tampered]).yolo10m_allowed
 
 
 def test_runs_of_older_tools_can_open_it(held):

@@ -97,7 +97,7 @@ def test_the_shipped_references_hold_under_the_conditions_they_were_measured_und
     ("metric", "fails"),
     [
         ("best_value", ["learned", "final-over-best"]),
-        ("fp32_value", ["half-of-fp32"]),
+        ("fp32_value", ["half-of-fp32", "untrained-w4", "qc-keeps"]),
         (
             "final_value",
             ["final-over-best", "half-of-fp32", "untrained-w4", "qc-keeps", "reference"],
@@ -300,3 +300,29 @@ def test_a_waiver_without_an_expiry_date_is_refused(file):
     file.write_text(json.dumps(document))
     with pytest.raises(QatvalError, match="'expires' is a required property"):
         thresholds.load(file)
+
+
+def test_a_model_of_little_map_may_not_lose_all_of_it(shipped):
+    """As real models have it: two points where the training starts, and less than a tolerance."""
+    metrics = {"start_value": 0.02, "fp32_value": 0.677, "before_qc_value": 0.008}
+    summary = build_summary(values=(0.02, 0.008, 0.001), changes={"metrics": metrics})
+    assert {"untrained-w4", "qc-keeps"} <= set(failed(summary, shipped))
+
+
+@pytest.mark.parametrize(("lost", "result"), [(0.046, "passed"), (0.048, "failed")])
+def test_what_may_be_lost_is_a_share_of_fp32(shipped, lost, result):
+    for fp32 in (0.68, 0.34):
+        metrics = {"start_value": fp32, "fp32_value": fp32}
+        summary = build_summary("ema", values=((1 - lost) * fp32,), changes={"metrics": metrics})
+        assert check(summary, shipped)["untrained-w4"].result == result
+
+
+@pytest.mark.parametrize("method", ["fp32", "fp32+ema"])
+def test_a_float_control_keeps_half_of_its_checkpoint_too(shipped, method):
+    changes = {"metrics": {"fp32_value": 0.677, "start_value": None}}
+    summary = build_summary(method, values=(0.01, 0.01), changes=changes)
+    assert failed(summary, shipped) == ["half-of-fp32"]
+
+
+def test_the_naive_model_need_not_keep_half(shipped):
+    assert "half-of-fp32" not in check(build_summary("ptq", values=(0.02,)), shipped)

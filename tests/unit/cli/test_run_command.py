@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from qatval.cli.main import main
+from qatval.core.files import sha256_of
 from qatval.core.summary import load_summary, write_summary
 from qatval.testing import build_summary
 
@@ -326,3 +327,60 @@ def test_gated_variant_is_refused_with_the_reason(
     assert code == 1
     assert "the stage gate for yolo10m is closed: yolo10n:" in line
     assert "yolo10s:" in (tmp_path / "run" / "summary.md").read_text()
+
+
+def evidence(root: Path, dataset: str, annotations: dict[str, str] | None = None) -> None:
+    """What opens the gate: every method on two seeds of both variants."""
+    identity = {} if annotations is None else {"annotations": annotations}
+    for variant in ("yolo10n", "yolo10s"):
+        for method in ("baseline", "ema", "ema+qc"):
+            for seed in (0, 1):
+                summary = build_summary(
+                    method,
+                    seed,
+                    variant=variant,
+                    dataset=dataset,
+                    changes={"dataset": {"identity": identity}},
+                )
+                write_summary(root / f"{variant} {method} {seed}", summary)
+
+
+def test_the_gate_wants_evidence_of_what_is_to_be_trained_on(
+    shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("--variant", "yolo10m", "--checkpoint", str(tmp_path / "m.pt"), "--gate-root")
+    evidence(tmp_path / "elsewhere", "coco2017")
+    code, line = run(capsys, shapes, tmp_path / "run", *options, str(tmp_path / "elsewhere"))
+    assert code == 1
+    assert "(of another dataset than what is to be trained on)" in line
+    digests = {
+        split: sha256_of(shapes / "annotations" / f"instances_{split}2017.json")
+        for split in ("train", "val")
+    }
+    evidence(tmp_path / "here", "shapes-01234567", digests)
+    code, line = run(capsys, shapes, tmp_path / "other run", *options, str(tmp_path / "here"))
+    assert f"checkpoint {tmp_path / 'm.pt'} not found" in line  # past the gate
+
+
+def test_the_gate_is_closed_by_what_cannot_be_read(
+    shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evidence(tmp_path / "runs", "coco2017")
+    (tmp_path / "runs" / "broken").mkdir()
+    (tmp_path / "runs" / "broken" / "run_summary.json").write_text('{"status": "compl')
+    options = ("--variant", "yolo10m", "--checkpoint", str(tmp_path / "m.pt"))
+    root = ("--gate-root", str(tmp_path / "runs"))
+    _, line = run(capsys, shapes, tmp_path / "run", *options, *root)
+    assert "evidence cannot be used: " in line
+
+
+def test_a_gated_variant_without_its_dataset_is_told_so(
+    copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (copied / "annotations" / "instances_val2017.json").unlink()
+    evidence(tmp_path / "runs", "coco2017")
+    options = ("--variant", "yolo10m", "--checkpoint", str(tmp_path / "m.pt"))
+    root = ("--gate-root", str(tmp_path / "runs"))
+    code, line = run(capsys, copied, tmp_path / "run", *options, *root)
+    assert code == 1
+    assert "instances_val2017.json" in line

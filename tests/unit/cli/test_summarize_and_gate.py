@@ -18,7 +18,13 @@ def folder(tmp_path, write_run):
     for variant in ("yolo10n", "yolo10s"):
         for method in METHODS:
             for seed in (0, 1):
-                write_run(f"{variant}/{seed}/{method}", variant=variant, method=method, seed=seed)
+                write_run(
+                    f"{variant}/{seed}/{method}",
+                    variant=variant,
+                    dataset="coco2017",
+                    method=method,
+                    seed=seed,
+                )
     return tmp_path / "runs"
 
 
@@ -118,3 +124,75 @@ def test_neither_loads_a_framework(folder, tmp_path, command):
         check=False,
     )
     assert result.returncode == 0, result.stderr
+
+
+def test_what_cannot_be_read_closes_the_gate_with_the_reason(folder, write_run, capsys):
+    """A truncated summary may be that of a collapse."""
+    collapse = write_run("more", method="ema+qc", seed=2, values=(0.2, 0.5, 0.1))
+    file = collapse / "run_summary.json"
+    file.write_bytes(file.read_bytes()[:-200])
+    assert main(["gate", str(folder)]) == 3
+    state, reason = capsys.readouterr().out.splitlines()
+    assert state == "yolo10m gate: closed"
+    assert reason.startswith(f"evidence cannot be used: {file} ")
+
+
+def edit(file, **changes):
+    document = json.loads(file.read_text())
+    for section, values in changes.items():
+        document[section] |= values
+    file.write_text(json.dumps(document))
+    (file.parent / f"{file.name}.sha256").unlink(missing_ok=True)
+
+
+EDITED = {
+    "an mAP of 1.7": {"best_value": 1.7, "final_value": 1.7},
+    "best and final of no epoch": {"best_value": 0.1, "final_value": 0.1},
+}
+
+
+@pytest.mark.parametrize("metrics", EDITED.values(), ids=EDITED)
+def test_values_that_no_run_leaves_close_every_gate(folder, tmp_path, capsys, metrics):
+    file = folder / "yolo10n" / "0" / "baseline" / "run_summary.json"
+    edit(file, metrics=metrics)
+    assert main(["gate", str(folder)]) == 3
+    assert f"evidence cannot be used: {file} records" in capsys.readouterr().out
+    main(["summarize", str(folder), "--out-path", str(tmp_path / "all.json")])
+    gate = json.loads((tmp_path / "all.json").read_text())["gate"]
+    assert gate["yolo10m_allowed"] is False
+    assert any(str(file) in reason for reason in gate["reasons"])
+
+
+def test_the_gate_and_the_comparison_decide_alike(folder, tmp_path, capsys):
+    """Copies of a seed under another one, for which the whole folder stands."""
+    for file in sorted(folder.glob("*/1/*/run_summary.json")):
+        original = json.loads(
+            (folder / file.parts[-4] / "0" / file.parts[-2] / file.name).read_text()
+        )
+        original["training"]["seed"] = 1
+        original["run_id"] += " again"
+        file.write_text(json.dumps(original))
+        (file.parent / f"{file.name}.sha256").unlink(missing_ok=True)
+    assert main(["gate", str(folder)]) == 3
+    printed, err = capsys.readouterr()
+    assert err.count("same training as") == 12 // 2
+    main(["summarize", str(folder), "--out-path", str(tmp_path / "all.json")])
+    document = json.loads((tmp_path / "all.json").read_text())
+    assert printed.splitlines() == ["yolo10m gate: closed", *document["gate"]["reasons"]]
+    assert len(document["runs"]) == 6
+
+
+def test_comparisons_across_machines_are_made_where_asked_for(tmp_path, write_run, capsys):
+    for seed in (0, 1, 2):
+        write_run(f"baseline{seed}", method="baseline", seed=seed)
+        write_run(f"ema{seed}", method="ema", seed=seed, changes={"training": {"device": "0"}})
+    command = ["summarize", str(tmp_path / "runs"), "--out-path", str(tmp_path / "all.json")]
+    assert main(command) == 0
+    assert "not comparable with yolo10n/shapes/smoke: differs in training.device" in (
+        capsys.readouterr().out
+    )
+    assert main([*command, "--across", "machine"]) == 0
+    assert "across machines (GPU, cpu)" in " ".join(capsys.readouterr().out.split())
+    with pytest.raises(SystemExit):
+        main([*command, "--across", "datasets"])
+    assert "expected machine or versions, comma-separated" in capsys.readouterr().err

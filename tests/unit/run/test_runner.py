@@ -369,7 +369,7 @@ def test_a_checkpoint_that_vanished_leaves_an_interrupted_run_as_it_is(
 def test_resumed_runs_are_comparable_with_others(pipeline: Pipeline, make: Make) -> None:
     import msgspec
 
-    from qatval.analysis.comparability import conditions
+    from qatval.analysis.conditions import conditions
 
     def recorded(summary: RunSummary) -> dict[str, Any]:
         plain: dict[str, Any] = msgspec.to_builtins(summary)

@@ -20,6 +20,8 @@ from qatval.core.errors import UsageError, quoted
 from qatval.core.quantization import Quantization, Start
 
 DEFAULT_COCO_ROOT = Path("datasets/coco2017/source-data")
+EMBEDDED = "shapes"
+"""The embedded dataset; what is drawn with other settings is called ``"shapes-"`` and a digest."""
 MAX_CLASSES = 20_000
 """Beyond the largest label set of a public detection dataset (V3Det: 13,204)."""
 MAX_CLASS_NAME = 1000
@@ -62,7 +64,7 @@ class Variant:
         Raises:
             UsageError: If there is none for it.
         """
-        if dataset != "shapes":
+        if dataset != EMBEDDED:
             return self.checkpoint
         if self.embedded_checkpoint is None:
             raise UsageError(
