@@ -36,7 +36,7 @@ from qatval.analysis.comparison import Findings, compare, findings
 from qatval.analysis.document import Group
 from qatval.analysis.effects import paired_differences
 from qatval.analysis.family import Finding, Verdict, judge
-from qatval.analysis.intervals import ALPHA
+from qatval.analysis.intervals import ALPHA, mean_contrast
 from qatval.analysis.power import Design, images_needed, seeds_needed, smallest_effect
 from qatval.analysis.runs import LoadedRun, collect
 from qatval.testing import build_summary, loaded
@@ -301,6 +301,30 @@ def _times(gains: Sequence[float], effect: float) -> str:
     return f"{sum(gains) / len(gains) / effect:.1f}" if gains else "–"
 
 
+def looking_table(repetitions: int) -> Iterator[str]:
+    """Yield how often equal methods are told apart by who looks after every further seed."""
+    first, last = SEEDS[0], SEEDS[-1]
+    draw = np.random.default_rng(1)
+    rows = []
+    for spread in SPREADS:
+        stopped = 0
+        for _ in range(repetitions):
+            of_images = draw.normal(0, IMAGE_ERROR * math.sqrt(IMAGES), IMAGES)
+            value = draw.normal(0, spread, (last, 1)) + of_images.mean()
+            resampled = value - of_images.mean() + WEIGHTS @ of_images
+            seen = np.hstack([value, resampled])
+            stopped += any(
+                mean_contrast(seen[:seeds], IMAGES).excludes_zero
+                for seeds in range(first, last + 1)
+            )
+        rows.append([points(spread), rate(stopped, repetitions)])
+    yield (
+        f"One sentence about equal methods, compared again after every seed from {first} to {last} "
+        "until it claims something: how often it does."
+    )
+    yield table(["spread, points", "false claims"], rows)
+
+
 def power_table() -> Iterator[str]:
     """Yield what is found with 80 % power, by the product's functions."""
     yield (
@@ -414,6 +438,7 @@ def main() -> None:
         write("real", real(args.real))
     else:
         write("power", power_table())
+        write("looking", looking_table(args.repetitions))
         write("errors", error_tables(args.repetitions, args.processes))
 
 

@@ -269,6 +269,7 @@ def test_the_tables_numbers_are_the_documents(report, tmp_path):
             runs = [finals.get((group["name"], method["method"], seed)) for seed in seeds]
             values = [r["final_value"] for r in runs if r and r["outcome"] != "incomplete"]
             values += [method["final_value"][key] for key in ("mean", "deviation")]
+            values += [method["robust"][key] for key in ("median", "interquartile_mean")]
             expected.append((method["method"], values))
         oriented = [k for k in ("fp32_value", "ptq_value", "start_value") if group[k] is not None]
         expected += [(key, [group[key]["mean"]]) for key in oriented]

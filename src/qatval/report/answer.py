@@ -56,17 +56,30 @@ def _rest(contrasts: Sequence[Contrast], shown: int) -> list[str]:
     if not contrasts:
         return ["Nothing is told apart: no two of these methods have a seed in common to compare."]
     untold = [contrast for contrast in contrasts if not contrast.tells]
+    alike = [c for c in untold if (it := c.equivalence) and it.no_worse and it.no_better]
+    opened = [contrast for contrast in untold if contrast not in alike]
+    rest = _alike(alike)
     if len(untold) == len(contrasts):
-        return [f"Nothing is told apart: {_why(contrasts)}."]
-    rest = []
+        return [f"Nothing is told apart: {_why(contrasts)}.", *rest]
     if of_controls := len(contrasts) - len(untold) - shown:
         differences = formatting.count(of_controls, "difference")
         rest.append(f"Told apart as well, see below: {differences} of controls.")
-    if untold:
-        nets = ", ".join(net_name(effect) for effect in untold if isinstance(effect, NetEffect))
+    if opened:
+        nets = ", ".join(net_name(effect) for effect in opened if isinstance(effect, NetEffect))
         among = f", among them {nets}" if nets else ""
-        rest.append(f"Not told apart: {len(untold)} of {len(contrasts)} comparisons{among}.")
+        rest.append(f"Not told apart: {len(opened)} of {len(contrasts)} comparisons{among}.")
     return rest
+
+
+def _alike(contrasts: Sequence[Contrast]) -> list[str]:
+    names = [
+        net_name(contrast)
+        if isinstance(contrast, NetEffect)
+        else f"{contrast.method} and {contrast.reference}"
+        for contrast in contrasts
+    ]
+    margins = {it.margin for contrast in contrasts if (it := contrast.equivalence)}
+    return [f"Alike within {margin:g}: {', '.join(names)}." for margin in margins]
 
 
 def _why(untold: Sequence[Contrast]) -> str:

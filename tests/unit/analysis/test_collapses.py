@@ -9,6 +9,7 @@ from qatval.analysis.collapses import (
     clopper_pearson,
     collapse_difference,
     collapse_rates,
+    collapsed_on,
     gets_through,
     mcnemar,
     seed_share,
@@ -114,6 +115,16 @@ def test_a_diverged_run_is_a_collapsed_seed():
     runs = [run("baseline", s) for s in range(3)]
     runs += [run("ema", 0), run("ema", 1), run("ema", 2, changes=DIVERGED)]
     assert difference(runs).collapsed == 1
+
+
+@pytest.mark.parametrize("finals", [(0.6, 0.01), (0.01, 0.6)])
+def test_a_seed_on_which_one_of_two_runs_collapsed_is_a_collapsed_one(finals):
+    repeated = [
+        run("ema", 0, final, changes={"run_id": f"ema {number}"})
+        for number, final in enumerate(finals)
+    ]
+    assert collapsed_on(repeated, "ema") == {0: True}
+    assert difference([*repeated, run("baseline", 0)]).collapsed == 1
 
 
 @settings(max_examples=50)

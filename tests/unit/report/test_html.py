@@ -202,6 +202,13 @@ def test_the_answer_has_the_sentences_that_tell_and_counts_the_others(parsed):
     assert any(line.text.startswith("3 seeds do not tell bn from") for line in page.all("li"))
 
 
+def test_what_is_shown_to_be_alike_is_no_open_question(parsed):
+    said = rows_of(parsed(*told(ema=0.05, bn=0.0), margin=0.01))["Told apart"]
+    assert said[1:] == ["Alike within 0.01: bn and baseline."]
+    nothing = rows_of(parsed(*told(ema=0.0, bn=0.0), margin=0.01))["Told apart"]
+    assert nothing[1] == "Alike within 0.01: ema and baseline, bn and baseline."
+
+
 def test_differences_of_controls_are_counted_in_the_answer(parsed):
     said = rows_of(parsed(*told(ema=0.0, bn=0.05)))["Told apart"]
     assert said == [
