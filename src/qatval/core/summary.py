@@ -213,6 +213,10 @@ class Resumption(Record, frozen=True):
     stage: str | None = None
     steps: Count | None = None
 
+    def __post_init__(self) -> None:
+        """Refuse a time that is none."""
+        _refuse_other_than_time("resumed.at", self.at)
+
 
 class PrimaryContrast(Record, frozen=True):
     """The two methods whose difference the runs are made to tell."""
@@ -279,8 +283,7 @@ class RunSummary(Record, frozen=True):
 
     def __post_init__(self) -> None:
         """Refuse a summary whose parts contradict each other."""
-        if not is_date_time(self.created_at):
-            raise ValueError(f"expected created_at as RFC 3339 has it, got '{self.created_at}'")
+        _refuse_other_than_time("created_at", self.created_at)
         in_float = self.quantization.mode == FLOAT_MODE
         if in_float != (self.method.variant.split("+")[0] == "fp32"):
             raise ValueError(
@@ -291,6 +294,11 @@ class RunSummary(Record, frozen=True):
                 raise ValueError("an incomplete run must say why under 'error'")
         elif self.stability.collapsed is None:
             raise ValueError("a completed run must say whether it collapsed")
+
+
+def _refuse_other_than_time(field: str, value: str) -> None:
+    if not is_date_time(value):
+        raise ValueError(f"expected {field} as RFC 3339 has it, got '{value}'")
 
 
 def write_summary(root: Path, summary: RunSummary) -> None:
