@@ -376,10 +376,12 @@ def real(folder: Path) -> Iterator[str]:
     half = len(runs) // 2
     finals = [run.final for run in runs if run.final is not None]
     told, errors, spreads = [], [], []
+    draw = np.random.default_rng(0)
     # a half and its complement are one split: the first run is always in the first half
     for others in itertools.combinations(range(1, len(runs)), half - 1):
         first = [0, *others]
-        second = [number for number in range(len(runs)) if number not in first][:half]
+        second = [number for number in range(len(runs)) if number not in first]
+        second = draw.permutation(second)[:half].tolist()  # no seed belongs to another
         named = [
             _as(runs[number], name, seed)
             for name, numbers in (("baseline", first), ("ema", second))
