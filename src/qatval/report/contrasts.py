@@ -18,8 +18,8 @@ LEGEND = (
     "Intervals are 95 % each, not corrected. Corrected: Holm's p-values over all that the "
     "comparison tests but the primary contrast, which its runs declared before they started; at "
     "most 5 % of comparisons make a false claim among those, and 5 % of primary contrasts are "
-    "false. P-values of a planned series are corrected for its looks as well. Finds: the smallest "
-    "effect that is told at that level in 80 % of cases, as values spread here. docs/statistics.md"
+    "false. Finds: the smallest effect that is told at that level in 80 % of cases, as values "
+    "spread here. docs/statistics.md"
 )
 """How to read the sentences; the last word is the page that has the formulas."""
 
