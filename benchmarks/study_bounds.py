@@ -175,7 +175,7 @@ def _rows(part: Part) -> Iterator[list[str]]:
 def main() -> None:
     document = (REPOSITORY / "docs" / "study.md").read_text(encoding="utf-8")
     publish(
-        "study-bounds",
+        "study_bounds",
         "The study's claims after correction",
         "`python benchmarks/study_bounds.py`: from the means and intervals printed in "
         "docs/study.md and docs/results.md, whose runs were not kept. Cases whose interval, as "

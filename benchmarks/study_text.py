@@ -106,7 +106,7 @@ class Section:
 
 
 EMBEDDED = Section(
-    name="study-embedded",
+    name="study_embedded",
     title="On the embedded data",
     command="python benchmarks/study.py",
     data=(
@@ -132,7 +132,7 @@ EMBEDDED = Section(
 )
 
 PHOTOGRAPHS = Section(
-    name="study-photographs",
+    name="study_photographs",
     title="On photographs",
     command="python benchmarks/study.py --photographs",
     data=(
