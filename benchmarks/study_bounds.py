@@ -13,6 +13,7 @@ comparisons are corrected, and its values by seed are kept in ``results/``.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -29,13 +30,14 @@ ROUNDED = 0.0005
 SHARES = [step / 20 for step in range(21)]
 NUMBER = r"[+-]\d[\d.e-]*"
 VALUE = rf"(?P<mean>{NUMBER}) \[(?P<low>{NUMBER}), (?P<high>{NUMBER})\]"
-AGAINST = re.compile(r"against \S+ \(the (?:best of )?(?P<arms>\d+|only)")
-MADE = re.compile(r"\(the best of (?P<methods>\d+) methods\)")
+CHOSEN = re.compile(r"the best of (\d+)")
 
 # Five seeds, `qatval run --method baseline,ema,qc,ema+qc --with-controls` at two precisions; of
 # what it found these numbers were kept (docs/results.md).
-APART = ("baseline", "ema", "qc", "ema+qc", "fp32", "fp32+ema", "fp32+qc", "fp32+ema+qc")
-APART += ("ema+bn", "bn", "ptq", "ptq+shift", "ptq+gptq+shift")
+APART = (
+    *("baseline", "ema", "qc", "ema+qc", "fp32", "fp32+ema", "fp32+qc", "fp32+ema+qc"),
+    *("ema+bn", "bn", "ptq", "ptq+shift", "ptq+gptq+shift"),
+)
 APART_FOUND = (
     ("w4a16 ema+qc", +0.003, (-0.001, +0.007)),
     ("w4a16 qc", +0.001, (-0.005, +0.007)),
@@ -130,8 +132,7 @@ def _sentences(methods: Iterable[str]) -> int:
 
 def _printed(group: str, text: str, seeds: int) -> Iterator[Printed]:
     if against := re.search(rf"(?m)^Training or not, .*?: {VALUE} on", text):
-        arms = AGAINST.search(against[0])["arms"]
-        choices = int(MADE.search(against[0])["methods"]) * (1 if arms == "only" else int(arms))
+        choices = math.prod(int(of) for of in CHOSEN.findall(against[0]))
         yield _one("training or not", group, against, seeds, choices)
     for row in re.finditer(rf"(?m)^\| (\S+)(?: \(control\))? \|.*\| {VALUE} \|", text):
         name = row[1]
