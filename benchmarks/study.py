@@ -5,11 +5,12 @@
 
 On the embedded data (about an hour on two cores): every method, W4 and W3, under two schedules, the
 profile's own, whose learning rate decays, and the same with a constant one, where averaging has
-something to average. On photographs, in a folder as QATVAL_REAL_DATA names one (about an hour as
-well): the methods under test, the teacher and the post-training arms, at 4 bits and with the first
-and last layers at 8. Either writes its part of ``docs/study.md`` from ``qatval``'s own comparison
-and leaves the other as it is. Finished runs are not run again, so an interrupted study goes on
-where it was; with everything there it only writes.
+something to average. QC has both of its controls there, fresh statistics and the same QC in FP32.
+On photographs, in a folder as QATVAL_REAL_DATA names one (about an hour as well): the methods under
+test, the teacher and the post-training arms, at 4 bits and with the first and last layers at 8.
+Either writes its part of ``docs/study.md`` from ``qatval``'s own comparison, leaves the other as it
+is, and keeps the values by seed in ``benchmarks/results/``. Finished runs are not run again, so an
+interrupted study goes on where it was; with everything there it only writes.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from campaign import Part, carry_out, photographs, real_data
-from measure import REPOSITORY, provenance
+from measure import REPOSITORY, provenance, publish
 from qatval.analysis.comparison import compare
 from qatval.analysis.runs import LoadedRun, collect
 from qatval.core.environment import available_cores
@@ -134,7 +135,7 @@ def main() -> None:
 
 
 def write_study(out: Path, section: Section, jobs: int) -> Path:
-    """Compare what was run, schedule by schedule, and write the section."""
+    """Compare what was run, schedule by schedule, write the section and keep its values."""
     comparisons, every = {}, []
     for schedule in section.schedules:
         runs, unreadable = collect([out / schedule])
@@ -167,6 +168,7 @@ def write_study(out: Path, section: Section, jobs: int) -> Path:
     DOCUMENT.parent.mkdir(exist_ok=True)
     text = section.render(comparisons, cost, provenance())
     DOCUMENT.write_text(replaced(known, section, text), encoding="utf-8")
+    publish(section.name, f"The study's values: {section.title}", section.values(comparisons))
     return DOCUMENT
 
 

@@ -1,4 +1,8 @@
-"""``docs/study.md`` from the study's comparisons: every number and every sentence is theirs."""
+"""``docs/study.md`` from the study's comparisons: every number and every sentence is theirs.
+
+Beside it the values by seed and the numbers behind each sentence, so that what the page claims can
+be reckoned anew when the runs are gone.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,9 @@ from dataclasses import dataclass
 from measure import table
 from qatval.analysis.claims import NetEffect, PairedDifference
 from qatval.analysis.document import Comparison, Group, MethodEntry
+from qatval.analysis.intervals import ALPHA
 from qatval.core import formatting
+from qatval.report.contrasts import HEADER, LEGEND, contrast_rows
 from qatval.report.terminal import mean_of, share_of_fp32
 
 
@@ -40,6 +46,7 @@ class Section:
     """A part of the document, made by one command.
 
     Attributes:
+        name: Of the file in ``benchmarks/results/`` that keeps its values.
         title: Its heading.
         command: What makes it.
         data: What the models were trained and scored on, and how long.
@@ -47,6 +54,7 @@ class Section:
         supports: What the section can and cannot support.
     """
 
+    name: str
     title: str
     command: str
     data: str
@@ -70,18 +78,35 @@ class Section:
         lines += _cost(cost)
         return "\n".join(lines).rstrip() + "\n"
 
+    @property
+    def kept(self) -> str:
+        """The file that keeps its values, from the repository's root."""
+        return f"benchmarks/results/{self.name}.md"
+
+    def values(self, comparisons: Mapping[str, Comparison]) -> str:
+        """Return every run's value and the numbers behind every sentence, as tables."""
+        lines = [f"`{self.command}`: mAP 50-95 by seed, and the contrasts. {LEGEND}", ""]
+        for schedule, comparison in comparisons.items():
+            for group in comparison.groups:
+                lines += [f"## {self.schedules[schedule][0]}: {_setting(group)}", ""]
+                lines += [_by_seed(comparison, group), ""]
+                lines += [table(HEADER, list(contrast_rows(group))), ""]
+        return "\n".join(lines).rstrip()
+
     def _opening(self, comparisons: Mapping[str, Comparison], how: str) -> Iterator[str]:
         seeds = sorted({run.seed for one in comparisons.values() for run in one.runs})
         yield (
             f"Written by `{self.command}` from the comparison of its own runs: {self.data}, seeds "
             f"{', '.join(map(str, seeds))}. Values are mAP 50-95, intervals are at 95 % over seeds "
-            "and validation images and not corrected for the number of comparisons: of twenty that "
-            f"measure nothing, one is expected to be told from zero. {how}"
+            "and validation images, each by itself. Told from zero is what remains so after Holm's "
+            "correction over all that the comparison of a schedule says, but for the contrast that "
+            f"its runs declared (docs/statistics.md). The values by seed are in {self.kept}. {how}"
         )
         yield ""
 
 
 EMBEDDED = Section(
+    name="study_embedded",
     title="On the embedded data",
     command="python benchmarks/study.py",
     data=(
@@ -107,6 +132,7 @@ EMBEDDED = Section(
 )
 
 PHOTOGRAPHS = Section(
+    name="study_photographs",
     title="On photographs",
     command="python benchmarks/study.py --photographs",
     data=(
@@ -178,20 +204,48 @@ def _answers(comparisons: Mapping[str, Comparison]) -> Iterator[str]:
 
 
 def _cases(what: str, found: Sequence[tuple[Group, NetEffect | PairedDifference]]) -> Iterator[str]:
-    """Say in how many cases a difference is told from zero, and name those."""
+    """Say in how many cases a difference is told from zero; name those that were uncorrected."""
     if not found:
         return
-    told = [(group, one) for group, one in found if one.tells]
-    above = sum(one.mean > 0 for _, one in told)
-    means = [one.mean for _, one in found]
+    cases = [one for _, one in found]
+    alone = [one for one in cases if one.p_value is not None and one.p_value <= ALPHA]
+    told = [one for one in cases if one.tells]
+    sizes = {one.corrected.size for one in cases if one.corrected}
+    means = [one.mean for one in cases]
     yield (
-        f"- {what}: of {len(found)} cases {above} above zero, {len(told) - above} below, "
-        f"{len(found) - len(told)} not told from zero. Means from "
-        f"{formatting.signed(min(means))} to {formatting.signed(max(means))}."
+        f"- {what}: of {formatting.count(len(cases), 'case')} {_sides(told)}, corrected over "
+        f"{' and '.join(map(str, sorted(sizes))) or 'none'}; by intervals alone {_sides(alone)}. "
+        f"Means from {formatting.signed(min(means))} to {formatting.signed(max(means))}."
     )
-    for group, one in told:
-        mean, interval = formatting.signed(one.mean), formatting.interval(one.interval)
-        yield f"  - {one.method} at {_setting(group)}: {mean} {interval}"
+    for group, one in found:
+        if one in alone:
+            mean, interval = formatting.signed(one.mean), formatting.interval(one.interval)
+            p = formatting.p_value(one.corrected.p_value) if one.corrected else "open: collapses"
+            yield f"  - {one.method} at {_setting(group)}: {mean} {interval}, corrected {p}"
+
+
+def _sides(cases: Sequence[NetEffect | PairedDifference]) -> str:
+    above = sum(one.mean > 0 for one in cases)
+    return f"{above} above zero and {len(cases) - above} below"
+
+
+def _by_seed(comparison: Comparison, group: Group) -> str:
+    runs = [run for run in comparison.runs if group.name in run.groups]
+    seeds = sorted({run.seed for run in runs})
+    found = {(run.method, run.seed): run.final_value for run in runs}
+    return table(
+        ["method", *(f"seed {seed}" for seed in seeds)],
+        [
+            [
+                one.method,
+                *(
+                    formatting.MISSING if value is None else f"{value:.5f}"
+                    for value in (found.get((one.method, seed)) for seed in seeds)
+                ),
+            ]
+            for one in group.methods
+        ],
+    )
 
 
 def _schedule(comparison: Comparison, title: str) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,10 @@ class Runner:
             self._interrupted.remove(config.seed)
             raise KeyboardInterrupt
         for method in config.methods:
-            summary = build_summary(method.name, config.seed)
+            values = (0.41, 0.58 if method.name.startswith("ptq") else 0.64)
+            declared = dict(zip(("method", "reference"), config.primary, strict=True))
+            changes = {"primary": declared}
+            summary = build_summary(method.name, config.seed, values, changes=changes)
             write_summary(config.root_of(method.name), summary)
         work.rmdir()
         return []
@@ -57,7 +61,7 @@ def test_a_finished_demo_is_replaced(demo: Any) -> None:
     for _ in range(2):
         whole = Runner()
         assert demo(whole) == 0
-        assert whole.asked == [0, 1]
+        assert whole.asked == [0, 1, 2]
 
 
 @pytest.mark.parametrize("replaced", [False, True])
@@ -67,7 +71,7 @@ def test_an_interrupted_demo_goes_on_with_its_seed(replaced: bool, demo: Any) ->
     interrupted = Runner(1)
     assert demo(interrupted) == 75
     assert demo(interrupted) == 0
-    assert interrupted.asked == [0, 1, 1]
+    assert interrupted.asked == [0, 1, 1, 2]
 
 
 def test_seeds_that_are_not_there_are_run(demo: Any) -> None:
@@ -81,4 +85,15 @@ def test_restart_begins_with_the_first_seed(demo: Any) -> None:
     interrupted = Runner(1)
     demo(interrupted)
     demo(interrupted, "--restart")
-    assert interrupted.asked == [0, 1, 0, 1]
+    assert interrupted.asked == [0, 1, 0, 1, 2]
+
+
+def test_it_asks_one_question_and_names_its_margin(
+    demo: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert demo(Runner()) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    sentences = re.findall(r"ema\+qc is better than ptq on 3 of 3 seeds[^;]*;[^;]*;([^;]*);", said)
+    assert [sentence.strip() for sentence in sentences] == ["primary, p < 0.001"]
+    assert "do not tell ema from baseline" in said
+    assert "alike within 0.02" in said
