@@ -32,7 +32,7 @@ from qatval.analysis.stopping import standing
 from qatval.testing import build_summary, loaded
 
 CONTRAST = ("ema", "baseline")
-SEEDS = (4, 6, 10, 20)
+SEEDS = (4, 6, 10)
 OF_EQUAL = 5
 """How many times more series there are of equal methods: their rates are what is promised."""
 
