@@ -25,6 +25,7 @@ from qatval.analysis.sequential import FIRST_LOOK, plan
 from qatval.analysis.stopping import Standing, standing
 from qatval.core.errors import QatvalError, UsageError
 from qatval.core.files import atomic_write, read_regular
+from qatval.core.interruption import Interrupted
 from qatval.core.progress import Progress
 from qatval.core.summary import RunSummary, SeriesPlan, load_summary
 from qatval.run import runner
@@ -141,8 +142,7 @@ def run(asked: Series) -> Iterator[SeedDone]:
             config = asked.of_seed(seed)
             summaries = _finished(config)
             if summaries is None:
-                with Progress(f"{config.variant.name} {config.profile.name} seed {seed}") as shown:
-                    summaries = runner.run(config, shown)
+                summaries = _run(config)
             roots += [config.root_of(method.name) for method in config.methods]
             stands = None
             if asked.plan is not None and number >= FIRST_LOOK:
@@ -150,6 +150,15 @@ def run(asked: Series) -> Iterator[SeedDone]:
             yield SeedDone(number, seed, summaries, stands)
             if stands is not None and stands.told:
                 return
+
+
+def _run(config: RunConfig) -> list[RunSummary]:
+    title = f"{config.variant.name} {config.profile.name} seed {config.seed}"
+    try:
+        with Progress(title) as shown:
+            return runner.run(config, shown)
+    except Interrupted as interrupted:  # what begins anew or goes on is this seed alone
+        raise Interrupted(f"seed {config.seed}: {interrupted}") from interrupted
 
 
 def _record(asked: Series) -> None:
