@@ -42,7 +42,7 @@ types: $(READY) ## check types
 	@$(BIN)/mypy
 
 unit: $(READY) ## run the unit tests
-	@$(BIN)/pytest tests/unit
+	@$(BIN)/pytest tests/unit -n auto
 
 validation: $(READY) ## run the validation scenarios that need no GPU
 	@$(BIN)/pytest tests/validation -m "not gpu"

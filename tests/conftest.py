@@ -1,8 +1,9 @@
-"""Run folders for tests of what reads them."""
+"""Run folders for tests of what reads them, and signals for tests of what heeds them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,3 +23,14 @@ def write_run(tmp_path: Path) -> Callable[..., Path]:
         return root
 
     return write
+
+
+@pytest.fixture
+def heeded_signals() -> Iterator[None]:
+    """Heed signals that nohup, or a shell's ``&``, has put out of the session's reach."""
+    ignored = [n for n in (signal.SIGINT, signal.SIGHUP) if signal.getsignal(n) is signal.SIG_IGN]
+    for number in ignored:
+        signal.signal(number, signal.SIG_DFL)  # a process that is started inherits that
+    yield
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)

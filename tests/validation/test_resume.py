@@ -95,7 +95,7 @@ def subset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def listening(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def listening(heeded_signals: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Signals are listened to, as in a command; other tests' process does not."""
     signals = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     before = {number: signal.getsignal(number) for number in signals}

@@ -11,6 +11,8 @@ import pytest
 
 from qatval.core import interruption
 
+pytestmark = pytest.mark.usefixtures("heeded_signals")
+
 SIGNALS = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
 
 PREAMBLE = """
