@@ -25,7 +25,7 @@ _LIBRARIES = ("python", "torch", "ultralytics", "brevitas")
 _INLINE = re.compile(
     r"[\\`*|~$]|\](?=[(\[:])|(?<![^\W_])_|_(?![^\W_])|:(?=//)|(?<=www)\.|&(?=[#\w])"
 )
-_BLOCK = re.compile(r"^(?:(\d+)([.)])(?=\s|$)|([#>+=-]))")
+_BLOCK = re.compile(r"^(?:(\d+)([.)])(?=\s|$)|([#>=]|[+-](?!\d)))")  # a number with a sign is none
 
 
 def render_run(summary: RunSummary) -> str:
