@@ -38,6 +38,7 @@ OF_ONE_RUN = (
     "created_at",
     "git",
     "timings",
+    "files",
     "resumed",
     "history",
     "training",

@@ -102,6 +102,9 @@ def together(run_tiny: RunTiny) -> dict[str, Summary]:
 def measured(summary: Summary) -> dict[str, Any]:
     """Return the summary without what names, places, times and weighs it."""
     kept = {k: v for k, v in summary.items() if k not in ("run_id", "created_at", "timings", "git")}
+    # Tables and logs have times in them.
+    exact = (".safetensors", "predictions.json", "train_images.txt", "val_images.txt")
+    kept["files"] = {k: v for k, v in summary["files"].items() if k.endswith(exact)}
     kept["history"] = [{**epoch, "seconds": None} for epoch in summary["history"]]
     kept["artifacts"] = {k: v for k, v in summary["artifacts"].items() if k != "run_root"}
     unlike = ("trajectory", "peak_memory_mb")
