@@ -96,7 +96,7 @@ def read_digested(file: Path, limit: int) -> tuple[bytes, bool | None]:
     """
     # Twice, before and after: a running process may be replacing both.
     known = _recorded(file)
-    content = read_regular(file, limit)
+    content = read_regular(file, limit, expected="what a run wrote")
     digest = hashlib.sha256(content).hexdigest()
     if known is None or digest not in known:
         known = _recorded(file)
@@ -112,5 +112,7 @@ def _recorded(file: Path) -> list[str] | None:
     beside = digest_beside(file)
     if not os.path.lexists(beside):
         return None
-    lines = read_regular(beside, _LONGEST).decode("utf-8", "replace").splitlines()
+    lines = (
+        read_regular(beside, _LONGEST, expected="a digest").decode("utf-8", "replace").splitlines()
+    )
     return [digest for digest, _, name in (line.partition("  ") for line in lines) if name]

@@ -64,7 +64,7 @@ def encoded(text: str) -> bytes:
     return data.decode("utf-8", "replace").encode("utf-8")
 
 
-def read_regular(path: Path, limit: int) -> bytes:
+def read_regular(path: Path, limit: int, *, expected: str) -> bytes:
     """Read a file that somebody else may have put there.
 
     Neither a FIFO nor a device nor an endless file blocks, or fills the memory.
@@ -72,6 +72,7 @@ def read_regular(path: Path, limit: int) -> bytes:
     Args:
         path: The file; links are followed.
         limit: The most bytes that it may have.
+        expected: What it should be, for messages.
 
     Raises:
         QatvalError: It cannot be read, is no regular file, or is larger.
@@ -80,15 +81,13 @@ def read_regular(path: Path, limit: int) -> bytes:
         with open(path, "rb", opener=_at_once) as stream:
             status = os.fstat(stream.fileno())
             if not stat.S_ISREG(status.st_mode):
-                raise QatvalError(f"cannot read {path}: no regular file")
+                raise QatvalError(f"{path}: is no regular file; expected {expected}")
             content = stream.read(limit + 1) if status.st_size <= limit else b""
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise QatvalError(f"cannot read {path}: {reason}") from error
-    if max(status.st_size, len(content)) > limit:
-        raise QatvalError(
-            f"cannot read {path}: {status.st_size:,} bytes, expected at most {limit:,}"
-        )
+        raise QatvalError(f"{path}: cannot be read ({reason}); expected {expected}") from error
+    if (size := max(status.st_size, len(content))) > limit:
+        raise QatvalError(f"{path}: has {size:,} bytes; expected {expected}, of at most {limit:,}")
     return content
 
 

@@ -15,6 +15,7 @@ import msgspec
 from qatval.core.errors import QatvalError
 from qatval.data.coco import AnnotationIndex, read_annotations
 from qatval.data.document import (
+    CONTROL,
     UNDECODABLE,
     RefusedValueError,
     read_annotation_file,
@@ -23,7 +24,6 @@ from qatval.data.document import (
     read_number,
     read_side,
 )
-from qatval.data.reading import CONTROL
 
 
 class Faults(dict[str, tuple[int, str]]):

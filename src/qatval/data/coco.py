@@ -18,8 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qatval.core.errors import QatvalError
-from qatval.data.document import Annotation, Box, decode_document
-from qatval.data.reading import CONTROL
+from qatval.data.document import CONTROL, Annotation, Box, decode_document
 
 SPLITS = ("train", "val")
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,7 +21,10 @@ import msgspec
 from msgspec import UNSET
 
 from qatval.core.errors import QatvalError
-from qatval.data.reading import read_regular
+from qatval.core.files import read_regular
+
+CONTROL = re.compile(r"[\0-\x1f\x7f-\x9f]")
+"""No file is named so by anybody who means well: a terminal obeys these characters."""
 
 MOST_BYTES = 2**31
 """Of an annotation file: four times COCO's, twice LVIS'. In memory it is three times as large."""
@@ -110,7 +114,7 @@ def decode_document(path: Path) -> tuple[Document, str]:
 
 def read_annotation_file(path: Path) -> bytes:
     """Return the bytes of an annotation file; QatvalError if they cannot be read."""
-    return read_regular(path, most=MOST_BYTES, expected="a COCO annotation file")
+    return read_regular(path, MOST_BYTES, expected="a COCO annotation file")
 
 
 # -- the second path: any value, looked at one by one ------------------------------------------

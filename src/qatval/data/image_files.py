@@ -36,7 +36,7 @@ from qatval.data.decoding import (
     refuse_too_large,
     stored_size,
 )
-from qatval.data.reading import CONTROL
+from qatval.data.document import CONTROL
 
 Kind = Literal["name", "missing", "unreadable", "too large", "not an image", "damaged", "size"]
 """What can be wrong with an image, in the order in which it is looked for."""

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qatval.core.errors import QatvalError
+from qatval.core.files import read_regular
 from qatval.data.coco import AnnotationIndex
-from qatval.data.reading import read_regular
 
 Rule = Literal["all", "random", "first", "list"]
 
@@ -42,7 +42,7 @@ class ImageList:
 
 def read_list(path: Path) -> ImageList:
     """Read a user's own list of images; QatvalError if it cannot be read."""
-    content = read_regular(path, most=_MOST_BYTES, expected=f"a text file with {_LINES}")
+    content = read_regular(path, _MOST_BYTES, expected=f"a text file with {_LINES}")
     return ImageList(path, content)
 
 

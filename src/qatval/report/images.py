@@ -211,7 +211,7 @@ def _detections(path: Path, shown: set[int]) -> dict[int, list[_Detection]]:
         QatvalError: The file is none of detections, or larger than any is.
     """
     found: dict[int, list[_Detection]] = {image_id: [] for image_id in shown}
-    content = read_regular(path, _MOST_DETECTIONS_BYTES)
+    content = read_regular(path, _MOST_DETECTIONS_BYTES, expected="detections")
     try:
         decoded = msgspec.json.decode(content, type=list[_Detection])
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
@@ -314,7 +314,7 @@ def _jpeg(path: Path) -> str:
     import numpy as np
     from PIL import Image
 
-    content = read_regular(path, _MOST_IMAGE_BYTES)
+    content = read_regular(path, _MOST_IMAGE_BYTES, expected="an image")
     try:
         with Image.open(io.BytesIO(content)) as header:
             width, height = header.size

@@ -106,7 +106,8 @@ def _go_on(
 ) -> dict[str, RunSummary]:
     """Run what is not finished yet, begun by an interrupted run or not."""
     goes_on = bool(kept) or workspace.trained
-    if goes_on or config.overwrite or config.restart:  # what there is stays until all is in order
+    replaces = goes_on or config.overwrite or config.restart
+    if replaces:  # what there is stays until all is in order
         _check(config)
     if goes_on:
         workspace.hold(held(config))
@@ -125,8 +126,9 @@ def _go_on(
                 overwrite=config.overwrite,
                 claim=claim,
             )
-        if not goes_on:
+        if not replaces:
             _check(config)
+        if not goes_on:
             names = {n: Named(f.summary.run_id, f.summary.created_at) for n, f in folders.items()}
             workspace.begin(len(config.trainings()), names)
             begun = True

@@ -196,7 +196,9 @@ def _read(file: Path) -> _Recorded | None:
     if not file.exists():
         return None
     try:
-        return msgspec.json.decode(read_regular(file, _LARGEST), type=_Recorded)
+        return msgspec.json.decode(
+            read_regular(file, _LARGEST, expected="the record of a series"), type=_Recorded
+        )
     except ValueError as error:  # msgspec's own are
         raise QatvalError(
             f"{file} is no record of a series ({error}): give another --run-root"

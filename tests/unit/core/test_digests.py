@@ -101,8 +101,8 @@ def test_a_file_that_is_replaced_while_it_is_read_fits(
 ) -> None:
     read = digests.read_regular
 
-    def meanwhile(path: Path, limit: int) -> bytes:
-        content = read(path, limit)
+    def meanwhile(path: Path, limit: int, *, expected: str) -> bytes:
+        content = read(path, limit, expected=expected)
         monkeypatch.setattr(digests, "read_regular", read)
         write_digested(file, b"after")
         return content

@@ -79,9 +79,9 @@ def test_all_else_is_a_defect(error: Exception) -> None:
 
 def test_a_file_is_read_up_to_its_limit(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"12345")
-    assert read_regular(tmp_path / "file", 5) == b"12345"
-    with pytest.raises(QatvalError, match="5 bytes, expected at most 4"):
-        read_regular(tmp_path / "file", 4)
+    assert read_regular(tmp_path / "file", 5, expected="a note") == b"12345"
+    with pytest.raises(QatvalError, match="has 5 bytes; expected a note, of at most 4"):
+        read_regular(tmp_path / "file", 4, expected="a note")
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_nothing_but_a_file_is_read(
 ) -> None:
     make(tmp_path / "odd")
     with pytest.raises(QatvalError, match=reason):
-        read_regular(tmp_path / "odd", 100)
+        read_regular(tmp_path / "odd", 100, expected="a note")
 
 
 def test_a_path_within_a_folder_is_followed(tmp_path: Path) -> None:

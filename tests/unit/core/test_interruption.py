@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 
@@ -137,12 +138,10 @@ def test_the_second_signal_ends_it_at_once(number: signal.Signals) -> None:
     assert done.stderr == ""
 
 
-def test_an_import_is_not_cut_in_two(tmp_path: object) -> None:
+def test_an_import_is_not_cut_in_two(tmp_path: Path) -> None:
     """Neither where a library swallows everything nor where it makes an error of its own of it."""
-    (tmp_path / "swallows.py").write_text(  # type: ignore[operator]
-        "try:\n    import slow\nexcept:\n    slow = None\n"
-    )
-    (tmp_path / "slow.py").write_text(  # type: ignore[operator]
+    (tmp_path / "swallows.py").write_text("try:\n    import slow\nexcept:\n    slow = None\n")
+    (tmp_path / "slow.py").write_text(
         "import time\nprint('now', flush=True)\ntime.sleep(0.5)\nwhole = True\n"
     )
     done = run(

@@ -197,7 +197,7 @@ def test_detections_that_are_none_are_a_reason(example_images, run, content):
 
 def test_what_is_too_large_is_not_read(example_images, run, monkeypatch):
     monkeypatch.setattr(images, "_MOST_DETECTIONS_BYTES", 1000)
-    assert "expected at most 1,000" in example_images([run()])
+    assert "expected detections, of at most 1,000" in example_images([run()])
 
 
 def test_an_image_of_too_many_pixels_is_not_decoded(tmp_path, monkeypatch):
