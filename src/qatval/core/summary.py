@@ -16,6 +16,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from qatval.core.bounded_json import UnfitJsonError, decode_bounded
+from qatval.core.deployment import DeploymentRecord
 from qatval.core.digests import FileDigest, read_digested, write_digested
 from qatval.core.errors import QatvalError
 from qatval.core.files import encoded
@@ -280,6 +281,7 @@ class RunSummary(Record, frozen=True):
     timings: dict[str, float] | None = None
     resumed: tuple[Resumption, ...] = ()
     files: dict[str, FileDigest] | None = None
+    deployment: DeploymentRecord | None = None
 
     def __post_init__(self) -> None:
         """Refuse a summary whose parts contradict each other."""
