@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 import re
 import statistics
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 from qatval.analysis.document import (
     Costs,
@@ -34,7 +35,7 @@ from qatval.quant.methods import making_stages
 
 # The stages of a run that its model took; the others score it, or wait for other methods.
 _STAGES = {"start of training", "training", *making_stages()}
-_FOUR_BITS = re.compile(r"[iu](nt)?4")
+_INTEGER = re.compile(r"u?(?:int|i)?(\d+)")
 
 
 def costs_of(runs: Sequence[LoadedRun], methods: Sequence[MethodEntry]) -> Costs:
@@ -48,7 +49,7 @@ def costs_of(runs: Sequence[LoadedRun], methods: Sequence[MethodEntry]) -> Costs
     found = [_method_cost(completed, entry) for entry in methods]
     fp32 = [(run, it.fp32) for run in completed if (it := run.summary.deployment)]
     reference = Fp32Cost(_exported_file([f for _, f in fp32]), _runtimes(fp32)) if fp32 else None
-    return Costs(found, reference, [*_of_minutes(found), *_of_execution(found)])
+    return Costs(found, reference, [*_of_minutes(found), *executions(_measured(found))])
 
 
 def minutes_to_make(runs: Iterable[LoadedRun], method: str) -> float | None:
@@ -69,27 +70,59 @@ def runtime_label(name: RuntimeName, version: str, threads: int) -> str:
     return f"{RUNTIME_LABELS[name]} {version}, {formatting.count(threads, 'thread')}"
 
 
-def execution(
-    name: RuntimeName, version: str, executed: Mapping[str, int], stored: WeightStorage | None
-) -> str:
-    """Say in what a runtime computed, beside what a file stores, as the runtime itself says it.
+def setting(it: RuntimeCost) -> str:
+    """Name what a measurement depends on: runtime, threads, processor."""
+    return f"{runtime_label(it.name, it.version, it.threads)}{f' on {it.cpu}' if it.cpu else ''}"
+
+
+def naming(runtimes: Iterable[RuntimeCost]) -> Callable[[RuntimeCost], str]:
+    """Return how to name measurements: by the runtime alone where that tells them apart."""
+    settings = {(it.name, setting(it)) for it in runtimes}
+    alone = len(settings) == len({name for name, _ in settings})
+    return (lambda it: RUNTIME_LABELS[it.name]) if alone else setting
+
+
+def executions(
+    measured: Iterable[tuple[str, WeightStorage, RuntimeRecord | RuntimeCost]],
+) -> Iterator[str]:
+    """Yield in what precision runtimes computed, as they say it themselves, beside what is stored.
+
+    What was computed alike is one sentence. Files in float have none: nothing of them can be
+    misread.
 
     Args:
-        name, version: Of the runtime.
-        executed: Precision -> how many convolutions.
-        stored: How the file has its quantized weights, None for files of several kinds.
+        measured: Whose file it is, how it has its quantized weights, and it in a runtime. Sentences
+            that are not about everybody's name whose they are about.
     """
-    runtime, convolutions = f"{RUNTIME_LABELS[name]} {version}", sum(executed.values())
-    if not convolutions:
-        return f"{runtime} does not say in what precision it computed"
-    if len(executed) == 1:
-        said = f"{runtime} computed all {convolutions} convolutions in {next(iter(executed))}"
-    else:
-        parts = [f"{count} in {precision}" for precision, count in _most_first(executed)]
-        said = f"{runtime} computed of {convolutions} convolutions {', '.join(parts)}"
-    if stored != "int4" or any(_FOUR_BITS.fullmatch(precision) for precision in executed):
+    about: dict[str, tuple[list[str], list[str]]] = {}
+    for whose, stored, it in measured:
+        if stored != "float":
+            runtimes, files = about.setdefault(_computed(it.executed, stored), ([], []))
+            runtimes.append(f"{RUNTIME_LABELS[it.name]} {it.version}")
+            files.append(whose)
+    everybody = {whose for _, files in about.values() for whose in files}
+    for said, (runtimes, files) in about.items():
+        of = "" if set(files) == everybody else f" ({', '.join(dict.fromkeys(files))})"
+        yield f"{' and '.join(dict.fromkeys(runtimes))} {said}{of}"
+
+
+def _computed(executed: Mapping[str, int], stored: WeightStorage) -> str:
+    if not executed:
+        return "did not say in what precision convolutions were computed"
+    (most, count), *others = _most_first(executed)
+    total = sum(executed.values())
+    of = f"{count} of {total}" if others else f"all {total}"
+    rest = "".join(f", {number} in {precision}" for precision, number in others)
+    said = f"computed {of} convolutions in {most}{rest}"
+    if any(_bits(precision) == _bits(stored) for precision in executed):
         return said
-    return f"{said}: int4 is how the file stores weights here, not what is computed in"
+    return f"{said}: {stored} is how the file stores weights, not what is computed in"
+
+
+def _bits(precision: str) -> str | None:
+    """Return the bits of an integer, as each runtime spells it; None for a float."""
+    integer = _INTEGER.fullmatch(precision)
+    return integer and integer[1]
 
 
 def precisions(executed: Mapping[str, int]) -> str:
@@ -144,31 +177,43 @@ def _mean(sizes: Sequence[int]) -> int:
     return round(statistics.mean(sizes))
 
 
+class _Setting(NamedTuple):
+    """What has to be alike for two measurements of files to be of one thing."""
+
+    weights: WeightStorage
+    name: RuntimeName
+    version: str
+    threads: int
+    cpu: str | None
+    executed: tuple[tuple[str, int], ...]
+
+
 def _runtimes(files: Iterable[tuple[LoadedRun, ExportedFile]]) -> list[RuntimeCost]:
     """Return what files take in the runtimes that they were measured in."""
-    alike: dict[tuple[object, ...], list[tuple[str | None, RuntimeRecord]]] = {}
+    alike: dict[_Setting, list[RuntimeRecord]] = {}
     for run, file in files:
         cpu = (run.summary.environment or {}).get("cpu")
         for it in file.runtimes:
             executed = tuple(sorted(it.executed.items()))
-            key = (it.name, it.version, it.latency.threads, cpu, executed)
-            alike.setdefault(key, []).append((cpu, it))
-    return [_runtime_cost(*found) for found in alike.values()]
+            key = _Setting(file.weights, it.name, it.version, it.latency.threads, cpu, executed)
+            alike.setdefault(key, []).append(it)
+    return [_runtime_cost(*found) for found in alike.items()]
 
 
-def _runtime_cost(*measured: tuple[str | None, RuntimeRecord]) -> RuntimeCost:
-    (cpu, first), latencies = measured[0], [it.latency for _, it in measured]
+def _runtime_cost(setting: _Setting, measured: Sequence[RuntimeRecord]) -> RuntimeCost:
+    latencies = [it.latency for it in measured]
     return RuntimeCost(
-        name=first.name,
-        version=first.version,
-        threads=first.latency.threads,
-        cpu=cpu,
+        name=setting.name,
+        version=setting.version,
+        threads=setting.threads,
+        cpu=setting.cpu,
+        weights=setting.weights,
         runs=len(measured),
         median_ms=statistics.median(latency.median_ms for latency in latencies),
         low_ms=min(latency.low_ms for latency in latencies),
         high_ms=max(latency.high_ms for latency in latencies),
-        resident_mb=max(it.resident_mb for _, it in measured),
-        executed=first.executed,
+        resident_mb=max(it.resident_mb for it in measured),
+        executed=dict(setting.executed),
     )
 
 
@@ -188,16 +233,7 @@ def _of_minutes(costs: Sequence[MethodCost]) -> Iterator[str]:
     yield said
 
 
-def _of_execution(costs: Sequence[MethodCost]) -> Iterator[str]:
-    """Yield what runtimes say of the precisions they computed in, for each kind of file."""
-    said: dict[str, list[str]] = {}
+def _measured(costs: Sequence[MethodCost]) -> Iterator[tuple[str, WeightStorage, RuntimeCost]]:
     for cost in costs:
-        for it in cost.runtimes:
-            stored = cost.file.weights if cost.file else None
-            sentence = execution(it.name, it.version, it.executed, stored)
-            methods = said.setdefault(sentence, [])
-            if cost.method not in methods:
-                methods.append(cost.method)
-    exported = {cost.method for cost in costs if cost.runtimes}
-    for sentence, methods in said.items():
-        yield sentence if set(methods) == exported else f"{sentence} ({', '.join(methods)})"
+        for runtime in cost.runtimes:
+            yield cost.method, runtime.weights, runtime

@@ -159,6 +159,7 @@ class RuntimeCost(Part, frozen=True):
     Attributes:
         threads: That the runtime was given.
         cpu: Where it was measured, None where that is not recorded.
+        weights: How the files have their quantized weights.
         runs: Of how many the files were measured.
         median_ms: Latency of one image, the median of the runs' medians.
         low_ms, high_ms: From the lowest lower to the highest upper quartile of a run.
@@ -170,6 +171,7 @@ class RuntimeCost(Part, frozen=True):
     version: str
     threads: int
     cpu: str | None
+    weights: WeightStorage
     runs: int
     median_ms: float
     low_ms: float

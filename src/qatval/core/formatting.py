@@ -90,7 +90,7 @@ def size(number: float) -> str:
 
 def milliseconds(number: float) -> str:
     """Write a short time, to three digits."""
-    return f"{number:,.0f} ms" if number >= 100 else f"{number:.3g} ms"
+    return f"{number:,.{0 if number >= 100 else 1 if number >= 10 else 2}f} ms"
 
 
 def count(number: int, noun: str) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from qatval.analysis.document import Comparison, Group, MethodEntry, RunEntry
 from qatval.core import formatting
 from qatval.report.contrasts import HEADER, LEGEND, collapse_lines, contrast_rows, contrasts_of
+from qatval.report.deployment import NUMERIC, cost_table
 from qatval.report.run_markdown import bullets, code, document, escape, section, table
 from qatval.report.terminal import (
     mean_of,
@@ -48,6 +49,10 @@ def _group(group: Group) -> Iterator[str]:
         [*map(_method, group.methods), *_reference_rows(group)],
         right=("runs", *numeric),
     )
+    if costs := cost_table(group):
+        yield "What it costs:"
+        yield table(costs.header, costs.rows, right=NUMERIC)
+        yield bullets(map(escape, filter(None, (costs.how, *group.costs.notes))))
     if group.against_post_training:
         yield f"**{escape(group.against_post_training.sentence)}**"
     if group.net_effects:

@@ -21,6 +21,7 @@ from qatval.core.quantization import in_words
 from qatval.core.stability import LEAST_SHARE_OF_FP32
 from qatval.report.answer import answer
 from qatval.report.contrasts import HEADER, LEGEND, contrast_rows
+from qatval.report.deployment import NUMERIC, cost_table, run_lines, run_table
 from qatval.report.drawing import Style, styles
 from qatval.report.group_charts import net_chart, value_charts
 from qatval.report.images import SCORE, ExampleImages, example_images
@@ -68,7 +69,8 @@ def render_html(
         "value": formatting.value,
         "percent": formatting.percent,
         "counted": formatting.count,
-        "sentence": lambda text: text[:1].upper() + text[1:],
+        # but for mAP
+        "sentence": lambda text: text if text[1:2].isupper() else text[:1].upper() + text[1:],
     }
     return environment.get_template("comparison.html.jinja").render(
         document=document,
@@ -86,6 +88,7 @@ def render_html(
         open_images=OPEN_IMAGES,
         contrast_header=HEADER,
         legend=LEGEND,
+        numeric=NUMERIC,
         css=markupsafe.Markup(loader.get_source(environment, "report.css")[0]),
     )
 
@@ -152,6 +155,7 @@ def _group(
             for method in group.methods
         ],
         "reference_values": reference_values(group),
+        "costs": cost_table(group),
         "net": net_chart(group.net_effects, styles),
         "contrasts": list(contrast_rows(group)),
         "charts": value_charts(group, entries, styles),
@@ -159,7 +163,10 @@ def _group(
         "folded": controls if many else set(),
         "coverage": next((coverage for coverage in coverages if coverage), None),
         "runs": [
-            (entry, run_facts(run), run_charts(run, styles[entry.method]))
+            (
+                *(entry, run_facts(run), run_charts(run, styles[entry.method])),
+                *(run_table(run.summary), list(run_lines(run.summary))),
+            )
             for entry, run in zip(entries, members, strict=True)
             # a float control that is in several groups is shown in the first
             if entry.run_id in detailed and entry.group == group.name

@@ -17,6 +17,7 @@ from qatval.core.measurements import Oscillation
 from qatval.core.quantization import in_words, quantization_label
 from qatval.core.summary import Resumption, RunSummary
 from qatval.quant.methods import describe
+from qatval.report.deployment import NUMERIC, run_lines, run_table
 
 _METRIC = "mAP 50-95"
 _LIBRARIES = ("python", "torch", "ultralytics", "brevitas")
@@ -36,6 +37,7 @@ def render_run(summary: RunSummary) -> str:
         *verdict,
         *section("Warnings", [bullets(map(escape, summary.warnings))]),
         *section("Accuracy", _accuracy(summary)),
+        *section("Deployment", _deployment(summary)),
         *section("Method", _method(summary)),
         *section("Epochs", _history(summary)),
         *section("Oscillation of the raw weights", _oscillation(summary)),
@@ -173,6 +175,14 @@ def _accuracy(summary: RunSummary) -> Iterator[str]:
             f"Another draw of {bootstrap.images} validation images would move the final value "
             f"by about ±{formatting.value(error)} (one standard error)."
         )
+
+
+def _deployment(summary: RunSummary) -> Iterator[str]:
+    if not (found := run_table(summary)):
+        return
+    yield bullets(map(escape, run_lines(summary)))
+    yield table(found.header, found.rows, right=NUMERIC)
+    yield found.how
 
 
 def _method(summary: RunSummary) -> Iterator[str]:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from itertools import zip_longest
 from textwrap import wrap
 
+from qatval.analysis.costs import naming, setting
 from qatval.analysis.document import Comparison, Group, MethodEntry, RunEntry, Spread
 from qatval.core import formatting
 from qatval.core.quantization import FLOAT_MODE
@@ -60,6 +61,7 @@ def _group(group: Group, runs: Sequence[RunEntry]) -> Iterable[str]:
         unmeasured = [] if measured else ["", "", "not measured"]
         rows.append([label, *[""] * len(columns), formatting.value(mean_of(measured)), *unmeasured])
     yield from _aligned(rows)
+    yield from _costs(group)
     for told in (group.against_post_training, *group.net_effects, group.not_net):
         if told is not None:
             yield from _wrapped(told.sentence)
@@ -130,6 +132,34 @@ def outcome(method: MethodEntry) -> str:
     if method.incomplete:
         parts.append(f"{method.incomplete} incomplete")
     return ", ".join(parts)
+
+
+def _costs(group: Group) -> Iterable[str]:
+    """Yield what exported files cost; what is not in a file is told by the other reports."""
+    costs = group.costs
+    files = [(it.method, it.file, it.runtimes) for it in costs.methods if it.runtimes]
+    if costs.fp32 is None or not files:
+        return
+    files.append(("FP32 checkpoint", costs.fp32.file, costs.fp32.runtimes))
+    minutes = {it.method: it.minutes for it in costs.methods}
+    named = naming(it for _, _, runtimes in files for it in runtimes)
+    rows = [["what it costs", "minutes", "size", "of FP32's", "latency", "memory", "runtime"]]
+    for name, file, runtimes in files:
+        took, share = minutes.get(name), file.share_of_fp32 if file else None
+        cells = [
+            name,
+            "" if took is None else f"{took:.1f}",
+            formatting.size(file.bytes) if file else formatting.MISSING,
+            "" if share is None else formatting.percent(share),
+        ]
+        for it in runtimes:
+            latency, memory = formatting.milliseconds(it.median_ms), f"{it.resident_mb:,} MiB"
+            rows.append([*cells, latency, memory, named(it)])
+            cells = [""] * len(cells)
+    yield from _aligned(rows)
+    settings = dict.fromkeys(setting(it) for _, _, runtimes in files for it in runtimes)
+    for note in (f"latency is the median of one image; {'; '.join(settings)}", *costs.notes):
+        yield from _wrapped(note)
 
 
 def _of_seed(runs: Sequence[RunEntry]) -> str:

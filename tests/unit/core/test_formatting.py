@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qatval.core.formatting import p_value, printable, rate, terminal_line
+from qatval.core.formatting import milliseconds, p_value, printable, rate, size, terminal_line
 
 
 @pytest.mark.parametrize(
@@ -28,6 +28,12 @@ def test_no_p_value_looks_as_if_it_told_that_does_not(number):
     said = p_value(number)
     assert not (number > 0.05 and said == "p 0.05")
     assert said != "p 0"
+
+
+def test_sizes_and_short_times_have_three_digits():
+    assert size(1_284_000) == "1.28 MB"
+    times = (8.0, 81.23, 107.4, 1234.0)
+    assert [milliseconds(ms) for ms in times] == ["8.00 ms", "81.2 ms", "107 ms", "1,234 ms"]
 
 
 def test_rates_are_whole_percents():

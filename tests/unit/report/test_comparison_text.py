@@ -10,7 +10,13 @@ from qatval.analysis.document import Spread
 from qatval.analysis.runs import Unreadable
 from qatval.report.comparison_markdown import render_comparison
 from qatval.report.terminal import WIDTH, outcome, terminal_table
-from qatval.testing import build_summary, build_thresholds, loaded, reduced_to_required
+from qatval.testing import (
+    build_deployment,
+    build_summary,
+    build_thresholds,
+    loaded,
+    reduced_to_required,
+)
 
 FINALS = {"baseline": (0.640, 0.652), "ema": (0.655, 0.661), "ema+qc": (0.659, 0.664)}
 
@@ -72,6 +78,43 @@ def test_controls_and_net_effects_in_the_terminal(controlled, snapshot):
 
 def test_controls_and_net_effects_as_markdown(controlled, snapshot):
     assert render_comparison(controlled).split("## Runs")[0] == snapshot
+
+
+@pytest.fixture
+def exported():
+    """Methods whose files were measured in two runtimes, of which one computes one in int8."""
+    files = {
+        "baseline": build_deployment(0.64),
+        "ema+qc": build_deployment(0.66, executed={"int8": 80, "float32": 14}),
+        "fp32": build_deployment(0.67, weights="float", size=9_573_000),
+    }
+    runs = [
+        loaded(build_summary(name, seed, (0.5, 0.6, 0.64), changes={"deployment": deployment}))
+        for name, deployment in files.items()
+        for seed in (0, 1)
+    ]
+    collapsed = build_summary("baseline", 2, (0.5, 0.6, 0.1), changes={"deployment": None})
+    return compare([*runs, loaded(collapsed)], recorded=build_thresholds())
+
+
+def test_costs_in_the_terminal(exported, snapshot):
+    text = terminal_table(exported)
+    assert text[text.index("  what it costs") : text.index("  2 seeds do")] == snapshot
+    assert max(map(len, text.split("yolo10m gate")[0].splitlines())) <= WIDTH
+
+
+def test_costs_as_markdown(exported, snapshot):
+    text = render_comparison(exported)
+    assert text[text.index("What it costs:") : text.index("- 2 seeds do")] == snapshot
+
+
+def test_costs_leave_the_terminal_as_it_was_where_nothing_was_exported(controlled):
+    assert "costs" not in terminal_table(controlled)
+
+
+def test_no_table_of_costs_where_none_are_known():
+    document = compare([loaded(reduced_to_required(build_summary()))])
+    assert "costs" not in render_comparison(document)
 
 
 def test_the_table_fits_a_terminal_of_100_columns():

@@ -29,12 +29,16 @@ from qatval.core.summary import SUMMARY_NAME
 from qatval.report.comparison_markdown import render_comparison
 from qatval.report.html import render_html
 from qatval.report.terminal import terminal_table
-from qatval.testing import as_json, build_summary, merged, reduced_to_required
+from qatval.testing import as_json, build_deployment, build_summary, merged, reduced_to_required
 
 METHODS = ("baseline", "ema", "ema+qc", "dampen+ema+qc", "bn", "ptq", "fp32", "fp32+ema")
 DOCUMENTS = [as_json(build_summary(method, seed)) for method in METHODS for seed in (0, 1)]
 DOCUMENTS += [
     as_json(build_summary("ema", 2, error="interrupted")),
+    *(
+        as_json(build_summary("ema", seed, changes={"deployment": build_deployment()}))
+        for seed in (4, 5)
+    ),
     as_json(reduced_to_required(build_summary("ema+qc", 3))),
 ]
 
@@ -254,7 +258,7 @@ def test_hidden_folders_hold_no_runs(tmp_path: Path, hidden: str) -> None:
     assert not unreadable
 
 
-HOSTILE_NAMES = {
+HOSTILE_NAMES: dict[str, Any] = {
     "run_id": HOSTILE,
     "model": {"variant": HOSTILE},
     "method": {"variant": HOSTILE},
@@ -263,8 +267,11 @@ HOSTILE_NAMES = {
     "warnings": [HOSTILE],
     "failed_checks": [{"name": HOSTILE, "detail": HOSTILE}],
     "evaluation": {HOSTILE: HOSTILE},
-    "environment": {"torch": HOSTILE},
+    "environment": {"torch": HOSTILE, "cpu": HOSTILE},
+    "deployment": build_deployment(executed={HOSTILE: 90, "int8": 4}),
 }
+HOSTILE_NAMES["deployment"]["exported"]["file"] = HOSTILE
+HOSTILE_NAMES["deployment"]["exported"]["runtimes"][0]["version"] = HOSTILE
 
 
 @pytest.fixture
@@ -305,7 +312,7 @@ def test_nothing_hostile_becomes_markdown(hostile: Path) -> None:
     assert not re.search(r"(?<!\\)\]\(|<img|http://|(?<!\\)`", outside)
     tables = [line for line in outside.split("\n") if line.startswith("|")]
     widths = {len(re.findall(r"(?<!\\)\|", line)) for line in tables}
-    assert widths == {8, 13}
+    assert widths == {8, 12, 13}
 
 
 def test_nothing_hostile_becomes_html(hostile: Path) -> None:

@@ -17,7 +17,13 @@ from qatval.analysis.runs import Unreadable
 from qatval.report import html
 from qatval.report.drawing import SERIES, styles
 from qatval.report.images import Box, Example, ExampleImages, Panel
-from qatval.testing import build_summary, build_thresholds, loaded, reduced_to_required
+from qatval.testing import (
+    build_deployment,
+    build_summary,
+    build_thresholds,
+    loaded,
+    reduced_to_required,
+)
 
 
 class Element:
@@ -137,6 +143,7 @@ def test_the_answer_comes_first_the_gate_and_all_runs_last(parsed):
         "yolo10n/shapes/smoke",
         "In short",
         "Methods",
+        "What it costs",
         "Gains net of their controls",
         "Method against method",
         "What the methods see",
@@ -148,8 +155,28 @@ def test_the_answer_comes_first_the_gate_and_all_runs_last(parsed):
     assert page.one("nav").one("a", href="#gate").text == "yolo10m gate: closed"
 
 
+def test_what_methods_cost_stands_beside_fp32_and_says_how_it_was_computed(parsed):
+    runs = on_seeds(2, "ema", changes={"deployment": build_deployment()})
+    page = parsed(*runs, {"method": "ptq"})
+    table, *of_runs = page.all("table", of="costs")
+    rows = [[cell.text for cell in row.all("th", "td")] for row in table.all("tr")]
+    assert rows[0][:3] == ["Method", "mAP 50-95", "Of FP32"]
+    assert rows[1][4:7] == ["ONNX, int4", "1.28 MB", "13.4 %"]
+    assert rows[1][8:] == ["ONNX Runtime", "8.12 ms (8.03 to 8.33)", "118 MiB"]
+    assert rows[2] == [*[""] * 8, "OpenVINO", "8.12 ms (8.03 to 8.33)", "164 MiB"]
+    assert rows[3][0] == "ptq"
+    assert rows[4][0] == "FP32 checkpoint"
+    assert rows[4][4:7] == ["ONNX, float", "9.57 MB", ""]
+    said = [line.text for line in page.all("p", of="note")]
+    honest = [line for line in said if "int4 is how the file stores weights" in line]
+    assert len(honest) == 1 + len(of_runs) == 3
+    assert honest[0].startswith("ONNX Runtime 1.32.0 and OpenVINO 2026.4.1 computed all 94 ")
+    assert of_runs[0].all("tr")[1].text.startswith("exported ONNX Runtime 1.32.0, 1 thread 0.640")
+
+
 def test_headings_leave_out_no_level_and_every_table_has_a_caption(parsed):
-    page = parsed(*on_seeds(3, *CONTROLLED), {"method": "ema+qc", "mode": "w3a16"})
+    exported = {"method": "ema+qc", "seed": 4, "changes": {"deployment": build_deployment()}}
+    page = parsed(*on_seeds(3, *CONTROLLED), {"method": "ema+qc", "mode": "w3a16"}, exported)
     levels = [int(e.tag[1]) for e in page if re.fullmatch(r"h\d", e.tag)]
     assert levels[0] == 1
     assert all(after <= before + 1 for before, after in pairwise(levels))

@@ -3,7 +3,7 @@
 import pytest
 
 from qatval.report.run_markdown import code, escape, render_run
-from qatval.testing import build_summary, reduced_to_required
+from qatval.testing import build_deployment, build_summary, reduced_to_required
 
 CASES = {
     "stable": {},
@@ -14,6 +14,7 @@ CASES = {
     "float control": {"method": "fp32+ema"},
     "re-estimated": {"method": "ema+bn"},
     "untrained": {"method": "ptq", "values": (0.6,)},
+    "exported": {"changes": {"deployment": build_deployment(0.6404)}},
     "dampened at 3 bits": {"method": "dampen+ema+qc", "mode": "w3a8", "scale": "per-channel"},
 }
 
@@ -21,6 +22,17 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_text(snapshot, case):
     assert render_run(build_summary(**CASES[case])) == snapshot
+
+
+def test_the_file_that_was_not_kept_and_what_is_not_known_of_it():
+    deployment = build_deployment(weights="float", runtimes=["onnxruntime"])
+    deployment["exported"]["file"] = None
+    deployment["exported"]["runtimes"][0]["agreement"] = None
+    changes = {"deployment": deployment, "metrics": {"fp32_value": None}}
+    text = render_run(build_summary(changes=changes))
+    assert "- file, not kept: 1.28 MB, 13.4 % of the 9.57 MB of the FP32" in text
+    assert "weights stored in float, opset 21\n\n| model" in text
+    assert "| FP32 checkpoint | ONNX Runtime 1.32.0, 1 thread | 0.682 | – | 8.05 ms" in text
 
 
 @pytest.mark.parametrize(
