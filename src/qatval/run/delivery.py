@@ -230,6 +230,15 @@ def _make(
     enter("second protocol")
     coco = evaluate_coco(subset.val_annotations, final.detections, seed=_BOOTSTRAP_SEED)
     atomic_write(folder.predictions, json.dumps(coco.detections, separators=(",", ":")))
+    deployment = None
+    if setup.deployment is not None:
+        enter("export")
+        out = file.with_suffix(".onnx")
+        deployment = setup.deployment.of(
+            load_checkpoint(file), file, final.value, folder.predictions, out, summary
+        )
+        exported = replace(deployment.exported, file=folder.relative(out))
+        deployment = replace(deployment, exported=exported)
     assert final.interpolated is not None
     quantization = summary.quantization
     if quantization.coverage is not None:
@@ -241,6 +250,7 @@ def _make(
         quantization=quantization,
         method=record,
         batchnorm=batchnorm,
+        deployment=deployment,
         metrics=replace(
             summary.metrics,
             map50=final.metrics["metrics/mAP50(B)"],

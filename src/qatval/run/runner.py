@@ -218,6 +218,8 @@ def _check(config: RunConfig) -> None:
     """Refuse what can be known to be wrong before anything is loaded."""
     _pass_gate(config)
     _find_checkpoint(config)
+    if config.export:
+        require_export()
 
 
 @functools.cache
