@@ -32,6 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
         gate,
         pretrain,
         run,
+        score,
         summarize,
         verify,
     )
@@ -50,6 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
         gate,
         verify,
         export,
+        score,
         dataset,
         cache,
         checkpoints,
