@@ -20,6 +20,7 @@ from qatval.analysis.claims import (
 )
 from qatval.analysis.collapses import collapse_difference, collapse_rates
 from qatval.analysis.comparability import RunGroup, across_text, differing_conditions, groups
+from qatval.analysis.costs import costs_of
 from qatval.analysis.document import (
     Comparison,
     Group,
@@ -259,6 +260,7 @@ def _group_entry(
     """Return a group as the comparison has it; ``largest`` is its variant's largest group."""
     conditions, runs = grouped[name]
     methods = method_order(run.method for run in runs)
+    entries = [_method_entry(runs, method) for method in methods]
     against = found.against_post_training
     trained = [run for run in runs if run.quantized and run.trained]
     return Group(
@@ -278,7 +280,8 @@ def _group_entry(
         references=reference_counts((run, checks[run.run_id]) for run in runs),
         collapse_rates=collapse_rates(runs, methods),
         collapse_differences=[it.say(verdicts.get(it)) for it in found.collapse_differences],
-        methods=[_method_entry(runs, method) for method in methods],
+        methods=entries,
+        costs=costs_of(runs, entries),
         net_effects=[it.say(verdicts.get(it)) for it in found.net_effects],
         not_net=effects.not_net(runs),
         against_post_training=None if against is None else against.say(verdicts.get(against)),

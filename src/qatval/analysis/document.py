@@ -19,6 +19,7 @@ from qatval.analysis.claims import (
 )
 from qatval.analysis.rules import Result
 from qatval.analysis.runs import Outcome
+from qatval.core.deployment import RuntimeName, WeightStorage
 from qatval.core.measurements import FailedCheck
 from qatval.core.stability import Status
 
@@ -136,6 +137,90 @@ class MethodEntry(Part, frozen=True):
     batchnorm_drift: Spread | None
 
 
+class DeliveredFile(Part, frozen=True):
+    """The file that is delivered.
+
+    Attributes:
+        kind: The exported file, or the weights of a run that exported nothing.
+        weights: How quantized weights lie in an exported file; None in others, and for several.
+        bytes: Its size, mean over runs.
+        share_of_fp32: Its size over that of the FP32 checkpoint exported alike, mean over runs.
+    """
+
+    kind: Literal["onnx", "safetensors"]
+    weights: WeightStorage | None
+    bytes: int
+    share_of_fp32: float | None
+
+
+class RuntimeCost(Part, frozen=True):
+    """What exported files take that were measured alike: in one runtime, on one processor.
+
+    Attributes:
+        threads: That the runtime was given.
+        cpu: Where it was measured, None where that is not recorded.
+        runs: Of how many the files were measured.
+        median_ms: Latency of one image, the median of the runs' medians.
+        low_ms, high_ms: From the lowest lower to the highest upper quartile of a run.
+        resident_mb: The most memory, in MiB, that a process took with nothing else in it.
+        executed: Precision -> how many convolutions the runtime computed in it.
+    """
+
+    name: RuntimeName
+    version: str
+    threads: int
+    cpu: str | None
+    runs: int
+    median_ms: float
+    low_ms: float
+    high_ms: float
+    resident_mb: int
+    executed: dict[str, int]
+
+
+class MethodCost(Part, frozen=True):
+    """What a method costs, beside what it reaches.
+
+    Attributes:
+        runs: Completed ones.
+        collapsed: Of them those that ended with nothing to compare, which ``final_value`` holds
+            too, as that of `MethodEntry` does.
+        minutes: What one model takes to make, see `qatval.analysis.costs.minutes_to_make`.
+        training_shared_with: Methods that were read off the same trainings.
+    """
+
+    method: str
+    runs: int
+    collapsed: int
+    final_value: Spread | None
+    share_of_fp32: Spread | None
+    minutes: float | None
+    training_shared_with: list[str]
+    file: DeliveredFile | None
+    runtimes: list[RuntimeCost]
+
+
+class Fp32Cost(Part, frozen=True):
+    """The FP32 checkpoint, exported and measured as the methods were."""
+
+    file: DeliveredFile
+    runtimes: list[RuntimeCost]
+
+
+class Costs(Part, frozen=True):
+    """What the methods of a group cost.
+
+    Attributes:
+        fp32: None where nothing was exported.
+        notes: Sentences without which the numbers mislead: whose training is counted, in what
+            precision runtimes computed.
+    """
+
+    methods: list[MethodCost]
+    fp32: Fp32Cost | None
+    notes: list[str]
+
+
 class Primary(Part, frozen=True):
     """The contrast that a group's runs declared before they started."""
 
@@ -171,6 +256,7 @@ class Group(Part, frozen=True):
     collapse_rates: list[CollapseRate]
     collapse_differences: list[CollapseDifference]
     methods: list[MethodEntry]
+    costs: Costs
     net_effects: list[NetEffect]
     not_net: NotNet | None
     against_post_training: AgainstPostTraining | None

@@ -33,6 +33,8 @@ def _contradictions(summary: RunSummary) -> Iterator[str]:
     epochs = [record.value for record in history]
     named = {f"metrics.{name}": metrics.value(name) for name in (*_VALUES, *_BEFORE)}
     named |= {f"epoch {record.epoch} of its history": record.value for record in history}
+    for record in summary.deployment.exported.runtimes if summary.deployment else ():
+        named[f"the exported file's in {record.name}"] = record.value
     for name, value in named.items():
         if value is not None and not 0.0 <= value <= 1.0:
             yield f"records an mAP of {value:g} as {name}: it lies between 0 and 1"

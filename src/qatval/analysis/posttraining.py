@@ -15,16 +15,13 @@ from collections.abc import Iterable, Sequence
 
 from qatval.analysis.claims import AgainstPostTraining
 from qatval.analysis.collapses import seed_share
+from qatval.analysis.costs import minutes_to_make
 from qatval.analysis.effects import role
 from qatval.analysis.family import Finding, Verdict
 from qatval.analysis.measuring import Measured, measure
 from qatval.analysis.pairing import pair_by_seed, scores_of
 from qatval.analysis.runs import LoadedRun
 from qatval.core import formatting
-from qatval.quant.methods import making_stages
-
-# The stages of a run that its model took; the others score it, or wait for other methods.
-_STAGES = {"start of training", "training", *making_stages()}
 
 
 def against_post_training(
@@ -45,7 +42,7 @@ def against_post_training(
     if not contrasts:
         return None
     measured = measure(scored, contrasts, scores_of(scored), (method, reference), margin)
-    minutes, other_minutes = (_minutes(scored, name) for name in (method, reference))
+    minutes, other_minutes = (minutes_to_make(scored, name) for name in (method, reference))
     best = _best(method, len(trained), "method")
     other = _best(reference, len(untrained), "post-training arm")
     cost = ""
@@ -76,16 +73,6 @@ def _best_first(runs: Iterable[LoadedRun]) -> list[str]:
     for run in runs:
         finals.setdefault(run.method, []).append(run.final or 0.0)
     return sorted(finals, key=lambda name: -math.fsum(finals[name]) / len(finals[name]))
-
-
-def _minutes(runs: Iterable[LoadedRun], method: str) -> float | None:
-    """Return what a method's model took, mean over the runs; None where no run says."""
-    taken = [
-        math.fsum(timings.get(stage, 0.0) for stage in _STAGES) / 60
-        for run in runs
-        if run.method == method and (timings := run.summary.timings)
-    ]
-    return math.fsum(taken) / len(taken) if taken else None
 
 
 def _told(measured: Measured, verdict: Verdict | None) -> str:

@@ -19,6 +19,7 @@ from typing import Literal
 
 from msgspec import UNSET
 
+from qatval.core.deployment import RUNTIME_LABELS, DeploymentRecord, ExportedFile
 from qatval.core.quantization import FLOAT_MODE
 from qatval.core.stability import COLLAPSE_THRESHOLD_RATIO, LEAST_SHARE_OF_FP32, stability
 from qatval.core.summary import RunSummary
@@ -50,14 +51,29 @@ class Check:
         return f"{self.name} {self.result}: {self.detail}"
 
 
-def judge(summary: RunSummary, untrained_tolerance: float, qc_tolerance: float) -> list[Check]:
-    """Return every rule that applies to a finished run, and the checks that failed within it.
+@dataclass(frozen=True)
+class Limits:
+    """What the rules allow.
 
-    Args:
-        summary: The run. A metric that a rule needs and the run lacks fails that rule.
+    Attributes:
         untrained_tolerance: How far below its start a quantized training may end, as a share of the
             FP32 checkpoint's mAP.
         qc_tolerance: How far below its value before QC a run may end, as the same.
+        exported_tolerance: How far an exported file's mAP may lie from its run's, in mAP.
+        exported_size: Of a file with int4 weights, at most, as a share of the FP32 checkpoint's
+            exported alike.
+    """
+
+    untrained_tolerance: float
+    qc_tolerance: float
+    exported_tolerance: float
+    exported_size: float
+
+
+def judge(summary: RunSummary, limits: Limits) -> list[Check]:
+    """Return every rule that applies to a finished run, and the checks that failed within it.
+
+    A metric that a rule needs and the run lacks fails that rule.
     """
     mode, fp32 = summary.quantization.mode, summary.metrics.value("fp32_value")
     least = "above 0" if fp32 is None else f"1 % of the FP32 checkpoint's {fp32:.4f} or more"
@@ -95,9 +111,9 @@ def judge(summary: RunSummary, untrained_tolerance: float, qc_tolerance: float) 
                 summary,
                 "untrained-w4",
                 ("final_value", started, "fp32_value"),
-                lambda final, start, fp32: final >= _least(start, fp32, untrained_tolerance),
+                lambda final, start, fp32: final >= _least(start, fp32, limits.untrained_tolerance),
                 f"final mAP {{:.4f}}, must be at least that of the {mode} model that the training "
-                f"started from, {{:.4f}}, {_less(untrained_tolerance)}",
+                f"started from, {{:.4f}}, {_less(limits.untrained_tolerance)}",
             )
         )
     if summary.method.qc.enabled:
@@ -106,12 +122,55 @@ def judge(summary: RunSummary, untrained_tolerance: float, qc_tolerance: float) 
                 summary,
                 "qc-keeps",
                 ("final_value", "before_qc_value", "fp32_value"),
-                lambda final, before, fp32: final >= _least(before, fp32, qc_tolerance),
+                lambda final, before, fp32: final >= _least(before, fp32, limits.qc_tolerance),
                 "mAP {:.4f} after QC, must be at least what it was before, {:.4f}, "
-                + _less(qc_tolerance),
+                + _less(limits.qc_tolerance),
+            )
+        )
+    if summary.deployment is not None:
+        known = {check.name for check in checks}
+        judged = judge_deployment(summary.deployment, summary.metrics.final_value, limits)
+        checks += [check for check in judged if check.name not in known]
+    return checks
+
+
+def judge_deployment(
+    record: DeploymentRecord, final_value: float | None, limits: Limits
+) -> list[Check]:
+    """Return the rules of an exported file: what it scores, and how large it is with int4 weights.
+
+    Args:
+        record: What was exported.
+        final_value: mAP 50-95 that the run reports, None where it has none, which fails the rule.
+        limits: What is allowed.
+    """
+    exported, fp32 = record.exported, record.fp32
+    checks = [_exported_value(exported, final_value, limits.exported_tolerance)]
+    if exported.weights == "int4":
+        checks.append(
+            Check(
+                "exported-size",
+                "passed" if exported.bytes <= limits.exported_size * fp32.bytes else "failed",
+                f"{exported.bytes:,} bytes with int4 weights, must be at most "
+                f"{limits.exported_size:g} of the FP32 checkpoint's {fp32.bytes:,} exported alike",
             )
         )
     return checks
+
+
+def _exported_value(exported: ExportedFile, final: float | None, tolerance: float) -> Check:
+    name = "exported-value"
+    if final is None:
+        return missing(name, "final_value")
+    if not exported.runtimes:
+        return Check(name, "failed", "the exported file was scored in no runtime")
+    good = all(abs(runtime.value - final) <= tolerance for runtime in exported.runtimes)
+    scored = " and ".join(
+        f"{runtime.value:.4f} in {RUNTIME_LABELS[runtime.name]} {runtime.version}"
+        for runtime in exported.runtimes
+    )
+    detail = f"mAP of the exported file {scored}, must be within {tolerance:g} of the run's "
+    return Check(name, "passed" if good else "failed", f"{detail}{final:.4f}")
 
 
 def _least(before: float, fp32: float, tolerance: float) -> float:

@@ -24,7 +24,7 @@ from typing import Any
 import msgspec
 
 from qatval.analysis.intervals import prediction_half_width
-from qatval.analysis.rules import Check, judge, missing
+from qatval.analysis.rules import Check, Limits, judge, missing
 from qatval.core.errors import QatvalError
 from qatval.core.files import atomic_write, to_json
 from qatval.core.quantization import quantization_label
@@ -43,15 +43,10 @@ Entry = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Thresholds:
-    """The content of a threshold file, see its schema, and where it was read from.
-
-    The tolerances are how far a quantized training may end below its start, and a run below its
-    value before QC, each as a share of the FP32 checkpoint's mAP.
-    """
+    """The content of a threshold file, see its schema, and where it was read from."""
 
     path: Path
-    untrained_tolerance: float
-    qc_tolerance: float
+    limits: Limits
     references: tuple[Entry, ...]
     waivers: tuple[Entry, ...]
 
@@ -70,7 +65,7 @@ def load(path: Path | None = None) -> Thresholds:
     path = path or default_path()
     document = _read(path)
     references, waivers = tuple(document["references"]), tuple(document["waivers"])
-    return Thresholds(path, **document["rules"], references=references, waivers=waivers)
+    return Thresholds(path, Limits(**document["rules"]), references, waivers)
 
 
 def check(summary: RunSummary, thresholds: Thresholds, today: date | None = None) -> list[Check]:
@@ -87,7 +82,7 @@ def check(summary: RunSummary, thresholds: Thresholds, today: date | None = None
     if summary.status == "incomplete":
         assert summary.error is not None
         return [Check("complete", "failed", f"the run is incomplete: {summary.error.message}")]
-    checks = judge(summary, thresholds.untrained_tolerance, thresholds.qc_tolerance)
+    checks = judge(summary, thresholds.limits)
     checks.append(_reference(summary, thresholds))
     return _with_waivers(checks, summary, thresholds, today or datetime.now(UTC).date())
 

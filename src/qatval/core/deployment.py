@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 from qatval.core.measurements import Count, Magnitude, Number, Record
 
 WeightStorage = Literal["int4", "int8", "float"]
 RuntimeName = Literal["onnxruntime", "openvino"]
+
+RUNTIME_LABELS: Mapping[RuntimeName, str] = {
+    "onnxruntime": "ONNX Runtime",
+    "openvino": "OpenVINO",
+}
+"""What they are called in reports."""
 
 
 class Latency(Record, frozen=True):

@@ -83,6 +83,16 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest:02d} s" if minutes else f"{seconds:.1f} s"
 
 
+def size(number: float) -> str:
+    """Write a number of bytes."""
+    return f"{number / 1e6:.2f} MB"
+
+
+def milliseconds(number: float) -> str:
+    """Write a short time, to three digits."""
+    return f"{number:,.0f} ms" if number >= 100 else f"{number:.3g} ms"
+
+
 def count(number: int, noun: str) -> str:
     """Write how many there are of something."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"

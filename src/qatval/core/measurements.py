@@ -227,7 +227,7 @@ class FailedCheck(Record, frozen=True):
     """A check of the measurement that failed: its value cannot be relied on.
 
     Attributes:
-        name: ``"reload"``, ``"protocols"`` or ``"checkpoint"``.
+        name: ``"reload"``, ``"protocols"``, ``"checkpoint"``, or a rule of exported files.
         detail: One line with both values and what they may differ by.
     """
 

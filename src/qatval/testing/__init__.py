@@ -12,3 +12,4 @@ from qatval.testing.builders import changed as changed
 from qatval.testing.builders import loaded as loaded
 from qatval.testing.builders import merged as merged
 from qatval.testing.builders import reduced_to_required as reduced_to_required
+from qatval.testing.deployments import build_deployment as build_deployment

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec import UNSET
 
+from qatval.analysis.rules import Limits
 from qatval.analysis.runs import LoadedRun
 from qatval.analysis.thresholds import Thresholds
 from qatval.core.measurements import Record
@@ -210,7 +211,8 @@ def build_thresholds(*waivers: Mapping[str, Any], **values: float) -> Thresholds
         {**scenario, "method": name.replace("_", "+"), "value": value, "tolerance": 0.02}
         for name, value in values.items()
     ]
-    return Thresholds(Path("thresholds.json"), 0.047, 0.012, tuple(references), waivers)
+    limits = Limits(0.047, 0.012, 0.001, 0.2)
+    return Thresholds(Path("thresholds.json"), limits, tuple(references), waivers)
 
 
 def _quantization(mode: str, scale: str) -> dict[str, Any]:

@@ -8,8 +8,9 @@ import pytest
 
 from qatval.analysis import thresholds
 from qatval.analysis.intervals import prediction_half_width
+from qatval.analysis.rules import judge_deployment
 from qatval.core.errors import QatvalError
-from qatval.testing import build_summary
+from qatval.testing import build_deployment, build_summary, changed
 
 TODAY = date(2026, 3, 1)
 RULES = ["learned", "final-over-best", "half-of-fp32", "untrained-w4", "qc-keeps", "reference"]
@@ -326,3 +327,50 @@ def test_a_float_control_keeps_half_of_its_checkpoint_too(shipped, method):
 
 def test_the_naive_model_need_not_keep_half(shipped):
     assert "half-of-fp32" not in check(build_summary("ptq", values=(0.02,)), shipped)
+
+
+def exporting(**deployment):
+    changes = {"deployment": build_deployment(**deployment)}
+    return build_summary(values=(0.4, 0.6, 0.64), changes=changes)
+
+
+@pytest.mark.parametrize(
+    ("deployment", "fails"),
+    [
+        ({}, []),
+        ({"value": 0.6409}, []),
+        ({"value": 0.6411}, ["exported-value"]),
+        ({"value": 0.6389}, ["exported-value"]),
+        ({"runtimes": ()}, ["exported-value"]),
+        ({"size": 1_914_600}, []),
+        ({"size": 1_914_601}, ["exported-size"]),
+        ({"size": 2_890_000, "weights": "int8"}, []),
+    ],
+)
+def test_an_exported_file_scores_what_its_run_does_and_is_small(shipped, deployment, fails):
+    assert failed(exporting(**deployment), shipped) == fails
+
+
+def test_a_file_that_is_off_in_one_runtime_fails_and_both_are_named(shipped):
+    deployment = build_deployment()
+    deployment["exported"]["runtimes"][1]["value"] = 0.61
+    summary = build_summary(changes={"deployment": deployment})
+    assert check(summary, shipped)["exported-value"].detail == (
+        "mAP of the exported file 0.6400 in ONNX Runtime 1.32.0 and 0.6100 in OpenVINO 2026.4.1, "
+        "must be within 0.001 of the run's 0.6400"
+    )
+
+
+def test_a_run_that_exported_nothing_is_not_held_to_a_file(shipped):
+    assert not any(name.startswith("exported") for name in check(build_summary(), shipped))
+
+
+def test_what_a_run_found_of_its_file_counts_once(shipped):
+    found = {"name": "exported-value", "detail": "as the run said"}
+    summary = changed(exporting(value=0.5), {"failed_checks": [found]})
+    named = [c for c in thresholds.check(summary, shipped, TODAY) if c.name == "exported-value"]
+    assert [(c.result, c.detail) for c in named] == [("failed", "as the run said")]
+    assert [c.result for c in judge_deployment(summary.deployment, None, shipped.limits)] == [
+        "failed",
+        "passed",
+    ]
