@@ -5,6 +5,7 @@ Neither torch nor the ``onnx`` package is needed, and no runtime but the one tha
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import tempfile
@@ -244,6 +245,11 @@ def _written(shape: Any) -> str:
 
 
 _RUNTIMES: dict[RuntimeName, type[Runtime]] = {"onnxruntime": OnnxRuntime, "openvino": OpenVino}
+
+
+def installed() -> tuple[RuntimeName, ...]:
+    """Return the runtimes that there are on this machine, without loading them."""
+    return tuple(name for name in _RUNTIMES if importlib.util.find_spec(name))
 
 
 @contextmanager
