@@ -28,9 +28,11 @@ def build_parser() -> argparse.ArgumentParser:
         dataset,
         demo,
         doctor,
+        export,
         gate,
         pretrain,
         run,
+        score,
         summarize,
         verify,
     )
@@ -42,7 +44,20 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"qatval {__version__}")
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
-    commands = (demo, run, summarize, gate, verify, dataset, cache, checkpoints, doctor, pretrain)
+    commands = (
+        demo,
+        run,
+        summarize,
+        gate,
+        verify,
+        export,
+        score,
+        dataset,
+        cache,
+        checkpoints,
+        doctor,
+        pretrain,
+    )
     for command in commands:
         command.add_parser(subparsers)
     return parser

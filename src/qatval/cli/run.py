@@ -213,6 +213,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="measure how the weights oscillate; the results are the same (default: on)",
     )
     parser.add_argument(
+        "--export",
+        action="store_true",
+        help="write an ONNX file of what is delivered, of 4-bit weights as INT4, and record what "
+        "it scores, takes and needs in ONNX Runtime (and in OpenVINO if that is installed) beside "
+        "the FP32 checkpoint's",
+    )
+    parser.add_argument(
         "--image-list",
         type=Path,
         metavar="FILE",

@@ -59,8 +59,10 @@ class RuntimeRecord(Record, frozen=True, kw_only=True):
         coco_map: The same by COCO's protocol.
         agreement: With the run's own detections, None for what is not the run's own model.
         latency: At one image a call.
-        resident_mb: The most memory that a process with nothing else in it took, in MiB.
-        executed: Precision -> how many convolutions the runtime computed in it.
+        resident_mb: The most memory in MiB that a process took which loaded the file and ran it,
+            Python and the runtime's own code included; None where the system does not tell.
+        executed: Precision of the input, and of the weights where theirs is another -> how many
+            convolutions the runtime computed in it.
     """
 
     name: RuntimeName
@@ -69,7 +71,7 @@ class RuntimeRecord(Record, frozen=True, kw_only=True):
     coco_map: float
     agreement: Agreement | None = None
     latency: Latency
-    resident_mb: Count
+    resident_mb: Count | None
     executed: dict[str, Count]
 
 

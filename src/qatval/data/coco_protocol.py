@@ -100,8 +100,8 @@ def evaluate_coco(
 def interpolated_map(
     hits: NDArray[np.bool_],
     scores: NDArray[np.floating[Any]],
-    predicted: NDArray[np.floating[Any]],
-    objects: NDArray[np.floating[Any]],
+    predicted: NDArray[Any],
+    objects: NDArray[Any],
 ) -> float:
     """Return the mAP of matched detections by COCO's interpolation.
 

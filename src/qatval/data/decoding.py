@@ -17,7 +17,8 @@ from contextlib import contextmanager, nullcontext, suppress
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageFile
+from numpy.typing import NDArray
+from PIL import Image, ImageFile, ImageOps
 from PIL.AvifImagePlugin import AvifImageFile
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
@@ -98,7 +99,7 @@ def header_size(file: BinaryIO, length: int) -> Size | None:
     return None  # which of the other formats are turned depends on the version of OpenCV
 
 
-def decoded_size(content: bytes, name: str) -> Size | None:
+def decoded_image(content: bytes, name: str) -> NDArray[np.uint8] | None:
     """Decode a file as Ultralytics does.
 
     Args:
@@ -106,7 +107,8 @@ def decoded_size(content: bytes, name: str) -> Size | None:
         name: The file's; its ending decides who decodes it.
 
     Returns:
-        The size, None where it cannot be decoded.
+        The image, upright, ``(height, width, 3)`` in the order blue, green, red; None where it
+        cannot be decoded.
 
     Raises:
         TooLargeError: It has more than `MOST_PIXELS`.
@@ -114,6 +116,12 @@ def decoded_size(content: bytes, name: str) -> Size | None:
     pixels = _announced(content, name)
     with nullcontext() if pixels is not None and pixels <= _LARGE else _large_images:
         return _decoded(content, name)
+
+
+def decoded_size(content: bytes, name: str) -> Size | None:
+    """Return the size of what `decoded_image` returns, which says more."""
+    image = decoded_image(content, name)
+    return None if image is None else Size(*image.shape[:2])
 
 
 def stored_size(content: bytes) -> Size | None:
@@ -203,26 +211,36 @@ def _of_all_pages(image: TiffImageFile) -> int:
     return total
 
 
-def _decoded(content: bytes, name: str) -> Size | None:
+def _decoded(content: bytes, name: str) -> NDArray[np.uint8] | None:
+    """Decode as `ultralytics.utils.patches.imread` does; a file that is cut short gives None."""
     import cv2
 
+    name = name.lower()
     try:
-        if name.lower().endswith(".avif"):
-            image = AvifImageFile(io.BytesIO(content))
-            image.load()
-            sideways = image.getexif().get(_ORIENTATION) in _SIDEWAYS
-            return Size(*(image.size if sideways else image.size[::-1]))
+        if name.endswith(".avif"):
+            upright = ImageOps.exif_transpose(AvifImageFile(io.BytesIO(content)))
+            return np.asarray(upright.convert("RGB"))[..., ::-1]
         if content.startswith(_JPEG):
             # OpenCV 4 makes the rest of a JPEG that is cut short grey and says nothing. An eighth
             # of the size takes as much of the file, and a 64th of the memory.
             jpeg = JpegImageFile(io.BytesIO(content))
             jpeg.draft(jpeg.mode, (1, 1))
             jpeg.load()
-        decoded = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+        stored = np.frombuffer(content, np.uint8)
+        image = None
+        if name.endswith((".tif", ".tiff")):
+            # By IMREAD_COLOR, colours of 16 bits would be scaled and an alpha channel taken in.
+            _, pages = cv2.imdecodemulti(stored, cv2.IMREAD_UNCHANGED)
+            if pages and pages[0].ndim == 3:
+                image = pages[0][..., :3]
+        if image is None:
+            image = cv2.imdecode(stored, cv2.IMREAD_COLOR)
     except cv2.error as error:
         if "MAX_IMAGE_PIXELS" in str(error):  # the bound that `prepare_process` sets
             raise TooLargeError(f"more than {MOST_PIXELS} px") from error
         return None
     except _UNREADABLE:
         return None
-    return None if decoded is None else Size(*decoded.shape[:2])
+    if image is not None and image.dtype == np.uint16:
+        image = (image >> 8).astype(np.uint8)
+    return image

@@ -39,6 +39,7 @@ class RunConfig:
         fused: Whether training fake-quantizes all weights at once, which gives the same results
             sooner, or layer by layer through Brevitas.
         track: Whether the oscillation of the weights is measured, which changes no result.
+        export: Whether what is delivered is exported to ONNX as well, and scored by runtimes.
         primary: The method and the reference whose difference the run is declared to tell.
         series: The plan of the series of seeds that the run is one of, None for none.
     """
@@ -61,6 +62,7 @@ class RunConfig:
     restart: bool = False
     fused: bool = True
     track: bool = True
+    export: bool = False
     primary: tuple[str, str] = field(default_factory=primary_contrast)
     series: SeriesPlan | None = None
 

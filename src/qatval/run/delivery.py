@@ -15,6 +15,7 @@ import torch
 from msgspec.structs import replace
 
 from qatval.core.classes import ClassMatch
+from qatval.core.deployment import RUNTIME_LABELS
 from qatval.core.files import atomic_write, sha256_of
 from qatval.core.measurements import (
     Bootstrap,
@@ -28,6 +29,7 @@ from qatval.core.stability import doubt_of_checkpoint
 from qatval.core.summary import ClassesRecord, RunSummary
 from qatval.data.coco_protocol import TOLERANCE, CocoResult, evaluate_coco
 from qatval.data.labels import WORRYING_SHARE, label_warnings
+from qatval.deploy.scoring import PARITY
 from qatval.quant.batchnorm import drift
 from qatval.quant.integer import integer_layers
 from qatval.quant.methods import Method
@@ -72,6 +74,7 @@ def deliver(
                 summary = replace(summary, metrics=replace(summary.metrics, **before))
             series.append(final.value)
         failed += _check_protocols(final, coco)
+        failed += _check_exported(summary, final)
     if doubt := doubt_of_checkpoint(setup.fp32_value):
         failed.append(FailedCheck("checkpoint", doubt))
     summary = finished(summary, series, failed)
@@ -230,6 +233,15 @@ def _make(
     enter("second protocol")
     coco = evaluate_coco(subset.val_annotations, final.detections, seed=_BOOTSTRAP_SEED)
     atomic_write(folder.predictions, json.dumps(coco.detections, separators=(",", ":")))
+    deployment = None
+    if setup.deployment is not None:
+        enter("export")
+        out = file.with_suffix(".onnx")
+        deployment = setup.deployment.of(
+            load_checkpoint(file), file, final.value, folder.predictions, out, summary
+        )
+        exported = replace(deployment.exported, file=folder.relative(out))
+        deployment = replace(deployment, exported=exported)
     assert final.interpolated is not None
     quantization = summary.quantization
     if quantization.coverage is not None:
@@ -241,6 +253,7 @@ def _make(
         quantization=quantization,
         method=record,
         batchnorm=batchnorm,
+        deployment=deployment,
         metrics=replace(
             summary.metrics,
             map50=final.metrics["metrics/mAP50(B)"],
@@ -289,4 +302,19 @@ def _check_protocols(final: Evaluation, coco: CocoResult) -> list[FailedCheck]:
             f"mAP50-95 is {ours:.4f} by Ultralytics' matches and {theirs:.4f} by pycocotools on "
             f"the same detections, interpolated alike: they may differ by {TOLERANCE:g}",
         )
+    ]
+
+
+def _check_exported(summary: RunSummary, final: Evaluation) -> list[FailedCheck]:
+    """Hold what is shipped to what is reported."""
+    if summary.deployment is None:
+        return []
+    return [
+        FailedCheck(
+            "exported-value",
+            f"the exported file scores {runtime.value:.4f} in {RUNTIME_LABELS[runtime.name]}, the "
+            f"run {final.value:.4f}: they may differ by {PARITY:g}",
+        )
+        for runtime in summary.deployment.exported.runtimes
+        if abs(runtime.value - final.value) > PARITY
     ]

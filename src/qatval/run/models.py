@@ -19,6 +19,7 @@ from qatval.quant.integer import to_integer
 from qatval.quant.methods import Method
 from qatval.quant.methods.averaging import Averaging
 from qatval.quant.methods.part import Context, Part, Weights
+from qatval.run.deployment import Deployment
 from qatval.train.calibration import CalibrationImages
 from qatval.train.evaluation import Evaluator
 from qatval.train.models import load_checkpoint
@@ -58,6 +59,7 @@ class Setup:
         naive: The checkpoint with its weights rounded and nothing else done, None if no method is
             quantized.
         start: What trainings start from: the same, prepared as the preset says.
+        deployment: Exports what methods deliver, None where nobody asked for it.
     """
 
     reference: nn.Module
@@ -72,6 +74,7 @@ class Setup:
     fp32_value: float
     naive: QuantizedCheckpoint | None
     start: QuantizedCheckpoint | None
+    deployment: Deployment | None = None
 
     def start_value(self, method: Method) -> float:
         """Return the mAP of the model that a method's training, or the method itself, begins with.

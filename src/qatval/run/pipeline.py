@@ -25,6 +25,7 @@ from qatval.quant.methods.part import Training
 from qatval.quant.start import start
 from qatval.run.configuration import RunConfig
 from qatval.run.delivery import deliver
+from qatval.run.deployment import Deployment
 from qatval.run.folder import RunFolder, publish
 from qatval.run.models import QuantizedCheckpoint, Setup, TrainedModels
 from qatval.run.workspace import Workspace
@@ -158,6 +159,11 @@ def _set_up(config: RunConfig, folders: Folders, workspace: Workspace, progress:
         fp32_value=fp32_value,
         naive=naive,
         start=started,
+        deployment=Deployment(
+            copy.deepcopy(model).cpu(), config.checkpoint, subset, workspace.directory, threads
+        )
+        if config.export
+        else None,
     )
 
 

@@ -158,6 +158,7 @@ def held(config: RunConfig) -> dict[str, Any]:
         "amp": config.amp,
         "fused": config.fused,
         "track": config.track,
+        "export": config.export,
         "version of": {name: found[name] for name in _DECISIVE},
     }
 

@@ -22,6 +22,7 @@ from qatval.core.files import sha256_of
 from qatval.core.progress import Progress
 from qatval.core.summary import Resumption, RunSummary
 from qatval.data.checkpoints import hold_to_pin
+from qatval.deploy.export import require_exporter
 from qatval.quant.methods import Method
 from qatval.report.run_markdown import interruption_text
 from qatval.run.claim import Claim, LostError
@@ -218,6 +219,8 @@ def _check(config: RunConfig) -> None:
     """Refuse what can be known to be wrong before anything is loaded."""
     _pass_gate(config)
     _find_checkpoint(config)
+    if config.export:
+        require_exporter()
 
 
 @functools.cache
