@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from ultralytics.utils import ops
 from ultralytics.utils.nms import non_max_suppression
 
+from qatval.core.errors import QatvalError
 from qatval.deploy.card import Output
 from qatval.deploy.postprocessing import Found, found_in, in_image
 from qatval.deploy.preprocessing import placed
@@ -42,12 +43,26 @@ def test_what_a_head_without_nms_answers_is_cut_at_the_threshold_and_the_number(
         [[[0, 0, 9, 9, s, 1] for s in (0.9, 0.8, 0.5, 0.4, 0.25)], [[0, 0, 9, 9, 0.1, 0]] * 5],
         np.float32,
     )
-    first, second = found_in(answer, END_TO_END)
+    first, second = found_in(answer, END_TO_END, 2)
     assert first.scores.tolist() == pytest.approx([0.9, 0.8, 0.5])
     assert first.classes.tolist() == [1, 1, 1]
     assert len(second.scores) == 0
     wide = Output(head="one2one", nms_iou=None, confidence=0.25, max_detections=300)
-    assert len(found_in(answer, wide)[0].scores) == 4  # 0.25 is not above it
+    assert len(found_in(answer, wide, 2)[0].scores) == 4  # 0.25 is not above it
+
+
+@pytest.mark.parametrize("told", [END_TO_END, with_nms()], ids=["final", "nms"])
+def test_an_answer_of_another_kind_is_refused(told: Output) -> None:
+    for shape in ((1, 9, 9), (1, 7, 300)):
+        with pytest.raises(QatvalError, match="is not what its file says of it"):
+            found_in(np.zeros(shape, np.float32), told, 2)
+
+
+@pytest.mark.parametrize("class_", [2.0, -1.0, np.nan, np.inf, 1e30])
+def test_a_class_that_the_file_does_not_name_is_refused(class_: float) -> None:
+    answer = np.array([[[0, 0, 9, 9, 0.9, class_]]], np.float32)
+    with pytest.raises(QatvalError, match="a class beyond the 2"):
+        found_in(answer, END_TO_END, 2)
 
 
 @settings(deadline=None, max_examples=60)
@@ -71,7 +86,7 @@ def test_nms_keeps_what_torchvisions_keeps(
         max_det=most,
         max_time_img=math.inf,
     )[0].numpy()
-    np.testing.assert_array_equal(rows(found_in(answer, with_nms(most))[0]), theirs)
+    np.testing.assert_array_equal(rows(found_in(answer, with_nms(most), classes)[0]), theirs)
 
 
 @pytest.mark.parametrize(("height", "width"), [(427, 640), (640, 425), (50, 64), (1, 200)])
