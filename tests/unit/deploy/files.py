@@ -41,16 +41,17 @@ def card(**changes: Any) -> Card:
 
 
 def network() -> onnx.ModelProto:
-    """Return a graph of one int4 convolution that finds something of class 0 everywhere."""
+    """Return a graph of one int4 convolution that finds class 0 in the middle, many times."""
     size = SIDE // CELLS
     codes = np.random.default_rng(0).integers(-8, 8, (6, 3, size, size))
     codes[5] = 0  # the class
     stored = helper.make_tensor("codes", TensorProto.INT4, codes.shape, codes.flatten().tolist())
     scales = np.full(6, 0.01, np.float32)
+    bias = np.array([4, 8, 24, 28, 0.5, 0], np.float32)
     shape = np.array([0, 6, CELLS * CELLS], np.int64)
     nodes = [
         helper.make_node("DequantizeLinear", ["codes", "scales"], ["weight"], axis=0),
-        helper.make_node("Conv", ["images", "weight"], ["cells"], strides=[size, size]),
+        helper.make_node("Conv", ["images", "weight", "bias"], ["cells"], strides=[size, size]),
         helper.make_node("Reshape", ["cells", "shape"], ["columns"]),
         helper.make_node("Transpose", ["columns"], ["detections"], perm=[0, 2, 1]),
     ]
@@ -62,6 +63,7 @@ def network() -> onnx.ModelProto:
         [
             stored,
             numpy_helper.from_array(scales, "scales"),
+            numpy_helper.from_array(bias, "bias"),
             numpy_helper.from_array(shape, "shape"),
         ],
     )
