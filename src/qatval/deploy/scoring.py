@@ -86,7 +86,7 @@ def score(runtime: Runtime, validation: ValidationSet) -> Score:
     with tempfile.TemporaryDirectory() as folder:
         annotations = Path(folder, "annotations.json")
         write_annotations(index, annotations)
-        coco = evaluate_coco(annotations, in_coco_format)
+        coco = evaluate_coco(annotations, in_coco_format, resamples=0)
     return Score(
         value=mean_average_precision(matched, scores, predicted, labels.classes),
         coco_map=coco.map,
