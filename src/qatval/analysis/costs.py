@@ -35,6 +35,9 @@ from qatval.quant.methods import making_stages
 
 # The stages of a run that its model took; the others score it, or wait for other methods.
 _STAGES = {"start of training", "training", *making_stages()}
+_WEIGHTS = ", weights "
+"""Between the precision of a convolution's input and another one of its weights."""
+
 _INTEGER = re.compile(r"u?(?:int|i)?(\d+)")
 
 
@@ -112,24 +115,32 @@ def _computed(executed: Mapping[str, int], stored: WeightStorage) -> str:
     (most, count), *others = _most_first(executed)
     total = sum(executed.values())
     of = f"{count} of {total}" if others else f"all {total}"
-    rest = "".join(f", {number} in {precision}" for precision, number in others)
-    said = f"computed {of} convolutions in {most}{rest}"
+    rest = "".join(f", {number} in {_spelled(precision)}" for precision, number in others)
+    said = f"computed {of} convolutions in {_spelled(most)}{rest}"
     if any(_bits(precision) == _bits(stored) for precision in executed):
         return said
     return f"{said}: {stored} is how the file stores weights, not what is computed in"
 
 
 def _bits(precision: str) -> str | None:
-    """Return the bits of an integer, as each runtime spells it; None for a float."""
-    integer = _INTEGER.fullmatch(precision)
+    """Return the bits of an integer, None for a float; of a convolution, those of its input.
+
+    Weights that are unpacked within a kernel are not what it computes in.
+    """
+    integer = _INTEGER.fullmatch(precision.partition(_WEIGHTS)[0])
     return integer and integer[1]
+
+
+def _spelled(precision: str) -> str:
+    kind, _, weights = precision.partition(_WEIGHTS)
+    return f"{kind} with {weights} weights" if weights else kind
 
 
 def precisions(executed: Mapping[str, int]) -> str:
     """Write in what convolutions were computed, e.g. ``"80 int8, 14 float32"``, ``"float32"``."""
     if len(executed) == 1:
-        return next(iter(executed))
-    return ", ".join(f"{count} {precision}" for precision, count in _most_first(executed))
+        return _spelled(next(iter(executed)))
+    return ", ".join(f"{count} {_spelled(precision)}" for precision, count in _most_first(executed))
 
 
 def _most_first(executed: Mapping[str, int]) -> list[tuple[str, int]]:

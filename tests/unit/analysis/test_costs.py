@@ -161,6 +161,17 @@ def said_of(executed, weights="int4"):
             "int8",
             "computed 80 of 94 convolutions in int8, 14 in float32",
         ),
+        (
+            {"uint8, weights int8": 80, "float32, weights int4": 14},
+            "int4",
+            "computed 80 of 94 convolutions in uint8 with int8 weights, 14 in float32 with int4 "
+            "weights: int4 is how the file stores weights, not what is computed in",
+        ),
+        (
+            {"uint8, weights int8": 94},
+            "int8",
+            "computed all 94 convolutions in uint8 with int8 weights",
+        ),
         ({"u4": 94}, "int4", "computed all 94 convolutions in u4"),
         (
             {"bf16": 94},
@@ -198,4 +209,5 @@ def test_runtimes_that_computed_alike_are_one_sentence_and_others_name_their_met
 
 def test_precisions_are_as_short_as_they_can_be():
     assert precisions({"float32": 94}) == "float32"
-    assert precisions({"float32": 14, "int8": 80}) == "80 int8, 14 float32"
+    mixed = {"float32": 14, "uint8, weights int8": 80}
+    assert precisions(mixed) == "80 uint8 with int8 weights, 14 float32"
