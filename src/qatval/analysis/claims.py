@@ -58,7 +58,7 @@ class Corrected(Part, frozen=True):
 
     Attributes:
         family: The primary contrast, which runs declared before they started, or all others.
-        size: How many contrasts the family has.
+        size: How many contrasts the family has, one that several groups have counted once.
         choices: Among how many contrasts this one was chosen by its result.
         p_value: Of no difference, corrected over the family, and for the looks of a series.
         level: At which it is tested at least, whatever becomes of the others.

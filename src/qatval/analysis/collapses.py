@@ -95,7 +95,9 @@ def collapse_difference(
         )
 
     able = mcnemar(alone, 0) <= ALPHA
-    return Finding(Test((p_value,), primary=primary, counted=able), say)
+    behind = (run.run_id for run in runs if run.completed and run.method in (method, reference))
+    evidence = method, reference, frozenset(behind)
+    return Finding(Test((p_value,), primary=primary, counted=able, evidence=evidence), say)
 
 
 def seed_share(runs: Sequence[LoadedRun], method: str, reference: str) -> SeedShare | None:

@@ -27,6 +27,7 @@ class Measured:
         common_seeds: On how many all were completed.
         collapsed: On how many of those a method collapsed, by method; empty where none did.
         margin: Within which it is tested to be none, None for not at all.
+        evidence: The runs, by id, and what each counts.
     """
 
     mean: MeanContrast
@@ -35,6 +36,7 @@ class Measured:
     common_seeds: int
     collapsed: Mapping[str, int]
     margin: float | None
+    evidence: frozenset[tuple[str, float]]
 
     @property
     def value(self) -> str:
@@ -48,7 +50,8 @@ class Measured:
         if p_value is None or self.collapsed:
             return None
         alike = () if self.margin is None else (-self.margin, self.margin)
-        return Test((p_value, *(self.mean.beyond(bound) for bound in alike)), primary, choices)
+        p_values = (p_value, *(self.mean.beyond(bound) for bound in alike))
+        return Test(p_values, primary, choices, evidence=self.evidence)
 
     def ended(self, sentence: str, verdict: Verdict | None) -> str:
         """Return a sentence about it with how it stands and what it could have found."""
@@ -122,4 +125,9 @@ def measure(
             if (count := sum(found[seed] for seed in common))
         },
         margin,
+        frozenset(
+            (runs[position].run_id, float(contrast.weights[position]))
+            for contrast in contrasts.values()
+            for position in contrast.weights.nonzero()[0].tolist()
+        ),
     )
