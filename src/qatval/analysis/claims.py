@@ -108,6 +108,9 @@ class Power(Part, frozen=True):
         target: The effect that the following are for.
         seeds_needed: How many seeds find it on these images; None where no number does.
         images_needed: How many images find it with these seeds; None where no number does.
+        half_told_as: How large half of the mean, were it the true effect, would be measured on
+            average where it is told; None where it is found with that power, and so not
+            overstated by much, or never told.
     """
 
     power: float
@@ -117,6 +120,7 @@ class Power(Part, frozen=True):
     target: float
     seeds_needed: int | None
     images_needed: int | None
+    half_told_as: float | None
 
 
 class Equivalence(Part, frozen=True):

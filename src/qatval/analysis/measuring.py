@@ -63,7 +63,9 @@ class Measured:
         alike = [] if equivalence is None else [words.equivalence(equivalence)]
         power = power_of(self.mean, verdict.level, self.margin or POINT)
         found = [] if power is None else [words.could_find(power)]
-        return "; ".join([sentence, *alike, words.standing(verdict), *found])
+        if power is not None and verdict.tells:
+            found.append(words.overstated(self.mean.mean, power))
+        return "; ".join(filter(None, [sentence, *alike, words.standing(verdict), *found]))
 
     def fields(self, verdict: Verdict | None) -> dict[str, Any]:
         """Return what the entry of every kind of contrast records."""

@@ -6,6 +6,7 @@ margin says that two methods are alike.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from qatval.analysis.claims import Corrected, Equivalence, Look, Power
@@ -68,6 +69,21 @@ def could_find(power: Power) -> str:
     if power.seeds_needed is None and power.images_share is not None:
         return f"{finds}, {target} takes {takes[0]}, no number of seeds"
     return f"{finds}, {target} takes {' or '.join(takes)}"
+
+
+def overstated(mean: float, power: Power) -> str:
+    """Say what a smaller true effect would have been told as; nothing where it makes little odds.
+
+    Args:
+        mean: That is told.
+        power: Of the same contrast.
+    """
+    if power.half_told_as is None:
+        return ""
+    half, told_as = (
+        formatting.signed(math.copysign(it, mean)) for it in (mean / 2, power.half_told_as)
+    )
+    return f"may be overstated: a true {half} would be told as {told_as} on average"
 
 
 def equivalence(found: Equivalence) -> str:

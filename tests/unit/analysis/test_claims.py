@@ -1,15 +1,20 @@
 """What comparisons claim: corrected, beside what they could have found, never over collapses."""
 
+import math
 import re
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
+from qatval.analysis import words
+from qatval.analysis.claims import Power
 from qatval.analysis.comparability import groups
 from qatval.analysis.comparison import compare, findings
 from qatval.analysis.document import Primary
+from qatval.analysis.effects import paired_differences
 from qatval.analysis.family import judge
 from qatval.core.schema import published
 from qatval.testing import build_summary, loaded
@@ -73,6 +78,82 @@ def test_eight_equal_methods_are_told_apart_in_one_comparison_of_twenty(seeds):
         claiming += any(verdict.tells for verdict in judge(found).values())
     assert uncorrected / trials > 0.15
     assert claiming / trials <= 0.05 + 3 * 0.018
+
+
+IMAGES = 128
+WEIGHTS = np.random.default_rng(0).multinomial(IMAGES, [1 / IMAGES] * IMAGES, 50) / IMAGES
+
+
+def told_of(effect, spread, seeds, trials):
+    """Return the told ones of comparisons whose true difference is known, of 128 images.
+
+    Differences spread over seeds as given, and the images add a standard error of 0.35 points.
+    """
+    draw = np.random.default_rng((round(1e4 * effect), round(1e4 * spread), seeds))
+    built = {
+        method: [run(method, seed, resamples=2) for seed in range(seeds)]
+        for method in ("baseline", "ema")
+    }
+    for _ in range(trials):
+        runs = []
+        for method, own in built.items():
+            of_images = draw.normal(0, 0.0035 * math.sqrt(IMAGES / 2), IMAGES)
+            resampled = WEIGHTS @ of_images
+            values = 0.6 + effect * (method == "ema") + draw.normal(0, spread / 2**0.5, seeds)
+            for one, value in zip(own, values.tolist(), strict=True):
+                metrics = one.summary.metrics
+                metrics = replace(
+                    metrics,
+                    final_value=value + float(of_images.mean()),
+                    bootstrap=replace(
+                        metrics.bootstrap, values=tuple((value + resampled).tolist())
+                    ),
+                )
+                runs.append(loaded(replace(one.summary, metrics=metrics)))
+        (finding,) = paired_differences(runs, [("ema", "baseline")])
+        verdict = judge([finding])[finding]
+        if verdict.tells:
+            yield finding.say(verdict)
+
+
+OVERSTATED = "may be overstated: a true "
+
+
+@pytest.mark.parametrize(
+    ("spread", "seeds", "times"), [(0.005, 3, 2.3), (0.005, 10, 2.0), (0.010, 10, 2.4)]
+)
+def test_a_gain_told_of_half_a_point_is_overstated_and_says_so(spread, seeds, times):
+    effect, trials = 0.005, 600
+    told = list(told_of(effect, spread, seeds, trials))
+    assert 0.04 * trials < len(told) < 0.3 * trials  # this is what low power looks like
+    sizes = np.array([abs(one.mean) for one in told]) / effect
+    assert sizes.mean() == pytest.approx(times, abs=4 * sizes.std() / math.sqrt(len(told)))
+    assert sum(OVERSTATED in one.sentence for one in told) >= 0.95 * len(told)
+    assert all(one.power.half_told_as > abs(one.mean) / 2 for one in told if one.power.half_told_as)
+
+
+def test_a_gain_that_is_found_nearly_always_is_not_called_overstated():
+    told = list(told_of(0.05, 0.010, 10, 60))
+    assert len(told) >= 58
+    assert np.mean([one.mean for one in told]) == pytest.approx(0.05, abs=0.003)
+    assert not any(OVERSTATED in one.sentence for one in told)
+
+
+def test_what_is_not_told_is_not_called_overstated():
+    comparison = compare(runs_of(seeds=3, noise=0.01, baseline=0.6, ema=0.605))
+    found = of(comparison, "ema", "baseline")
+    assert not found.tells
+    assert found.power.half_told_as > 0
+    assert OVERSTATED not in found.sentence
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_words_of_what_may_be_overstated_have_its_sign(sign):
+    power = Power(0.8, 0.02, 1.0, None, 0.01, 8, None, 0.0118)
+    half, told_as = (f"{'+' if sign > 0 else '-'}{size}" for size in ("0.006", "0.012"))
+    assert words.overstated(sign * 0.012, power) == (
+        f"may be overstated: a true {half} would be told as {told_as} on average"
+    )
 
 
 def test_all_that_a_comparison_tests_is_one_family():
