@@ -109,8 +109,7 @@ class Power(Part, frozen=True):
         seeds_needed: How many seeds find it on these images; None where no number does.
         images_needed: How many images find it with these seeds; None where no number does.
         half_told_as: How large half of the mean, were it the true effect, would be measured on
-            average where it is told; None where it is found with that power, and so not
-            overstated by much, or never told.
+            average where it is told; None where it never is.
     """
 
     power: float

@@ -82,16 +82,15 @@ def power_of(contrast: MeanContrast, level: float, target: float) -> Power | Non
         images.variance * (1 + images.freedom) if images else 0.0,
     )
     total = math.fsum(term.variance for term in contrast.terms)
-    effect, half = smallest_effect(design, level), abs(contrast.mean) / 2
     return Power(
         power=POWER,
-        effect=effect,
+        effect=smallest_effect(design, level),
         seeds_share=contrast.of_seeds.variance / total if total else None,
         images_share=images.variance / total if images and total else None,
         target=target,
         seeds_needed=seeds_needed(design, level, target),
         images_needed=images_needed(design, level, target) if images else None,
-        half_told_as=told_as(half, design.terms(), level) if half < effect else None,
+        half_told_as=told_as(abs(contrast.mean) / 2, design.terms(), level),
     )
 
 

@@ -13,6 +13,9 @@ from qatval.analysis.claims import Corrected, Equivalence, Look, Power
 from qatval.analysis.family import Verdict
 from qatval.core import formatting
 
+# An effect that is found in 80 % is told 1.1 times too large, which changes no reading.
+_OVERSTATED = 1.2
+
 
 def corrected(verdict: Verdict) -> Corrected:
     """Return a verdict as the comparison records it."""
@@ -72,18 +75,17 @@ def could_find(power: Power) -> str:
 
 
 def overstated(mean: float, power: Power) -> str:
-    """Say what a smaller true effect would have been told as; nothing where it makes little odds.
+    """Say what half of a mean that is told would be told as, nothing where that is about half.
 
     Args:
-        mean: That is told.
-        power: Of the same contrast.
+        mean: Of the contrast.
+        power: Of the same.
     """
-    if power.half_told_as is None:
+    half, told_as = mean / 2, power.half_told_as
+    if told_as is None or told_as < _OVERSTATED * abs(half):
         return ""
-    half, told_as = (
-        formatting.signed(math.copysign(it, mean)) for it in (mean / 2, power.half_told_as)
-    )
-    return f"may be overstated: a true {half} would be told as {told_as} on average"
+    smaller, seen = (formatting.signed(math.copysign(size, mean)) for size in (half, told_as))
+    return f"may be overstated: a true {smaller} would be told as {seen} on average"
 
 
 def equivalence(found: Equivalence) -> str:
