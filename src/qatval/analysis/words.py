@@ -100,7 +100,11 @@ def equivalence(found: Equivalence) -> str:
     return f"whether alike within {margin} is open"
 
 
-def behind(collapsed: Mapping[str, int], common: int) -> str:
-    """Say of whom the collapses behind a mean are, which is no verdict with them."""
-    whose = ", ".join(f"{name} on {count}" for name, count in collapsed.items())
-    return f"no verdict: of {formatting.count(common, 'seed')} collapsed {whose}"
+def behind(collapsed: Mapping[str, int], disputed: Mapping[str, int], common: int) -> str:
+    """Say whose runs are missing from a mean, collapsed or disputed: it is no verdict then."""
+    said = [
+        f"{what} {', '.join(f'{name} on {count}' for name, count in whose.items())}"
+        for what, whose in (("collapsed", collapsed), ("disputed by a check", disputed))
+        if whose
+    ]
+    return f"no verdict: of {formatting.count(common, 'seed')} {' and '.join(said)}"

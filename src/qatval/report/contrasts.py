@@ -76,7 +76,9 @@ def _name(contrast: Contrast) -> str:
 
 def _over(contrast: Contrast) -> str:
     if contrast.corrected is None:
-        return "collapses behind it" if contrast.collapsed else "one seed"
+        if contrast.collapsed:
+            return "collapses behind it"
+        return "disputed values behind it" if contrast.disputed else "one seed"
     corrected = contrast.corrected
     over = f"{corrected.size} {corrected.family}"
     if corrected.choices > 1:

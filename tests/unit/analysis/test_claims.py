@@ -341,3 +341,60 @@ def test_every_sentence_says_how_it_stands_and_what_it_could_have_found(seeds, m
     for group in comparison.groups:
         rates = {rate.method: rate for rate in group.collapse_rates}
         assert rates.keys() == {run.method for run in runs}
+
+
+DISPUTED = {
+    "status": "completed-failed",
+    "failed_checks": [{"name": "protocols", "detail": "the two disagree"}],
+}
+FOUR = ("baseline", "ema", "fp32", "fp32+ema", "ptq")
+
+
+def with_disputed(method, seeds):
+    """Return four seeds of methods that differ clearly, some of one of them disputed."""
+    return [
+        run(
+            name,
+            seed,
+            0.5 + 0.05 * number + 0.0005 * seed,
+            changes=DISPUTED if name == method and seed in seeds else None,
+        )
+        for number, name in enumerate(FOUR)
+        for seed in range(4)
+    ]
+
+
+@pytest.mark.parametrize("disputed", ["baseline", "ema"])
+def test_no_claim_rests_on_a_disputed_value_and_the_sentence_says_whose(disputed):
+    comparison = compare(with_disputed(disputed, [2]))
+    behind = [of(comparison, "ema", "baseline"), *comparison.groups[0].net_effects]
+    assert len(behind) == 2
+    for found in behind:
+        assert not found.tells
+        assert found.corrected is None
+        assert (found.seeds, found.common_seeds, found.disputed) == (3, 4, {disputed: 1})
+        assert [pair.seed for pair in found.pairs] == [0, 1, 3]
+        assert found.sentence.endswith(
+            f"; no verdict: of 4 seeds disputed by a check {disputed} on 1"
+        )
+    assert of(comparison, "fp32+ema", "fp32").tells  # of others everything is as it was
+    published(comparison, "comparison")
+
+
+def test_collapses_and_disputed_values_are_named_apart():
+    runs = [r for r in with_disputed("ema", [1]) if (r.method, r.seed) != ("baseline", 0)]
+    found = of(compare([*runs, run("baseline", 0, 0.01)]), "ema", "baseline")
+    assert (found.collapsed, found.disputed) == ({"baseline": 1}, {"ema": 1})
+    assert "collapsed baseline on 1 and disputed by a check ema on 1" in found.sentence
+
+
+def test_where_every_value_is_disputed_no_difference_is_told():
+    comparison = compare(with_disputed("ema", range(4)))
+    group = comparison.groups[0]
+    assert not [it for it in contrasts(comparison) if it.method == "ema"]
+    assert {rate.method for rate in group.collapse_rates} == {*FOUR} - {"ema"}
+
+
+def test_a_disputed_value_is_no_best_one():
+    found = compare(with_disputed("ema", range(4))).groups[0].against_post_training
+    assert (found.method, found.methods) == ("baseline", 1)
