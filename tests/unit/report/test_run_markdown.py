@@ -114,6 +114,13 @@ def test_a_run_of_a_planned_series_says_at_which_look_it_is_seen(seed, margin, l
     assert f"\n- series: {line}\n" in text
 
 
+def test_the_last_look_is_after_all_seeds_however_few_there_are():
+    once = {"seeds": [0, 1, 2, 3], "levels": [0.05]}
+    said = [render_run(build_summary(seed=seed, changes={"series": once})) for seed in (2, 3)]
+    assert "before the first of 1 look, seed 3 of 4 planned" in said[0]
+    assert "look 1 of 1 (level 0.05), seed 4 of 4 planned" in said[1]
+
+
 def test_a_run_of_its_own_has_no_series():
     assert "- series" not in render_run(build_summary())
 
