@@ -22,7 +22,7 @@ class CollapseRate(Part, frozen=True):
     """How often a method collapses.
 
     Attributes:
-        of: Completed runs.
+        of: Completed runs, without those whose value a check disputes.
         collapsed: Of them those that ended with nothing to compare: collapsed, diverged, or never
             worth anything.
         diverged: Of those the ones whose final value is no number.
@@ -58,7 +58,7 @@ class Corrected(Part, frozen=True):
 
     Attributes:
         family: The primary contrast, which runs declared before they started, or all others.
-        size: How many contrasts the family has.
+        size: How many contrasts the family has, one that several groups have counted once.
         choices: Among how many contrasts this one was chosen by its result.
         p_value: Of no difference, corrected over the family, and for the looks of a series.
         level: At which it is tested at least, whatever becomes of the others.
@@ -74,7 +74,7 @@ class Corrected(Part, frozen=True):
 
 
 class CollapseDifference(Part, frozen=True):
-    """How often two methods collapse on the seeds that both completed.
+    """How often two methods collapse on the seeds that both completed, disputed ones left out.
 
     Attributes:
         collapsed, reference_collapsed: On how many seeds.
@@ -108,6 +108,8 @@ class Power(Part, frozen=True):
         target: The effect that the following are for.
         seeds_needed: How many seeds find it on these images; None where no number does.
         images_needed: How many images find it with these seeds; None where no number does.
+        half_told_as: How large half of the mean, were it the true effect, would be measured on
+            average where it is told; None where it never is.
     """
 
     power: float
@@ -117,6 +119,7 @@ class Power(Part, frozen=True):
     target: float
     seeds_needed: int | None
     images_needed: int | None
+    half_told_as: float | None
 
 
 class Equivalence(Part, frozen=True):
@@ -168,13 +171,13 @@ class Contrast(Part, frozen=True, kw_only=True):
     """The mean of a contrast over seeds, and what it tells.
 
     Attributes:
-        mean: Over the seeds on which no run behind it collapsed.
+        mean: Over the seeds on which all runs behind it held.
         interval: At ``level``, of this contrast alone; None for one seed.
         p_value: Of the same, two-sided: it is ``1 - level`` where the interval touches 0.
         seeds: On how many seeds all runs behind it held.
         common_seeds: On how many they were completed.
-        collapsed: By method, on how many of those it collapsed. Where there is any, the mean is
-            conditional and claims nothing.
+        collapsed, disputed: By method, on how many of those it collapsed, or a check disputes its
+            value. Where there is any, the mean is conditional and claims nothing.
         positive, negative: On how many seeds the contrast is above and below 0.
         corrected: None where the contrast claims nothing.
         tells: Whether the corrected p-value is 5 % or less.
@@ -190,6 +193,7 @@ class Contrast(Part, frozen=True, kw_only=True):
     seeds: int
     common_seeds: int
     collapsed: dict[str, int]
+    disputed: dict[str, int]
     positive: int
     negative: int
     corrected: Corrected | None

@@ -1,7 +1,8 @@
 """How often methods collapse: rates with exact intervals, and exact tests between two methods.
 
 A run counts as collapsed here if it ended with nothing to compare: below half of its best, with no
-number at all (it diverged), or without ever having been worth anything.
+number at all (it diverged), or without ever having been worth anything. Whether a run held whose
+value a check disputes is not known: it counts for nothing, and what it is left out of says so.
 
 Rates have Clopper and Pearson's interval (Biometrika 26 (1934), 404-413) at 95 %, two-sided. Where
 none or all of n runs collapsed only one bound can say anything, and the words have the one-sided
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import Literal, get_args
 
 from qatval.analysis.claims import CollapseDifference, CollapseRate, SeedShare
 from qatval.analysis.family import Finding, Test, Verdict
@@ -25,52 +27,63 @@ from qatval.analysis.runs import LoadedRun
 from qatval.analysis.words import corrected, standing
 from qatval.core import formatting
 
+Ending = Literal["collapsed", "disputed", "held"]
+"""What became of a method on a seed, the worst first; of several runs the worst counts."""
+
 ONE_IN_FIVE = 0.2
 _FEW = 4
 
 
 def collapse_rates(runs: Sequence[LoadedRun], methods: Sequence[str]) -> list[CollapseRate]:
-    """Return the collapse rate of each method that has completed a run, in the order given."""
+    """Return the collapse rate of each method that has an outcome, in the order given."""
     rates = []
     for method in methods:
         completed = [run for run in runs if run.method == method and run.completed]
-        if not completed:
+        counted = [run for run in completed if run.outcome != "disputed"]
+        if not counted:
             continue
-        collapsed, of = sum(run.collapsed for run in completed), len(completed)
+        collapsed, of = sum(run.collapsed for run in counted), len(counted)
+        disputed = len(completed) - of
+        left_out = f"; {formatting.count(disputed, 'disputed run')} not counted" if disputed else ""
         rates.append(
             CollapseRate(
                 method=method,
                 collapsed=collapsed,
                 of=of,
-                diverged=sum(run.final is None for run in completed),
+                diverged=sum(run.final is None for run in counted),
                 interval=clopper_pearson(collapsed, of),
-                sentence=_rate(collapsed, of),
+                sentence=_rate(collapsed, of) + left_out,
             )
         )
     return rates
 
 
-def collapsed_on(runs: Iterable[LoadedRun], method: str) -> dict[int, bool]:
-    """Return for each seed that a method completed whether a run of it collapsed there."""
-    found: dict[int, bool] = {}
+def endings(runs: Iterable[LoadedRun], method: str) -> dict[int, Ending]:
+    """Return what became of a method on each seed that it completed."""
+    ranked: tuple[Ending, ...] = get_args(Ending)
+    found: dict[int, Ending] = {}
     for run in runs:
         if run.method == method and run.completed:
-            found[run.seed] = found.get(run.seed, False) or run.collapsed
+            own: Ending = "collapsed" if run.collapsed else "held"
+            own = "disputed" if run.outcome == "disputed" else own
+            found[run.seed] = min(own, found.get(run.seed, own), key=ranked.index)
     return found
 
 
 def collapse_difference(
     runs: Sequence[LoadedRun], method: str, reference: str, *, primary: bool
 ) -> Finding[CollapseDifference] | None:
-    """Compare how often two methods collapse on the seeds that both completed.
+    """Compare how often two methods collapse on the seeds on which neither is disputed.
 
     None where neither collapsed on any of them.
     """
-    ours, theirs = collapsed_on(runs, method), collapsed_on(runs, reference)
-    seeds = sorted(ours.keys() & theirs.keys())
-    method_alone = sum(ours[seed] and not theirs[seed] for seed in seeds)
-    reference_alone = sum(theirs[seed] and not ours[seed] for seed in seeds)
-    both = sum(ours[seed] and theirs[seed] for seed in seeds)
+    ours, theirs = endings(runs, method), endings(runs, reference)
+    common = ours.keys() & theirs.keys()
+    seeds = [seed for seed in common if "disputed" not in (ours[seed], theirs[seed])]
+    collapses = [(ours[seed] == "collapsed", theirs[seed] == "collapsed") for seed in seeds]
+    method_alone, reference_alone, both = map(
+        collapses.count, ((True, False), (False, True), (True, True))
+    )
     if not method_alone + reference_alone + both:
         return None
     p_value = mcnemar(method_alone, reference_alone)
@@ -91,20 +104,25 @@ def collapse_difference(
             corrected=corrected(verdict),
             tells=verdict.tells,
             smallest_rate=smallest_rate(len(seeds), verdict.level),
-            sentence=_difference((method, reference), counts, len(seeds), alone, verdict),
+            sentence=_difference((method, reference), counts, len(seeds), alone, verdict)
+            + left_out,
         )
 
+    disputed = len(common) - len(seeds)
+    left_out = f"; {formatting.count(disputed, 'disputed seed')} not counted" if disputed else ""
     able = mcnemar(alone, 0) <= ALPHA
-    return Finding(Test((p_value,), primary=primary, counted=able), say)
+    behind = (run.run_id for run in runs if run.completed and run.method in (method, reference))
+    evidence = method, reference, frozenset(behind)
+    return Finding(Test((p_value,), primary=primary, counted=able, evidence=evidence), say)
 
 
 def seed_share(runs: Sequence[LoadedRun], method: str, reference: str) -> SeedShare | None:
-    """Return on how many of the seeds that both completed a method beats another.
+    """Return on how many of the seeds on which neither is disputed a method beats another.
 
     A seed has the mean of a method's runs on it. Who holds beats who collapsed; two that collapsed
     are even.
     """
-    ours, theirs = _standings(runs, method), _standings(runs, reference)
+    ours, theirs = _values(runs, method), _values(runs, reference)
     pairs = [(ours[seed], theirs[seed]) for seed in ours.keys() & theirs.keys()]
     if not pairs:
         return None
@@ -148,11 +166,12 @@ def gets_through(runs: int, rate: float = ONE_IN_FIVE) -> float:
     return float((1 - rate) ** runs)
 
 
-def _standings(runs: Iterable[LoadedRun], method: str) -> dict[int, float]:
-    """Return a method's value by seed, -infinity where it collapsed."""
+def _values(runs: Sequence[LoadedRun], method: str) -> dict[int, float]:
+    """Return a method's value by seed, -infinity where it collapsed, none where it is disputed."""
+    known = endings(runs, method)
     finals: dict[int, list[float]] = {}
     for run in runs:
-        if run.method == method and run.completed:
+        if run.method == method and run.completed and known[run.seed] != "disputed":
             value = -math.inf if run.collapsed or run.final is None else run.final
             finals.setdefault(run.seed, []).append(value)
     return {seed: sum(values) / len(values) for seed, values in finals.items()}

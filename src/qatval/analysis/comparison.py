@@ -15,6 +15,7 @@ from qatval.analysis import effects, family, gate, thresholds
 from qatval.analysis.claims import (
     AgainstPostTraining,
     CollapseDifference,
+    Look,
     NetEffect,
     PairedDifference,
 )
@@ -143,6 +144,7 @@ class Findings:
     """What a group's runs tell, before it is judged."""
 
     primary: Primary | None
+    look: Look | None
     collapse_differences: list[Finding[CollapseDifference]]
     differences: list[Finding[PairedDifference]]
     net_effects: list[Finding[NetEffect]]
@@ -170,6 +172,7 @@ def findings(group: RunGroup, margin: float | None = None) -> Findings:
     against = against_post_training(runs, mode, margin=margin)
     return Findings(
         primary,
+        look,
         [finding.at(look) for finding in collapses if finding is not None],
         [
             finding.at(look)
@@ -270,6 +273,7 @@ def _group_entry(
         profile=_profile(runs),
         precision=quantization_label(conditions["quantization"]),
         primary=found.primary,
+        look=found.look,
         conditions=conditions,
         not_comparable_with=None if largest == name else largest,
         differs_in=differing_conditions(conditions, grouped[largest].conditions),

@@ -12,6 +12,7 @@ from qatval.analysis.claims import (
     AgainstPostTraining,
     CollapseDifference,
     CollapseRate,
+    Look,
     NetEffect,
     NotNet,
     PairedDifference,
@@ -236,6 +237,7 @@ class Group(Part, frozen=True):
     Attributes:
         precision: Their quantization as one string.
         primary: None where its runs declared none, or not the same one.
+        look: At the series that its runs were planned as; None without a plan.
         conditions: What they agree on, float controls on all but the quantization.
         not_comparable_with: The variant's largest group, where that is another one.
         differs_in: The conditions in which it differs from that group.
@@ -247,6 +249,7 @@ class Group(Part, frozen=True):
     profile: str | None
     precision: str
     primary: Primary | None
+    look: Look | None
     conditions: dict[str, Any]
     not_comparable_with: str | None
     differs_in: list[Difference]

@@ -31,7 +31,7 @@ from qatval.analysis.claims import (
     NotNet,
     PairedDifference,
 )
-from qatval.analysis.collapses import collapsed_on, seed_share
+from qatval.analysis.collapses import endings, seed_share
 from qatval.analysis.document import Role
 from qatval.analysis.family import Finding, Verdict
 from qatval.analysis.measuring import Measured, measure
@@ -184,7 +184,7 @@ def not_net(runs: Sequence[LoadedRun]) -> NotNet | None:
     gains, lacking = dict[str, None](), set()
     for effect in _effects(runs):
         paired = pair_by_seed(runs, *effect.gain)
-        completed = {name: paired.keys() & collapsed_on(runs, name) for name in effect.control}
+        completed = {name: paired.keys() & endings(runs, name).keys() for name in effect.control}
         if not paired or set.intersection(*completed.values()):
             continue
         gains[f"{effect.gain[0]} over {effect.gain[1]}"] = None
@@ -206,7 +206,7 @@ def difference_sentence(
     """Say in words what the paired difference of two methods tells."""
     n, mean = difference.mean.seeds, difference.mean
     seeds, value = formatting.count(n, "seed"), difference.value
-    if difference.collapsed:
+    if difference.selective:
         where = formatting.count(difference.common_seeds, "seed")
         return f"where both held, {n} of {where}, {name} scores {value} against {reference}"
     if verdict is None:
@@ -239,7 +239,7 @@ def net_sentence(
         f"At {mode} {name} {_moves(gain)} {against} {reference}; {control}: net {net.value} on "
         f"{seeds}"
     )
-    if net.collapsed:
+    if net.selective:
         return said
     if verdict is None:
         return f"{said}, which cannot tell"

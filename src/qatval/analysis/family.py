@@ -12,6 +12,9 @@ contrasts that still have a null hypothesis which was not rejected, not the numb
 (Shaffer, JASA 81 (1986), 826-831; for the three: Goeman, Solari and Stijnen, Stat. Med. 29 (2010),
 2117-2125). Without a margin that is Holm's procedure.
 
+The same evidence is one test: FP32 controls stand in every group whose runs they match, and what
+they tell of each other counts once, however many groups say it.
+
 What runs declare as their primary contrast before they start is a family of its own: with one
 group of runs it is tested by itself.
 
@@ -23,7 +26,7 @@ family leaves a test is what its looks spend together.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
 
@@ -45,6 +48,8 @@ class Test:
         counted: Whether it counts in its family. A test whose smallest possible p-value exceeds
             5 % can claim nothing and costs the others nothing (Tarone, Biometrics 46 (1990), 515).
         look: At a series of seeds, None where none was planned.
+        evidence: What it rests on, by default on nothing that another test has: tests that agree
+            in this and in all else are one.
     """
 
     __test__ = False  # pytest would collect it by its name
@@ -54,6 +59,7 @@ class Test:
     choices: int = 1
     counted: bool = True
     look: Look | None = None
+    evidence: Hashable = field(default_factory=object, repr=False)
 
     @property
     def family(self) -> Family:
@@ -66,7 +72,7 @@ class Verdict:
     """How a test stands in its family.
 
     Attributes:
-        size: How many contrasts the family has.
+        size: How many tests the family has.
         p_values: The test's, corrected.
         level: At which a null hypothesis of it is rejected at least, whatever becomes of the
             others; what it can find is reckoned with this one.
@@ -104,23 +110,24 @@ class Finding(Generic[Entry]):
 
 def judge(findings: Iterable[Finding[object]]) -> Mapping[Finding[object], Verdict]:
     """Return the verdicts on all that have a test, each corrected over its family."""
-    members: dict[Family, list[tuple[Finding[object], Test]]] = {}
+    members: dict[Family, dict[Test, list[Finding[object]]]] = {}
     for finding in findings:
-        if finding.test is not None:
-            members.setdefault(finding.test.family, []).append((finding, finding.test))
-    verdicts = {}
+        if (test := finding.test) is not None:
+            members.setdefault(test.family, {}).setdefault(test, []).append(finding)
+    verdicts: dict[Finding[object], Verdict] = {}
     for family, tested in members.items():
-        counted = [(finding, test) for finding, test in tested if _counts(test)]
+        counted = [test for test in tested if _counts(test)]
         size = len(counted)
         share = ALPHA / max(size, 1)
         corrected = adjusted(
-            [[p * _factor(test, share) for p in test.p_values] for _, test in counted]
+            [[p * _factor(test, share) for p in test.p_values] for test in counted]
         )
-        found = {id(one): p_values for (one, _), p_values in zip(counted, corrected, strict=True)}
-        for finding, test in tested:
-            p_values = found.get(id(finding), tuple(1.0 for _ in test.p_values))
+        found = dict(zip(counted, corrected, strict=True))
+        for test, saying in tested.items():
+            p_values = found.get(test, tuple(1.0 for _ in test.p_values))
             level = _level(test, share)
-            verdicts[finding] = Verdict(family, size, test.choices, p_values, level, test.look)
+            verdict = Verdict(family, size, test.choices, p_values, level, test.look)
+            verdicts |= dict.fromkeys(saying, verdict)
     return verdicts
 
 

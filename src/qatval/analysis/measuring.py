@@ -8,7 +8,7 @@ from typing import Any
 
 from qatval.analysis import words
 from qatval.analysis.claims import Equivalence, Pair
-from qatval.analysis.collapses import collapsed_on
+from qatval.analysis.collapses import Ending, endings
 from qatval.analysis.family import Test, Verdict
 from qatval.analysis.intervals import ALPHA, LEVEL, MeanContrast, image_errors, mean_contrast
 from qatval.analysis.pairing import Contrast, Scores, evaluate
@@ -26,7 +26,9 @@ class Measured:
         pairs: The contrast on each of these.
         common_seeds: On how many all were completed.
         collapsed: On how many of those a method collapsed, by method; empty where none did.
+        disputed: On how many of those a method's value is disputed, likewise.
         margin: Within which it is tested to be none, None for not at all.
+        evidence: The runs, by id, and what each counts.
     """
 
     mean: MeanContrast
@@ -34,7 +36,14 @@ class Measured:
     shared_training: bool
     common_seeds: int
     collapsed: Mapping[str, int]
+    disputed: Mapping[str, int]
     margin: float | None
+    evidence: frozenset[tuple[str, float]]
+
+    @property
+    def selective(self) -> bool:
+        """Whether the mean is over those that held alone, which is no fair sample and no claim."""
+        return bool(self.collapsed or self.disputed)
 
     @property
     def value(self) -> str:
@@ -43,24 +52,28 @@ class Measured:
         return mean if interval is None else f"{mean} {formatting.interval(interval)}"
 
     def test(self, *, primary: bool = False, choices: int = 1) -> Test | None:
-        """Return what it may claim: nothing for one seed, or where a collapse is behind it."""
+        """Return what it may claim: nothing for one seed, or where it is selective."""
         p_value = self.mean.p_value
-        if p_value is None or self.collapsed:
+        if p_value is None or self.selective:
             return None
         alike = () if self.margin is None else (-self.margin, self.margin)
-        return Test((p_value, *(self.mean.beyond(bound) for bound in alike)), primary, choices)
+        p_values = (p_value, *(self.mean.beyond(bound) for bound in alike))
+        return Test(p_values, primary, choices, evidence=self.evidence)
 
     def ended(self, sentence: str, verdict: Verdict | None) -> str:
         """Return a sentence about it with how it stands and what it could have found."""
-        if self.collapsed:
-            return f"{sentence}; {words.behind(self.collapsed, self.common_seeds)}"
+        if self.selective:
+            behind = words.behind(self.collapsed, self.disputed, self.common_seeds)
+            return f"{sentence}; {behind}"
         if verdict is None:
             return f"{sentence}; one seed shows no spread and finds nothing"
         equivalence = self._equivalence(verdict)
         alike = [] if equivalence is None else [words.equivalence(equivalence)]
         power = power_of(self.mean, verdict.level, self.margin or POINT)
         found = [] if power is None else [words.could_find(power)]
-        return "; ".join([sentence, *alike, words.standing(verdict), *found])
+        if power is not None and verdict.tells:
+            found.append(words.overstated(self.mean.mean, power))
+        return "; ".join(filter(None, [sentence, *alike, words.standing(verdict), *found]))
 
     def fields(self, verdict: Verdict | None) -> dict[str, Any]:
         """Return what the entry of every kind of contrast records."""
@@ -73,6 +86,7 @@ class Measured:
             "seeds": mean.seeds,
             "common_seeds": self.common_seeds,
             "collapsed": dict(self.collapsed),
+            "disputed": dict(self.disputed),
             "positive": mean.positive,
             "negative": mean.negative,
             "corrected": words.corrected(verdict) if verdict else None,
@@ -109,17 +123,27 @@ def measure(
     """
     values = evaluate(contrasts.values(), scores.values)
     each = zip(contrasts.items(), values[:, 0].tolist(), image_errors(values), strict=True)
-    outcomes = {method: collapsed_on(runs, method) for method in methods}
-    common = set.intersection(*(set(found) for found in outcomes.values()))
+    found = {method: endings(runs, method) for method in methods}
+    common = set.intersection(*(set(by_seed) for by_seed in found.values()))
+
+    def ended(ending: Ending) -> dict[str, int]:
+        counts = {
+            method: sum(by_seed[seed] == ending for seed in common)
+            for method, by_seed in found.items()
+        }
+        return {method: count for method, count in counts.items() if count}
+
     return Measured(
         mean_contrast(values, scores.images),
         [Pair(seed, value, one.shared_training, error) for (seed, one), value, error in each],
         all(contrast.shared_training for contrast in contrasts.values()),
         len(common),
-        {
-            method: count
-            for method, found in outcomes.items()
-            if (count := sum(found[seed] for seed in common))
-        },
+        ended("collapsed"),
+        ended("disputed"),
         margin,
+        frozenset(
+            (runs[position].run_id, float(contrast.weights[position]))
+            for contrast in contrasts.values()
+            for position in contrast.weights.nonzero()[0].tolist()
+        ),
     )

@@ -2,8 +2,8 @@
 
 Runs that were scored on one training are paired with each other; where a seed has no such runs,
 each run of the one method is paired with each of the other. A seed counts once however many pairs
-it has, and not at all where a run of either collapsed: what is left then is a comparison of those
-that held, and `qatval.analysis.collapses` has the others.
+it has, and not at all where a run of either collapsed or has a value that a check disputes: what is
+left then is a comparison of those that held, and `qatval.analysis.collapses` has the others.
 
 What is compared on a seed is a contrast, a weighted sum of its runs: a difference of two methods
 has weights +1 and -1, a gain net of its control has the difference of two such rows.
@@ -130,12 +130,12 @@ def evaluate(contrasts: Iterable[Contrast], values: NDArray[np.float64]) -> NDAr
 
 
 def _held_by_seed(runs: Iterable[LoadedRun], method: str) -> Mapping[int, list[int]]:
-    """Return the positions of a method's completed runs, without seeds on which one collapsed."""
+    """Return the positions of a method's completed runs, without seeds where one did not hold."""
     found: dict[int, list[int]] = defaultdict(list)
-    collapsed = set()
+    fell = set()
     for position, run in enumerate(runs):
         if run.method == method and run.completed:
             found[run.seed].append(position)
-            if run.collapsed:
-                collapsed.add(run.seed)
-    return {seed: positions for seed, positions in found.items() if seed not in collapsed}
+            if run.outcome != "stable":
+                fell.add(run.seed)
+    return {seed: positions for seed, positions in found.items() if seed not in fell}

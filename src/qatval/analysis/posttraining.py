@@ -33,8 +33,9 @@ def against_post_training(
     quantization, ``margin`` is the one within which the two are tested to be alike.
     """
     scored = [run for run in runs if run.quantized and run.completed]
-    trained = _best_first(r for r in scored if r.trained and role(r.method) == "method")
-    untrained = _best_first(r for r in scored if not r.trained)
+    known = [run for run in scored if run.outcome != "disputed"]
+    trained = _best_first(r for r in known if r.trained and role(r.method) == "method")
+    untrained = _best_first(r for r in known if not r.trained)
     if not trained or not untrained:
         return None
     method, reference = trained[0], untrained[0]
@@ -77,7 +78,7 @@ def _best_first(runs: Iterable[LoadedRun]) -> list[str]:
 
 def _told(measured: Measured, verdict: Verdict | None) -> str:
     said = f"{measured.value} on {formatting.count(measured.mean.seeds, 'seed')}"
-    if measured.collapsed:
+    if measured.selective:
         return said
     if verdict is None:
         return f"{said}, which cannot tell"

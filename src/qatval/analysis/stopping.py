@@ -17,7 +17,7 @@ class Standing:
     Attributes:
         told: In words what is told of it, which ends the series; None while nothing is.
         corrected: Its claim and the look it stands at; None where there is nothing to compare yet,
-            or a collapse behind the difference.
+            or a collapse or a disputed value behind the difference.
         sentences: What the comparison says of it.
     """
 

@@ -6,11 +6,15 @@ margin says that two methods are alike.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from qatval.analysis.claims import Corrected, Equivalence, Look, Power
 from qatval.analysis.family import Verdict
 from qatval.core import formatting
+
+# An effect that is found in 80 % is told 1.1 times too large, which changes no reading.
+_OVERSTATED = 1.2
 
 
 def corrected(verdict: Verdict) -> Corrected:
@@ -70,6 +74,20 @@ def could_find(power: Power) -> str:
     return f"{finds}, {target} takes {' or '.join(takes)}"
 
 
+def overstated(mean: float, power: Power) -> str:
+    """Say what half of a mean that is told would be told as, nothing where that is about half.
+
+    Args:
+        mean: Of the contrast.
+        power: Of the same.
+    """
+    half, told_as = mean / 2, power.half_told_as
+    if told_as is None or told_as < _OVERSTATED * abs(half):
+        return ""
+    smaller, seen = (formatting.signed(math.copysign(size, mean)) for size in (half, told_as))
+    return f"may be overstated: a true {smaller} would be told as {seen} on average"
+
+
 def equivalence(found: Equivalence) -> str:
     """Say what is shown of a contrast beside a margin."""
     margin = f"{found.margin:g}"
@@ -82,7 +100,11 @@ def equivalence(found: Equivalence) -> str:
     return f"whether alike within {margin} is open"
 
 
-def behind(collapsed: Mapping[str, int], common: int) -> str:
-    """Say of whom the collapses behind a mean are, which is no verdict with them."""
-    whose = ", ".join(f"{name} on {count}" for name, count in collapsed.items())
-    return f"no verdict: of {formatting.count(common, 'seed')} collapsed {whose}"
+def behind(collapsed: Mapping[str, int], disputed: Mapping[str, int], common: int) -> str:
+    """Say whose runs are missing from a mean, collapsed or disputed: it is no verdict then."""
+    said = [
+        f"{what} {', '.join(f'{name} on {count}' for name, count in whose.items())}"
+        for what, whose in (("collapsed", collapsed), ("disputed by a check", disputed))
+        if whose
+    ]
+    return f"no verdict: of {formatting.count(common, 'seed')} {' and '.join(said)}"

@@ -54,7 +54,7 @@ def _outcomes(methods: Sequence[MethodEntry]) -> list[tuple[str, str, bool]]:
 
 def _rest(contrasts: Sequence[Contrast], shown: int) -> list[str]:
     if not contrasts:
-        return ["Nothing is told apart: no two of these methods have a seed in common to compare."]
+        return ["Nothing is told apart: no two of these methods held on a seed in common."]
     untold = [contrast for contrast in contrasts if not contrast.tells]
     alike = [c for c in untold if (it := c.equivalence) and it.no_worse and it.no_better]
     opened = [contrast for contrast in untold if contrast not in alike]
@@ -88,4 +88,6 @@ def _why(untold: Sequence[Contrast]) -> str:
         return f"no corrected p-value of {formatting.count(len(judged), 'test')} is 0.05 or less"
     if any(contrast.collapsed for contrast in untold):
         return "a collapse is behind every difference"
+    if any(contrast.disputed for contrast in untold):
+        return "a disputed value is behind every difference"
     return "one seed shows no spread"

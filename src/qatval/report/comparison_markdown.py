@@ -6,7 +6,14 @@ from collections.abc import Iterator, Sequence
 
 from qatval.analysis.document import Comparison, Group, MethodEntry, RunEntry
 from qatval.core import formatting
-from qatval.report.contrasts import HEADER, LEGEND, collapse_lines, contrast_rows, contrasts_of
+from qatval.report.contrasts import (
+    HEADER,
+    LEGEND,
+    collapse_lines,
+    contrast_rows,
+    contrasts_of,
+    look_line,
+)
 from qatval.report.deployment import NUMERIC, cost_table
 from qatval.report.run_markdown import bullets, code, document, escape, section, table
 from qatval.report.terminal import (
@@ -21,7 +28,9 @@ from qatval.report.terminal import (
 def render_comparison(comparison: Comparison) -> str:
     """Return the comparison as Markdown: the gate, a section per group, every run."""
     gate, unreadable = comparison.gate, [item.reason for item in comparison.unreadable]
-    groups = [section(escape(group.name), _group(group)) for group in comparison.groups]
+    groups = [
+        section(escape(group.name), _group(group, comparison.margin)) for group in comparison.groups
+    ]
     return document(
         "# Comparison",
         f"**yolo10m gate: {'open' if gate.yolo10m_allowed else 'closed'}**",
@@ -34,13 +43,14 @@ def render_comparison(comparison: Comparison) -> str:
     )
 
 
-def _group(group: Group) -> Iterator[str]:
+def _group(group: Group, margin: float | None) -> Iterator[str]:
     if group.not_comparable_with:
         yield f"Not comparable with {escape(group.not_comparable_with)}; it differs in:"
         yield bullets(
             f"{code(it.field)}: {escape(str(it.value))} instead of {escape(str(it.other))}"
             for it in group.differs_in
         )
+    yield escape(look_line(group, margin))
     yield bullets(map(escape, collapse_lines(group)))
     of_values = ("mAP 50-95", "spread", "median", "IQM", "of FP32")
     numeric = (*of_values, "oscillating", "BatchNorm drift")

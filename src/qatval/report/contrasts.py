@@ -12,6 +12,9 @@ from qatval.analysis.claims import (
     SeedShare,
 )
 from qatval.analysis.document import Group
+from qatval.analysis.intervals import ALPHA
+from qatval.analysis.sequential import nominal
+from qatval.analysis.words import look
 from qatval.core import formatting
 
 LEGEND = (
@@ -36,6 +39,23 @@ def collapse_lines(group: Group) -> list[str]:
         methods.setdefault(rate.sentence, []).append(rate.method)
     rates = [f"{sentence} ({', '.join(names)})" for sentence, names in methods.items()]
     return [*rates, *(difference.sentence for difference in group.collapse_differences)]
+
+
+def look_line(group: Group, margin: float | None) -> str:
+    """Say at which look of their planned series a group's runs are, nothing without a plan.
+
+    Args:
+        group: The group.
+        margin: Of the comparison.
+    """
+    at = group.look
+    if at is None:
+        return ""
+    against = "no margin" if margin is None else f"margin {margin:g}"
+    if at.number == 0:
+        return f"Planned series: {look(at, ALPHA)}, which claims nothing; {against}"
+    seeds = f"{at.seeds} of {at.planned} seeds"
+    return f"Planned series: {look(at, nominal(at, ALPHA))}, after {seeds}; {against}"
 
 
 def contrasts_of(group: Group) -> list[Contrast]:
@@ -76,13 +96,15 @@ def _name(contrast: Contrast) -> str:
 
 def _over(contrast: Contrast) -> str:
     if contrast.corrected is None:
-        return "collapses behind it" if contrast.collapsed else "one seed"
+        if contrast.collapsed:
+            return "collapses behind it"
+        return "disputed values behind it" if contrast.disputed else "one seed"
     corrected = contrast.corrected
     over = f"{corrected.size} {corrected.family}"
     if corrected.choices > 1:
         over += f", {corrected.choices} choices"
-    if (look := corrected.look) is not None:
-        over += f", look {look.number} of {look.of}" if look.number else ", no look of its plan"
+    if (at := corrected.look) is not None:
+        over += f", look {at.number} of {at.of}" if at.number else ", no look of its plan"
     return over
 
 

@@ -20,7 +20,7 @@ from qatval.core.measurements import Coverage
 from qatval.core.quantization import in_words
 from qatval.core.stability import LEAST_SHARE_OF_FP32
 from qatval.report.answer import answer
-from qatval.report.contrasts import HEADER, LEGEND, contrast_rows
+from qatval.report.contrasts import HEADER, LEGEND, contrast_rows, look_line
 from qatval.report.deployment import NUMERIC, cost_table, run_lines, run_table
 from qatval.report.drawing import Style, styles
 from qatval.report.group_charts import net_chart, value_charts
@@ -149,7 +149,7 @@ def _group(
         "entry": group,
         "answer": answer(group),
         "seeds": columns,
-        "facts": _group_facts(group),
+        "facts": [*_group_facts(group), look_line(group, document.margin)],
         "rows": [
             (method, [latest.get((method.method, seed)) for seed in columns])
             for method in group.methods

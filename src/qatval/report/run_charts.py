@@ -18,6 +18,7 @@ from qatval.core.stability import COLLAPSE_THRESHOLD_RATIO
 from qatval.report.charts import Level, Series, line_chart, range_chart
 from qatval.report.drawing import SERIES, Chart, Style
 from qatval.report.group_charts import KINDS
+from qatval.report.run_markdown import series_text
 
 _LAYER_COLUMNS: dict[str, Callable[[LayerOscillation], str]] = {
     "layer": lambda layer: layer.name,
@@ -54,6 +55,7 @@ def run_facts(run: LoadedRun) -> list[tuple[str, str]]:
         ("codes unlike raw", ema and ema.codes_differing_from_raw, formatting.percent),
         ("oscillating weights", oscillation and oscillation.oscillating, formatting.percent),
         ("BatchNorm drift", batchnorm and batchnorm.kl_mean, "{:.3g} nats".format),
+        ("planned series", series_text(summary) or None, str),
         ("device", summary.training.device, str),
         ("torch", str(environment["torch"]) if "torch" in environment else None, str),
         ("time", timings.get("total"), formatting.duration),

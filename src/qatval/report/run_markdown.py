@@ -271,10 +271,28 @@ def _setup(summary: RunSummary) -> Iterator[str]:
         "memory": f"{peak} MiB at most, {place}" if isinstance(peak, int) else "",
         "commit": f"{git.commit[:12]}{changed}" if git.commit else "unknown",
         "versions": ", ".join(f"{n} {environment[n]}" for n in _LIBRARIES if environment.get(n)),
+        "series": series_text(summary),
         "interruptions": escape("; ".join(map(interruption_text, summary.resumed))),
         "time": ", ".join(f"{stage} {formatting.duration(seconds)}" for stage, seconds in spent),
     }
     yield bullets(f"{label}: {escape(text)}" for label, text in rows.items() if text)
+
+
+def series_text(summary: RunSummary) -> str:
+    """Say which look of its planned series a run is for, nothing without a plan."""
+    plan, seed = summary.series, summary.training.seed
+    if plan is None:
+        return ""
+    margin = "no margin" if plan.margin is None else f"margin {plan.margin:g}"
+    planned, looks = len(plan.seeds), len(plan.levels)
+    if seed not in plan.seeds:
+        return f"seed {seed} is none of the {planned} planned; {margin}"
+    place = 1 + plan.seeds.index(seed)
+    at = place - planned + looks  # the last look is after all seeds
+    look = f"before the first of {formatting.count(looks, 'look')}"
+    if at >= 1:
+        look = f"look {at} of {looks} (level {formatting.level(plan.levels[at - 1])})"
+    return f"{look}, seed {place} of {planned} planned; {margin}"
 
 
 def interruption_text(resumed: Resumption) -> str:

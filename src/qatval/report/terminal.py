@@ -12,7 +12,7 @@ from qatval.analysis.document import Comparison, Group, MethodEntry, RunEntry, S
 from qatval.core import formatting
 from qatval.core.quantization import FLOAT_MODE
 from qatval.core.stability import LEAST_SHARE_OF_FP32
-from qatval.report.contrasts import LEGEND, collapse_lines, contrasts_of
+from qatval.report.contrasts import LEGEND, collapse_lines, contrasts_of, look_line
 
 WIDTH = 100
 """Columns of the terminal."""
@@ -24,10 +24,7 @@ _TOGETHER = re.compile(r"(?<=\d) (?=%)|(?<=\bp) (?=[<\d])|(?<=p <) ")
 
 def terminal_table(comparison: Comparison) -> str:
     """Return the comparison as plain text: a table per group, what it tells, and the gate."""
-    blocks = [
-        "\n".join(_group(group, [run for run in comparison.runs if group.name in run.groups]))
-        for group in comparison.groups
-    ]
+    blocks = ["\n".join(_group(group, comparison)) for group in comparison.groups]
     if any(map(contrasts_of, comparison.groups)):
         blocks.append("\n".join(_wrapped(LEGEND)))
     gate = f"yolo10m gate: {'open' if comparison.gate.yolo10m_allowed else 'closed'}"
@@ -36,14 +33,15 @@ def terminal_table(comparison: Comparison) -> str:
     return "\n\n".join(blocks) + "\n"
 
 
-def _group(group: Group, runs: Sequence[RunEntry]) -> Iterable[str]:
+def _group(group: Group, comparison: Comparison) -> Iterable[str]:
+    runs = [run for run in comparison.runs if group.name in run.groups]
     images = group.conditions["dataset"]["val_images"]
     name = formatting.terminal_line(group.name)
     yield f"{name}: mAP 50-95 on {'all' if images is None else images} validation images"
     if group.not_comparable_with:
         differing = ", ".join(difference.field for difference in group.differs_in[:3])
         yield _cut(f"  not comparable with {group.not_comparable_with}: differs in {differing}")
-    for line in collapse_lines(group):
+    for line in filter(None, (look_line(group, comparison.margin), *collapse_lines(group))):
         yield from _wrapped(line)
     seeds = sorted({run.seed for run in runs})
     per_seed = seeds if len(seeds) <= _SEED_COLUMNS else []

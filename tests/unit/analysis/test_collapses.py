@@ -9,7 +9,7 @@ from qatval.analysis.collapses import (
     clopper_pearson,
     collapse_difference,
     collapse_rates,
-    collapsed_on,
+    endings,
     gets_through,
     mcnemar,
     seed_share,
@@ -19,6 +19,10 @@ from qatval.analysis.family import judge
 from qatval.testing import build_summary, loaded
 
 DIVERGED = {"metrics": {"final_value": None}}
+DISPUTED = {
+    "status": "completed-failed",
+    "failed_checks": [{"name": "reload", "detail": "the delivered file scores 0.1"}],
+}
 
 
 def run(method, seed, final=0.6, **more):
@@ -123,7 +127,7 @@ def test_a_seed_on_which_one_of_two_runs_collapsed_is_a_collapsed_one(finals):
         run("ema", 0, final, changes={"run_id": f"ema {number}"})
         for number, final in enumerate(finals)
     ]
-    assert collapsed_on(repeated, "ema") == {0: True}
+    assert endings(repeated, "ema") == {0: "collapsed"}
     assert difference([*repeated, run("baseline", 0)]).collapsed == 1
 
 
@@ -145,3 +149,37 @@ def test_who_holds_beats_who_collapsed():
     assert (found.wins, found.losses, found.ties) == (1, 1, 1)
     assert found.interval == clopper_pearson(1, 2)
     assert seed_share(baseline, "ema", "baseline") is None
+
+
+def test_whether_a_disputed_run_held_is_not_known():
+    runs = [run("ema", 0), run("ema", 1), run("ema", 2, changes=DISPUTED)]
+    (rate,) = collapse_rates(runs, ["ema"])
+    assert (rate.collapsed, rate.of) == (0, 2)
+    assert rate.sentence.startswith("0 of 2 collapsed: the rate is below 78 %")
+    assert rate.sentence.endswith("; 1 disputed run not counted")
+    assert collapse_rates(runs[2:], ["ema"]) == []
+
+
+def test_a_run_that_collapsed_is_collapsed_whatever_its_checks_say():
+    disputed = [run("ema", seed, 0.01, changes=DISPUTED) for seed in range(2)]
+    (rate,) = collapse_rates(disputed, ["ema"])
+    assert rate.sentence == "2 of 2 collapsed: the rate is above 22 %"
+
+
+def test_a_disputed_seed_is_none_on_which_one_alone_collapsed():
+    runs = [
+        *collapsing("baseline", range(6), 7),
+        *(run("ema", seed, changes=DISPUTED if seed == 0 else None) for seed in range(7)),
+    ]
+    found = difference(runs)
+    assert (found.seeds, found.reference_alone) == (6, 5)
+    assert not found.tells
+    assert found.sentence.endswith("; 1 disputed seed not counted")
+
+
+def test_nobody_wins_on_a_disputed_seed():
+    runs = [run("baseline", seed, 0.5) for seed in range(3)]
+    runs += [run("ema", seed, changes=DISPUTED if seed == 2 else None) for seed in range(3)]
+    found = seed_share(runs, "ema", "baseline")
+    assert (found.wins, found.losses, found.ties) == (2, 0, 0)
+    assert seed_share(runs[2:3] + runs[5:], "ema", "baseline") is None

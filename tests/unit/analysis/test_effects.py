@@ -208,7 +208,7 @@ def judged(mean, half, seeds):
     one_seed = half is None or seeds == 1
     term = None if one_seed else Term((half / 1.96) ** 2, 10**9)
     measured = MeanContrast(seeds, mean, term, None, seeds, 0)
-    net = Measured(measured, [], True, seeds, {}, None)
+    net = Measured(measured, [], True, seeds, {}, {}, None, frozenset())
     test = net.test()
     return net, test and Verdict("all others", 1, 1, test.p_values, 0.05)
 

@@ -5,8 +5,11 @@ from itertools import combinations, product
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
+from qatval.analysis.comparison import compare
 from qatval.analysis.family import Finding, Test, adjusted, judge
+from qatval.testing import build_summary, loaded
 
 p_values = st.floats(0, 1)
 
@@ -103,3 +106,65 @@ def test_what_can_claim_nothing_costs_nothing():
 
 def test_what_has_no_test_has_no_verdict():
     assert judge([Finding(None, lambda verdict: verdict)]) == {}
+
+
+def test_the_same_evidence_is_one_test_however_often_it_is_said():
+    one, again = (finding(0.04, evidence="fp32 runs") for _ in range(2))
+    verdicts = judge([one, again])
+    assert verdicts[one] == verdicts[again]
+    assert (verdicts[one].p_values, verdicts[one].size) == ((0.04,), 1)
+
+
+def test_equal_p_values_of_other_evidence_are_tests_of_their_own():
+    one, other = finding(0.04), finding(0.04)
+    assert judge([one, other])[one].size == 2
+
+
+PRECISIONS = ("w4a16", "w3a16")
+
+
+def of_two_precisions(*controls, seeds=range(3)):
+    """Return runs of two precisions, and controls in float that both have."""
+    ran = [(method, mode) for mode in PRECISIONS for method in ("baseline", "ema")]
+    return [
+        loaded(
+            build_summary(
+                method,
+                seed,
+                (0.5, 0.6, 0.6 + 0.01 * ("ema" in method) + 0.002 * seed),
+                mode=mode,
+                changes={"run_id": f"{mode}-{method}-{seed}"},
+            )
+        )
+        for method, mode in (*ran, *((control, "fp32") for control in controls))
+        for seed in seeds
+    ]
+
+
+def test_controls_in_float_count_once_though_each_precision_has_them():
+    document = compare(of_two_precisions("fp32", "fp32+ema"))
+    assert [group.precision.split()[0] for group in document.groups] == [*PRECISIONS]
+    claims = [it for group in document.groups for it in (*group.differences, *group.net_effects)]
+    in_float = [it for it in claims if it.method == "fp32+ema"]
+    assert len(claims) == 6
+    assert in_float[0].corrected == in_float[1].corrected
+    # ema and its net effect at either precision, and the one of fp32+ema
+    assert {it.corrected.size for it in claims} == {5}
+
+
+def test_runs_of_each_precision_count_for_themselves():
+    claims = [it for group in compare(of_two_precisions()).groups for it in group.differences]
+    assert {it.corrected.size for it in claims} == {2}
+
+
+def test_how_often_controls_in_float_collapse_counts_once_too():
+    runs = of_two_precisions("fp32", "fp32+ema", seeds=range(6))
+    collapsing = [
+        loaded(replace(run.summary, metrics=replace(run.summary.metrics, final_value=0.01)))
+        if run.method == "fp32"
+        else run
+        for run in runs
+    ]
+    document = compare(collapsing)
+    rates = [it for group in document.groups for it in group.collapse_differences]
+    assert [(it.method, it.corrected.size) for it in rates] == [("fp32+ema", 3)] * 2

@@ -10,6 +10,7 @@ from scipy import stats
 from qatval.analysis.claims import Look
 from qatval.analysis.comparison import compare
 from qatval.analysis.family import Finding, Test, judge
+from qatval.analysis.intervals import mean_contrast
 from qatval.analysis.sequential import (
     FIRST_LOOK,
     MOST_SEEDS,
@@ -232,6 +233,34 @@ def test_all_others_are_held_to_the_look_as_well():
     assert not not_told.tells
     assert told.level == pytest.approx(level)
     assert level < PLAN.levels[1] / 3
+
+
+@pytest.mark.parametrize(("of_seeds", "of_images"), [(0.016, 0.0035), (0.016, 0.0)])
+def test_looking_after_every_seed_from_3_to_10_is_wrong_too_often_and_the_plan_is_not(
+    of_seeds, of_images
+):
+    """What the images add is the same at all looks, and looks that agree err less often."""
+    trials, planned = 400, 10
+    draw = np.random.default_rng(17)
+    naive = told = 0
+    for _ in range(trials):
+        shared, resampled = draw.normal(0, of_images), draw.normal(0, of_images, (1, 40))
+        values = draw.normal(0, of_seeds, (planned, 1)) + shared
+        seen = np.hstack([values, values + resampled])
+        stopped = by_plan = False
+        for seeds in range(FIRST_LOOK, planned + 1):
+            p = mean_contrast(seen[:seeds], 128).p_value
+            look = Look(seeds - FIRST_LOOK + 1, planned - FIRST_LOOK + 1, seeds, planned)
+            (verdict,) = judged(Test((p,), primary=True, look=look))
+            stopped = stopped or p <= 0.05
+            by_plan = by_plan or verdict.tells
+        naive += stopped
+        told += by_plan
+    beyond_chance = stats.binom.ppf(0.999, trials, 0.05)
+    assert naive > beyond_chance
+    assert 0.08 < naive / trials < 0.2
+    assert told <= beyond_chance
+    assert told < naive / 2
 
 
 def test_choices_are_paid_for_at_a_look_too():

@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
+import msgspec
 import pytest
 from msgspec import structs
 
 from qatval.analysis.comparison import compare
 from qatval.analysis.document import Spread
 from qatval.analysis.runs import Unreadable
+from qatval.analysis.sequential import plan
 from qatval.report.comparison_markdown import render_comparison
 from qatval.report.terminal import WIDTH, outcome, terminal_table
 from qatval.testing import (
@@ -170,3 +172,36 @@ def test_nothing_holds_below_half_of_fp32_without_saying_so(shares, said):
     share = None if shares is None else Spread(2, 0.5, None, min(shares), max(shares))
     (method,) = compare([loaded(build_summary(seed=seed)) for seed in (0, 1)]).groups[0].methods
     assert outcome(structs.replace(method, share_of_fp32=share)) == said
+
+
+def of_a_series(seeds, margin=None):
+    """Return a comparison of the first seeds of a planned series of six."""
+    planned = msgspec.to_builtins(plan(range(6), margin))
+    recorded = {"series": planned, "primary": {"method": "ema", "reference": "baseline"}}
+    return compare(
+        loaded(build_summary(method, seed, (0.5, 0.6, 0.6 + gain), changes=recorded))
+        for seed in range(seeds)
+        for method, gain in (("baseline", 0.0), ("ema", 0.01 + seed / 5000))
+    )
+
+
+@pytest.mark.parametrize(
+    ("seeds", "margin", "line"),
+    [
+        (4, None, "Planned series: look 2 of 4 (level 0.0098), after 4 of 6 seeds; no margin"),
+        (6, 0.005, "Planned series: look 4 of 4 (level 0.035), after 6 of 6 seeds; margin 0.005"),
+        (
+            2,
+            None,
+            "Planned series: no look of its plan (2 of 6 seeds), which claims nothing; no margin",
+        ),
+    ],
+)
+def test_a_planned_series_says_its_look_level_and_margin(seeds, margin, line):
+    document = of_a_series(seeds, margin)
+    assert f"\n\n{line}\n\n" in render_comparison(document)
+    assert f"\n  {line}\n" in terminal_table(document)
+
+
+def test_runs_without_a_plan_are_at_no_look(document):
+    assert "Planned series" not in render_comparison(document) + terminal_table(document)

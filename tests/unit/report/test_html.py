@@ -9,11 +9,13 @@ from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
 
+import msgspec
 import pytest
 from msgspec import UNSET
 
 from qatval.analysis.comparison import compare
 from qatval.analysis.runs import Unreadable
+from qatval.analysis.sequential import plan
 from qatval.report import html
 from qatval.report.drawing import SERIES, styles
 from qatval.report.images import Box, Example, ExampleImages, Panel
@@ -97,6 +99,9 @@ def render():
 @pytest.fixture
 def parsed(render):
     return lambda *wanted, **more: Page(render(*wanted, **more)).open[0]
+
+
+DISPUTED = {"failed_checks": [{"name": "reload", "detail": "the file scores otherwise"}]}
 
 
 def on_seeds(count, *methods, **more):
@@ -261,11 +266,42 @@ def test_the_numbers_behind_every_sentence_are_a_table(parsed):
         (on_seeds(1, "baseline", "ema"), "one seed shows no spread."),
         (on_seeds(2, "baseline", "ema"), "no corrected p-value of 1 test is 0.05 or less."),
         (on_seeds(3, *CONTROLLED), "no corrected p-value of 3 tests is 0.05 or less."),
-        (on_seeds(3, "ema"), "no two of these methods have a seed in common to compare."),
+        (on_seeds(3, "ema"), "no two of these methods held on a seed in common."),
+        (
+            [
+                *on_seeds(3, "baseline", "ema")[:5],
+                {"method": "ema", "seed": 2, "changes": DISPUTED},
+            ],
+            "a disputed value is behind every difference.",
+        ),
     ],
 )
 def test_where_nothing_is_told_apart_the_answer_says_why(parsed, runs, why):
     assert rows_of(parsed(*runs))["Told apart"] == [f"Nothing is told apart: {why}"]
+
+
+def test_a_planned_series_is_said_of_the_group_and_of_each_run(parsed):
+    planned = {
+        "primary": {"method": "ema", "reference": "baseline"},
+        "series": msgspec.to_builtins(plan(range(4), 0.005)),
+    }
+    page = parsed(*on_seeds(3, "baseline", "ema", changes=planned))
+    (facts,) = page.all("p", of="facts")
+    assert facts.text.endswith(
+        "Planned series: look 1 of 2 (level 0.019), after 3 of 4 seeds; margin 0.005"
+    )
+    said = [it.text for it in page.all("dd") if "planned" in it.text]
+    assert sorted(said) == [
+        *["before the first of 2 looks, seed 1 of 4 planned; margin 0.005"] * 2,
+        *["before the first of 2 looks, seed 2 of 4 planned; margin 0.005"] * 2,
+        *["look 1 of 2 (level 0.019), seed 3 of 4 planned; margin 0.005"] * 2,
+    ]
+
+
+def test_without_a_plan_no_series_is_said(render):
+    text = render(*on_seeds(3, "baseline", "ema"))
+    assert "Planned series" not in text
+    assert "<dt>planned series</dt>" not in text
 
 
 def test_whether_a_training_is_needed_is_answered_where_it_was_measured(parsed):

@@ -108,6 +108,35 @@ def test_how_the_classes_were_found(model, dataset, line):
     assert line in text if line else "- classes" not in text
 
 
+PLAN = {"seeds": [3, 5, 7, 9], "levels": [0.019, 0.038]}
+
+
+@pytest.mark.parametrize(
+    ("seed", "margin", "line"),
+    [
+        (3, None, "before the first of 2 looks, seed 1 of 4 planned; no margin"),
+        (7, None, "look 1 of 2 (level 0.019), seed 3 of 4 planned; no margin"),
+        (9, 0.005, "look 2 of 2 (level 0.038), seed 4 of 4 planned; margin 0.005"),
+        (4, 0.005, "seed 4 is none of the 4 planned; margin 0.005"),
+    ],
+)
+def test_a_run_of_a_planned_series_says_at_which_look_it_is_seen(seed, margin, line):
+    planned = PLAN if margin is None else PLAN | {"margin": margin}
+    text = render_run(build_summary(seed=seed, changes={"series": planned}))
+    assert f"\n- series: {line}\n" in text
+
+
+def test_the_last_look_is_after_all_seeds_however_few_there_are():
+    once = {"seeds": [0, 1, 2, 3], "levels": [0.05]}
+    said = [render_run(build_summary(seed=seed, changes={"series": once})) for seed in (2, 3)]
+    assert "before the first of 1 look, seed 3 of 4 planned" in said[0]
+    assert "look 1 of 1 (level 0.05), seed 4 of 4 planned" in said[1]
+
+
+def test_a_run_of_its_own_has_no_series():
+    assert "- series" not in render_run(build_summary())
+
+
 @pytest.mark.parametrize(
     ("text", "shown"),
     [
