@@ -31,6 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
         gate,
         pretrain,
         run,
+        sensitivity,
         summarize,
         verify,
     )
@@ -42,7 +43,19 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"qatval {__version__}")
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
-    commands = (demo, run, summarize, gate, verify, dataset, cache, checkpoints, doctor, pretrain)
+    commands = (
+        demo,
+        run,
+        summarize,
+        sensitivity,
+        gate,
+        verify,
+        dataset,
+        cache,
+        checkpoints,
+        doctor,
+        pretrain,
+    )
     for command in commands:
         command.add_parser(subparsers)
     return parser
