@@ -126,12 +126,16 @@ def _notes(found: Sensitivity) -> Iterator[str]:
         "gain at all. What leads the list was chosen for its gain, which is therefore "
         "overstated; and gains do not add up."
     )
+    if found.statistics == "moved":
+        yield (
+            "BatchNorm statistics fit the rounded weights; what is in float moved them, measured "
+            f"on {formatting.count(found.calibration_images, 'training image')}."
+        )
     if found.all_in_float.gain < 0:
         yield (
-            "Everything in float scores less than what was delivered: its training, BatchNorm "
-            "statistics and corrections fit the rounded weights. A loss in float means that, not "
-            "that a layer is better off with fewer bits; and what a layer's rounding costs may be "
-            "more than it gains here."
+            "Everything in float scores less than what was delivered: the training, or what came "
+            "after it, has made up for the rounding. So a loss in float does not mean that a "
+            "layer would be better off with fewer bits."
         )
     if found.idle:
         yield (

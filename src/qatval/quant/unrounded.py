@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qatval.quant.batchnorm import tracking
 from qatval.quant.integer import IntegerConv2d, integer_layers
 from qatval.quant.quantized_conv import codes_and_scale, quantized_layers
 
@@ -78,8 +79,14 @@ def _convolution(layer: IntegerConv2d, weight: Tensor) -> nn.Conv2d:
 
 
 def with_layers(model: nn.Module, layers: Mapping[str, nn.Module]) -> nn.Module:
-    """Return a copy of a model with other layers in some places; all tensors are shared with it."""
+    """Return a copy of a model with other layers in some places.
+
+    All other tensors are shared with the model, but for BatchNorm statistics.
+    """
     shared: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    for _, layer in tracking(model):
+        for statistic in layer.buffers():
+            del shared[id(statistic)]
     stand_ins = {id(model.get_submodule(name)): layer for name, layer in layers.items()}
     return deepcopy(model, {**shared, **stand_ins})
 

@@ -26,13 +26,17 @@ from qatval.train.models import load_checkpoint, load_pretrained, read_info
 _LATENT = "last.safetensors"
 """Beside the delivered weights: those of the training that they are the codes of."""
 
-# Nothing is learned again, but a subset has images to learn from.
 _TRAIN_IMAGES = 64
+"""To measure BatchNorm statistics on. The draw of a run that was given no list contains them."""
 _MOST_LIST_BYTES = 2**26
 
 
 def quantized_run(root: Path) -> RunSummary:
-    """Return the summary of a run that delivered a quantized model."""
+    """Return the summary of a run that delivered a quantized model.
+
+    Raises:
+        QatvalError: If it did not, or its summary cannot be read.
+    """
     summary = load_summary(root)
     if summary.status == "incomplete":
         raise QatvalError(f"{root}: the run is not finished; give the command that made it again")
@@ -55,7 +59,21 @@ def scored_images(
     cache_dir: Path | None,
     folder: Path,
 ) -> tuple[Subset, int]:
-    """Return the run's validation images, or the first of them, and how many the run had."""
+    """Return the run's validation images, or the first of them, and how many the run had.
+
+    Beside them are a few images of the training split.
+
+    Args:
+        root: The run root.
+        summary: Of the run.
+        coco_root: Where the data are, None for where they were.
+        images: How many of the validation images, None for all.
+        cache_dir: Where subsets are kept, None for the default.
+        folder: For a file that nobody needs afterwards.
+
+    Raises:
+        QatvalError: If the data are missing or not those of the run.
+    """
     there = coco_root or Path(summary.dataset.coco_root)
     if not there.is_dir():
         raise QatvalError(
@@ -84,7 +102,7 @@ def scored_images(
         there,
         train_images=_TRAIN_IMAGES,
         val_images=None,
-        seed=0,
+        seed=summary.training.seed,
         image_list=chosen,
         cache_dir=cache_dir,
     )
@@ -105,7 +123,14 @@ def _own(root: Path, summary: RunSummary, name: str) -> Path:
 def models_of(
     root: Path, summary: RunSummary, checkpoint: Path | None
 ) -> tuple[Quantization, nn.Module, nn.Module]:
-    """Return the quantization, the delivered model and the latent weights of its codes."""
+    """Return the quantization, the delivered model and the latent weights of its codes.
+
+    The latent weights are those that the training ended with, raw or averaged as the method takes
+    them; of a method that trains nothing, the checkpoint's.
+
+    Raises:
+        QatvalError: If a file is missing or not what it was.
+    """
     assert summary.artifacts.weights is not None
     weights = _own(root, summary, summary.artifacts.weights)
     info = read_info(weights)

@@ -1,9 +1,16 @@
 """Which layer hurts: a delivered model scored again with one part after the other in float.
 
-What a part in float computes is said in `qatval.quant.unrounded`; all else is as delivered. Every
-difference to the delivered model comes with its standard error over the validation images, by the
-bootstrap that summaries record: both models are scored on the same resamples. It says nothing of
-another training. With as many differences as there are parts, p-values are corrected by Holm's
+What a part in float computes is said in `qatval.quant.unrounded`; all else is as delivered, but for
+BatchNorm statistics. Those that a training, ``bn`` or ``shift`` has left fit activations behind
+rounded weights, and behind a float weight they are wrong: kept as they are they made a real
+YOLOv10n, ``ptq+shift``, score .124 with everything in float, which was delivered with .299 and has
+.390 in FP32. There they are moved by what the part in float changes, as `qatval.quant.anchoring`
+moves the checkpoint's, on a few training images. The FP32 checkpoint's own, which other methods
+without a training keep, fit float weights and stay.
+
+Every difference to the delivered model comes with its standard error over the validation images, by
+the bootstrap that summaries record: both models are scored on the same resamples. It says nothing
+of another training. With as many differences as there are parts, p-values are corrected by Holm's
 procedure, and the largest gains are overstated because they were chosen as the largest.
 """
 
@@ -11,8 +18,9 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -25,14 +33,17 @@ from qatval.analysis.family import adjusted
 from qatval.analysis.intervals import Term, two_sided
 from qatval.core.detectors import detector_of
 from qatval.core.measurements import Record
+from qatval.core.method_record import MethodRecord
 from qatval.core.progress import Progress
 from qatval.core.quantization import Quantization
 from qatval.data.coco_protocol import evaluate_coco
 from qatval.data.subset import Subset
+from qatval.quant.anchoring import Anchor
 from qatval.quant.integer import integer_layers
 from qatval.quant.unrounded import answering_layers, float_layers, with_layers
 from qatval.run.pipeline import torch_device
 from qatval.run.reopened import models_of, quantized_run, scored_images
+from qatval.train.calibration import CalibrationImages
 from qatval.train.evaluation import Evaluator, evaluator
 
 By = Literal["layer", "block", "head"]
@@ -91,7 +102,9 @@ class Sensitivity(Record, frozen=True, omit_defaults=False):
         images, of_images: Validation images scored here, and in the run.
         delivered: Score of the delivered model on the images scored here.
         delivered_error: Its standard error over the choice of images.
-        all_in_float: With no layer quantized; BatchNorm and QC's corrections as delivered.
+        statistics: What became of BatchNorm statistics where something is in float.
+        calibration_images: On how many training images they were moved, 0 where they were kept.
+        all_in_float: With no layer quantized.
         parts: By falling gain.
         idle: Layers that take no part in an answer, as those of a head to learn by.
     """
@@ -106,6 +119,8 @@ class Sensitivity(Record, frozen=True, omit_defaults=False):
     of_images: int
     delivered: float
     delivered_error: float
+    statistics: Literal["kept", "moved"]
+    calibration_images: int
     all_in_float: Gain
     parts: tuple[PartGain, ...]
     idle: tuple[str, ...]
@@ -161,11 +176,16 @@ def sensitivity(
             "device": device,
         }
         scorer = evaluator(subset, arguments, on, Path(folder))
+        calibration, anchor = 0, None
+        if _fit_to_rounding(summary.method):
+            progress.stage("BatchNorm statistics")
+            drawn = CalibrationImages(subset, len(subset.train), arguments, seed=0, device=on)
+            calibration, anchor = drawn.count, Anchor(delivered, drawn.pixels)
         replaced: list[Mapping[str, nn.Module]] = [{}, in_float]
         replaced += [{name: in_float[name] for name in layers} for layers in parts.values()]
         progress.stage(f"scoring {len(replaced)} models", len(replaced))
         scored = []
-        for score in _scores(scorer, subset, delivered, replaced):
+        for score in _scores(scorer, subset, partial(_variant, delivered, anchor), replaced):
             scored.append(score)
             progress.step(len(scored))
     as_delivered, all_in_float, *of_parts = scored
@@ -184,6 +204,8 @@ def sensitivity(
         of_images=of_images,
         delivered=as_delivered.value,
         delivered_error=float(as_delivered.resampled.std(ddof=1)),
+        statistics="moved" if anchor else "kept",
+        calibration_images=calibration,
         all_in_float=_gain(all_in_float, as_delivered),
         parts=_ranked(
             parts, [_gain(score, as_delivered) for score in of_parts], sizes, spec, count
@@ -209,15 +231,30 @@ def _parts(model: Any, layers: Sequence[str], by: By) -> dict[str, list[str]]:
     return parts
 
 
+def _fit_to_rounding(method: MethodRecord) -> bool:
+    """Whether a method's BatchNorm statistics are of rounded weights."""
+    return method.training != "none" or (method.bn is not None and method.bn.enabled)
+
+
+def _variant(
+    delivered: nn.Module, anchor: Anchor | None, layers: Mapping[str, nn.Module]
+) -> nn.Module:
+    """Return the delivered model with other layers in some places, and statistics that fit it."""
+    model = with_layers(delivered, layers)
+    if anchor is not None and layers:
+        anchor.settle(model)
+    return model
+
+
 def _scores(
     scorer: Evaluator,
     subset: Subset,
-    delivered: nn.Module,
+    variant: Callable[[Mapping[str, nn.Module]], nn.Module],
     replaced: Sequence[Mapping[str, nn.Module]],
 ) -> Iterator[_Scored]:
-    """Score the model once for each set of layers that take others' places in it."""
+    """Score the variant of the model for each set of layers that take others' places in it."""
     for first in range(0, len(replaced), _MODELS_A_PASS):
-        models = [with_layers(delivered, layers) for layers in replaced[first:][:_MODELS_A_PASS]]
+        models = [variant(layers) for layers in replaced[first:][:_MODELS_A_PASS]]
         for evaluation in scorer.evaluate_together(models, keep_detections=True):
             coco = evaluate_coco(subset.val_annotations, evaluation.detections)
             yield _Scored(evaluation.value, coco.bootstrap)

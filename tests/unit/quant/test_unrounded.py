@@ -20,9 +20,11 @@ from tests.unit.quant.conftest import (
     shrinking,
     specs,
 )
-from torch import nn
+from torch import Tensor, nn
 
 from qatval.core.quantization import Quantization
+from qatval.quant.anchoring import Anchor, shift_statistics
+from qatval.quant.batchnorm import statistics, tracking
 from qatval.quant.correction import attach_corrections, corrections, fold_corrections
 from qatval.quant.integer import integer_layers, to_integer
 from qatval.quant.quantized_conv import codes_and_scale, quantize_nothing, quantized_layers
@@ -92,7 +94,32 @@ def test_a_copy_costs_the_memory_of_the_layer_alone() -> None:
     copy = with_layers(delivered, {LAYERS[0]: float_layers(delivered, latent)[LAYERS[0]]})
     kept = {t.data_ptr() for t in delivered.state_dict().values()}
     own = {name for name, t in copy.state_dict().items() if t.data_ptr() not in kept}
-    assert own == {f"{LAYERS[0]}.weight"}
+    statistics = ("running_mean", "running_var", "num_batches_tracked")
+    assert {name for name in own if not name.endswith(statistics)} == {f"{LAYERS[0]}.weight"}
+    for name in own - {f"{LAYERS[0]}.weight"}:  # may be changed without changing the model's
+        assert torch.equal(copy.state_dict()[name], delivered.state_dict()[name])
+    assert len(own) == 1 + 2 * len(statistics)
+
+
+def test_statistics_that_fit_the_rounding_lead_back_to_those_before_it() -> None:
+    """And moving those of the copy leaves the model's where they are."""
+    coarse = dataclasses.replace(W4A16, weight_bit_width=2)
+    latent, reference = (lived_in(m, 1) for m in (quantized_model(coarse), float_model()))
+
+    def batches() -> list[Tensor]:
+        return [images(1), images(2)]
+
+    delivered = shift_statistics(to_integer(latent), reference, batches)
+    before = {name: tensor.clone() for name, tensor in delivered.state_dict().items()}
+    unrounded = all_in_float(delivered, latent)
+    assert not torch.allclose(unrounded(images(1)), reference(images(1)), atol=1e-2)
+    Anchor(delivered, batches).settle(unrounded)
+    assert all(torch.equal(delivered.state_dict()[name], before[name]) for name in before)
+    for name, layer in tracking(unrounded):
+        for found, expected in zip(
+            statistics(layer), statistics(dict(tracking(reference))[name]), strict=True
+        ):
+            torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("seed", range(4))
