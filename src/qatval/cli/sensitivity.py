@@ -8,6 +8,7 @@ from pathlib import Path
 from textwrap import wrap
 from typing import TYPE_CHECKING
 
+from qatval.analysis.intervals import ALPHA
 from qatval.cli.options import add_shared
 from qatval.core import formatting
 from qatval.core.errors import QatvalError
@@ -16,9 +17,6 @@ from qatval.core.progress import Progress
 
 if TYPE_CHECKING:
     from qatval.run.sensitivity import Gain, PartGain, Sensitivity
-
-_WIDTH = 100  # columns of the terminal
-_ALPHA = 0.05
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -92,6 +90,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _table(found: Sensitivity) -> Iterator[str]:
     """Yield the lines of the table and what is to be known to read it."""
+    from qatval.report.terminal import WIDTH
+
     some = "" if found.images == found.of_images else f" of {found.of_images}"
     yield formatting.terminal_line(
         f"{found.variant} {found.method} {found.mode}: mAP 50-95 on {found.images}{some} "
@@ -103,18 +103,18 @@ def _table(found: Sensitivity) -> Iterator[str]:
     rows.append(["everything", "", "", "", *_gained(found.all_in_float), ""])
     for part in found.parts:
         size = [_bits(part), f"{part.weights:,}", formatting.percent(part.share)]
-        rows.append([part.name, *size, *_gained(part), "*" if part.p_value <= _ALPHA else ""])
+        rows.append([part.name, *size, *_gained(part), "*" if part.p_value <= ALPHA else ""])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for name, *cells in rows:
         numbers = (cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))
         yield f"  {name.ljust(widths[0])}  {'  '.join(numbers)}".rstrip()
     for note in _notes(found):
-        yield from wrap(note, _WIDTH)
+        yield from wrap(note, WIDTH)
 
 
 def _notes(found: Sensitivity) -> Iterator[str]:
     parts = len(found.parts)
-    told = sum(part.p_value <= _ALPHA for part in found.parts)
+    told = sum(part.p_value <= ALPHA for part in found.parts)
     yield (
         "points: of mAP times 100, gained over the delivered model. ± se: the standard error of "
         "the gain (of the delivered model's own score) over the choice of validation images; it "
@@ -153,6 +153,6 @@ def _value(value: float) -> str:
 
 
 def _bits(part: PartGain) -> str:
-    """Write the bits of weights, and of inputs where they are quantized, e.g. ``4, 8``."""
+    """Write the bits of weights, and of inputs where they are quantized, e.g. ``w4a8``."""
     said = "w" + "/".join(map(str, part.weight_bits))
     return said + ("a" + "/".join(map(str, part.activation_bits)) if part.activation_bits else "")
