@@ -34,6 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
         pretrain,
         run,
         score,
+        sensitivity,
         summarize,
         verify,
     )
@@ -54,6 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
         export,
         score,
         predict,
+        sensitivity,
         dataset,
         cache,
         checkpoints,

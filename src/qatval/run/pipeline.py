@@ -87,7 +87,7 @@ def _set_up(config: RunConfig, folders: Folders, workspace: Workspace, progress:
     _enter(folders, progress, "subset")
     profile, variant, spec = config.profile, config.variant, config.quantization
     device_name = config.device or ("0" if torch.cuda.is_available() else "cpu")
-    device = _device(device_name)
+    device = torch_device(device_name)
     threads = torch.get_num_threads()  # as many as cores, or OMP_NUM_THREADS
     averaging = _averaging(config.methods)
     subset = build_subset(
@@ -225,7 +225,12 @@ def _averaging(methods: Sequence[Method]) -> Averaging:
     return averaging
 
 
-def _device(name: str) -> torch.device:
+def torch_device(name: str) -> torch.device:
+    """Return the device of an option's value, the first of a list.
+
+    Raises:
+        QatvalError: If it is none, or asks for a GPU that is not there.
+    """
     if name == "cpu":
         return torch.device("cpu")
     indices = name.split(",")
