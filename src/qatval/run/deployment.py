@@ -79,7 +79,8 @@ class Deployment:
         Raises:
             QatvalError: If there is no export that computes what the model does, or no score of it.
         """
-        storage: WeightStorage = "float" if summary.quantization.library is None else "int4"
+        bits = summary.quantization.weight_bit_width
+        storage: WeightStorage = "float" if bits is None else "int4" if bits <= 4 else "int8"
         card = card_of(summary, model, weights_sha256=sha256_of(weights), storage=storage)
         card = replace(card, origin=replace(card.origin, value=value))
         if self._fp32 is None:
