@@ -30,12 +30,15 @@ from qatval.testing.scenarios import PHOTOGRAPHS_IMGSZ  # noqa: E402
 
 pytestmark = [pytest.mark.cpu, pytest.mark.smoke]
 
+# Per-channel scales at 4 bits are those of the trained models below.
 PRECISIONS: dict[str, dict[str, Any]] = {
-    "w4-per-channel": {"precision": {"scale": "per-channel"}},
     "w4-per-tensor": {"precision": {"scale": "per-tensor"}},
     "paper": {"quantization": "paper"},
     "w3": {"precision": {"weight_bit_width": 3}},
 }
+# Sums in another order differ in the last bit; an activation on a rounding threshold then takes the
+# next of 16 levels, and what comes of it differs for good. Float activations have no thresholds.
+ROUNDED_ANEW = 0.01
 QUIET = Progress("deployment", quiet=True)
 
 # Whatever there is on another machine, torch need not be.
@@ -92,8 +95,9 @@ def check(root: Path) -> None:
         assert [runtime.name for runtime in file.runtimes] == [*installed()]
     for runtime in summary.deployment.exported.runtimes:
         assert runtime.agreement is not None
-        assert runtime.agreement.unmatched == 0
         assert runtime.agreement.detections > 0
+        allowed = ROUNDED_ANEW if summary.quantization.activation_bit_width else 0.0
+        assert runtime.agreement.unmatched <= allowed * runtime.agreement.detections
         assert sum(runtime.executed.values()) > 0
     limits = load_thresholds().limits
     judged = judge_deployment(summary.deployment, summary.metrics.final_value, limits)

@@ -95,12 +95,13 @@ def export(args: argparse.Namespace) -> int:
         batch=args.batch,
     )
     written = export_onnx(model, card, out)
-    for line in _report(out, written, card):
+    for line in report(out, written, card):
         print(terminal_line(line))
     return 0
 
 
-def _report(out: Path, written: Written, card: Card) -> Iterator[str]:
+def report(out: Path, written: Written, card: Card) -> Iterator[str]:
+    """Yield what is said of a file that was written, a line each."""
     share = percent(written.bytes / written.float_bytes)
     yield (
         f"{out}: {written.bytes / 1e6:.2f} MB, {share} of {written.float_bytes / 1e6:.2f} MB in "

@@ -66,7 +66,11 @@ class CocoResult:
 
 
 def evaluate_coco(
-    annotations: Path, detections: Sequence[Detection], *, seed: int = 0
+    annotations: Path,
+    detections: Sequence[Detection],
+    *,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
 ) -> CocoResult:
     """Score detections with pycocotools.
 
@@ -78,6 +82,7 @@ def evaluate_coco(
         detections: In COCO's result format, boxes ``[x, y, width, height]`` in pixels, not
             clipped to the image.
         seed: Seed of the bootstrap.
+        resamples: How often images are drawn for it.
     """
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO(str(annotations))
@@ -86,14 +91,14 @@ def evaluate_coco(
         objects = [a for a in truth.dataset["annotations"] if not a["iscrowd"]]
         matched = _evaluate(_coco(truth, objects), detections, max_detections=MAX_DETECTIONS)
     images = len(matched.params.imgIds)
-    draws = np.random.default_rng(seed).integers(images, size=(RESAMPLES, images))
-    weights = np.stack([np.bincount(draw, minlength=images) for draw in draws])
+    draws = np.random.default_rng(seed).integers(images, size=(resamples, images))
+    weights = np.array([np.bincount(draw, minlength=images) for draw in draws], np.int64)
     return CocoResult(
         map=_average_precision(usual),
         map50=_average_precision(usual, iou=0.5),
         matched_map=_average_precision(matched),
         detections=inside,
-        bootstrap=resampled_map(matched, weights),
+        bootstrap=resampled_map(matched, weights.reshape(resamples, images)),
     )
 
 

@@ -40,11 +40,11 @@ def agreement(ours: Sequence[Detection], theirs: Sequence[Detection], told: Outp
     pairs, unmatched, box, score = 0, 0, 0.0, 0.0
     for image in of_ours.keys() | of_theirs.keys():
         sides = of_ours.get(image, []), of_theirs.get(image, [])
-        # What one side has no place for, or counts no more, stands close to this on the other.
-        cut = max(_cut(side, told) for side in sides) + SCORE
-        boxes, scores, alone = _compared(*sides)
+        boxes, scores, *alone = _compared(*sides)
         pairs += len(boxes)
-        unmatched += int((alone > cut).sum())
+        for left, other in zip(alone, reversed(sides), strict=True):
+            # what the other side may have counted no more, or had no place for
+            unmatched += int((left > _cut(other, told) + SCORE).sum())
         box = max(box, boxes.max(initial=0.0))
         score = max(score, scores.max(initial=0.0))
     return Agreement(
@@ -68,12 +68,12 @@ def _cut(detections: Sequence[Detection], told: Output) -> float:
 
 def _compared(
     ours: Sequence[Detection], theirs: Sequence[Detection]
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+) -> tuple[NDArray[np.float64], ...]:
     """Pair the detections of one image, the closest first.
 
     Returns:
         Of each pair the largest difference of a side in px and the difference of scores, and the
-        scores of those without a partner.
+        scores of those without a partner, ours and theirs.
     """
     (boxes, scores, classes), (their_boxes, their_scores, their_classes) = map(
         _columns, (ours, theirs)
@@ -91,8 +91,7 @@ def _compared(
             free[row] = their_free[column] = False
             pairs.append((far[row, column], apart[row, column]))
     differences = np.array(pairs, np.float64).reshape(-1, 2)
-    alone = np.concatenate([scores[free], their_scores[their_free]])
-    return differences[:, 0], differences[:, 1], alone
+    return differences[:, 0], differences[:, 1], scores[free], their_scores[their_free]
 
 
 def _columns(

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from qatval.core.errors import QatvalError
 from qatval.deploy.card import Output
 from qatval.deploy.preprocessing import Placement
 
@@ -33,23 +34,43 @@ class Found:
     classes: NDArray[np.int64]
 
 
-def found_in(answer: NDArray[np.float32], told: Output) -> list[Found]:
+def found_in(answer: NDArray[np.float32], told: Output, classes: int) -> list[Found]:
     """Read an answer.
 
     Args:
         answer: Of the network, for one or more images.
         told: What it is.
+        classes: How many the network knows.
 
     Returns:
         What was found in each, in px of the network's input.
+
+    Raises:
+        QatvalError: It is nothing of the kind.
     """
-    read = _final if told.nms_iou is None else _thinned_out
-    return [read(of_image, told) for of_image in answer]
+    final = told.nms_iou is None
+    width = answer.shape[2] if final else answer.shape[1] - 4
+    if width != (6 if final else classes):
+        raise QatvalError(
+            f"the network answers with the shape {'x'.join(map(str, answer.shape))}, which is not "
+            f"what its file says of it ({classes} classes); export the run again"
+        )
+    read = _final if final else _thinned_out
+    found = [read(of_image, told) for of_image in answer]
+    for of_image in found:
+        if ((of_image.classes < 0) | (of_image.classes >= classes)).any():
+            raise QatvalError(
+                f"the network answers with a class beyond the {classes} that its file names; "
+                "export the run again"
+            )
+    return found
 
 
 def _final(rows: NDArray[np.float32], told: Output) -> Found:
     rows = rows[rows[:, 4] > told.confidence][: told.max_detections]
-    return Found(rows[:, :4], rows[:, 4], rows[:, 5].astype(np.int64))
+    # what is no class must not become one in the cast
+    classes = np.where(np.abs(rows[:, 5]) < 2**31, rows[:, 5], -1)
+    return Found(rows[:, :4], rows[:, 4], classes.astype(np.int64))
 
 
 def _thinned_out(columns: NDArray[np.float32], told: Output) -> Found:

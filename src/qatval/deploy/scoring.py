@@ -86,7 +86,7 @@ def score(runtime: Runtime, validation: ValidationSet) -> Score:
     with tempfile.TemporaryDirectory() as folder:
         annotations = Path(folder, "annotations.json")
         write_annotations(index, annotations)
-        coco = evaluate_coco(annotations, in_coco_format)
+        coco = evaluate_coco(annotations, in_coco_format, resamples=0)
     return Score(
         value=mean_average_precision(matched, scores, predicted, labels.classes),
         coco_map=coco.map,
@@ -114,7 +114,8 @@ def _dataset_classes(card: Card, names: tuple[str, ...]) -> NDArray[np.int64]:
 
 def _answers(runtime: Runtime, validation: ValidationSet) -> Iterator[tuple[Found, Placement]]:
     """Yield what is found in each image, which are run in batches as large as the file asks."""
-    told, names = runtime.card.input, validation.index.file_names
+    card, names = runtime.card, validation.index.file_names
+    told = card.input
     batch = told.batch or 1
     images = np.zeros((batch, 3, told.imgsz, told.imgsz), np.float32)
     with Progress(runtime.name) as progress:
@@ -125,7 +126,7 @@ def _answers(runtime: Runtime, validation: ValidationSet) -> Iterator[tuple[Foun
                 image = _decoded(validation.image_dir / name)
                 images[number], at = network_input(image, told)
                 places.append(at)
-            answers = found_in(runtime.run(images), runtime.card.output)
+            answers = found_in(runtime.run(images), card.output, len(card.class_names))
             yield from zip(answers, places, strict=False)  # the last batch may not be full
             progress.step(start + len(places))
 

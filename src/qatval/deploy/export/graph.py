@@ -1,17 +1,19 @@
 """ONNX graphs: float convolutions become codes and scales, and what no reader needs goes.
 
 A quantized weight is an initializer of codes and a ``DequantizeLinear`` with one scale per output
-channel. A quantized input passes ``QuantizeLinear`` and ``DequantizeLinear`` with one scale, of the
-smallest integer type that holds its codes; where they are fewer than the type has, ``Clip`` comes
-first. ONNX rounds half to even and divides by the scale, as `qatval.quant.rounding` does, so that
-codes are the same to the last one.
+channel. A quantized input passes ``QuantizeLinear`` and ``DequantizeLinear`` with one scale. ONNX
+rounds half to even and divides by the scale, as `qatval.quant.rounding` does, so that codes are the
+same to the last one.
+
+Codes of inputs have 8 bits whatever their range, with ``Clip`` before them where that is smaller:
+no file holds them, and 4-bit integers made OpenVINO 2026.4 corrupt its memory, and ONNX Runtime
+1.32 refuse a ``Clip`` before them.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -25,14 +27,8 @@ from qatval.deploy.export.folding import FoldedLayer, InputGrid
 OPSET = 21
 """The first with 4-bit integers."""
 _IR_VERSION = 10  # what came with it
-_CODES, _WEIGHT = ".codes", ".weight"  # what names of initializers of a layer end with
-
-_TYPES: tuple[tuple[Any, int, int], ...] = (
-    (ml_dtypes.int4, -8, 7),
-    (ml_dtypes.uint4, 0, 15),
-    (np.int8, -128, 127),
-    (np.uint8, 0, 255),
-)
+# What follows the layer's name in those of its values.
+_CODES, _WEIGHT, _INPUT, _CLIPPED = ".codes", ".weight", ".input", ".input.clipped"
 
 
 def quantize(
@@ -105,6 +101,30 @@ def stored_weights(model: onnx.ModelProto) -> dict[str, NDArray[np.float32]]:
     }
 
 
+def roundings(model: onnx.ModelProto) -> dict[str, tuple[str, str]]:
+    """Return the value before and after the rounding of each rounded input by the layer's name."""
+    makers = {value: node for node in model.graph.node for value in node.output}
+    found = {}
+    for node in model.graph.node:
+        name, rounded = _layer_of(node), node.input[0] if node.input else ""
+        if name and rounded == f"{name}{_INPUT}":
+            before = makers[makers[rounded].input[0]].input[0]
+            if before == f"{name}{_CLIPPED}":
+                before = makers[before].input[0]
+            found[name] = before, rounded
+    return found
+
+
+def unrounded(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a copy of a graph whose convolutions read their inputs as they are."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    before = {after: before for before, after in roundings(model).values()}
+    for node in copy.graph.node:
+        node.input[:] = [before.get(value, value) for value in node.input]
+    return copy
+
+
 def bytes_saved(model: onnx.ModelProto) -> int:
     """Return how many more bytes the weights of a graph would take as float32."""
     return sum(
@@ -154,10 +174,13 @@ def _dequantized_weight(
     graph: onnx.GraphProto, name: str, layer: FoldedLayer, storage: WeightStorage
 ) -> onnx.NodeProto:
     codes = layer.codes.numpy()
-    kind = np.int8 if storage == "int8" else _type_of(int(codes.min()), int(codes.max()))[0]
+    small = storage == "int4" and codes.min() >= -8 and codes.max() <= 7
     weight = next(t for t in graph.initializer if t.name == f"{name}{_WEIGHT}")
     graph.initializer.remove(weight)
-    tensors = {f"{name}{_CODES}": codes.astype(kind), f"{name}.scale": layer.scale.numpy()}
+    tensors = {
+        f"{name}{_CODES}": codes.astype(ml_dtypes.int4 if small else np.int8),
+        f"{name}.scale": layer.scale.numpy(),
+    }
     graph.initializer.extend(numpy_helper.from_array(array, n) for n, array in tensors.items())
     return helper.make_node("DequantizeLinear", list(tensors), [weight.name], axis=0)
 
@@ -166,23 +189,18 @@ def _rounded_input(
     graph: onnx.GraphProto, conv: onnx.NodeProto, grid: InputGrid
 ) -> Iterator[onnx.NodeProto]:
     """Yield what rounds a convolution's input, and let the convolution read that."""
-    name = f"{_layer_of(conv)}.input"
+    layer = _layer_of(conv)
+    name = f"{layer}{_INPUT}"
     source = conv.input[0]
-    kind, low, high = _type_of(grid.low, grid.high)
+    kind = np.int8 if grid.low < 0 else np.uint8
     scale = grid.scale.numpy()
     tensors = {f"{name}.scale": scale, f"{name}.zero_point": np.zeros((), kind)}
-    if (grid.low, grid.high) != (low, high):
-        # before it is rounded: ONNX has no Clip of four bits, and rounding keeps the order
+    if (grid.low, grid.high) != (np.iinfo(kind).min, np.iinfo(kind).max):
         bounds = {f"{name}.low": grid.low * scale, f"{name}.high": grid.high * scale}
         graph.initializer.extend(numpy_helper.from_array(b, n) for n, b in bounds.items())
-        yield helper.make_node("Clip", [source, *bounds], [f"{name}.clipped"])
-        source = f"{name}.clipped"
+        yield helper.make_node("Clip", [source, *bounds], [f"{layer}{_CLIPPED}"])
+        source = f"{layer}{_CLIPPED}"
     graph.initializer.extend(numpy_helper.from_array(array, n) for n, array in tensors.items())
     yield helper.make_node("QuantizeLinear", [source, *tensors], [f"{name}.codes"])
     yield helper.make_node("DequantizeLinear", [f"{name}.codes", *tensors], [name])
     conv.input[0] = name
-
-
-def _type_of(low: int, high: int) -> tuple[Any, int, int]:
-    """Return the smallest integer type that holds some codes, and its own smallest and largest."""
-    return next(t for t in _TYPES if t[1] <= low and high <= t[2])

@@ -13,6 +13,7 @@ from qatval.deploy.card import Card
 from qatval.deploy.export.description import metadata_of
 from qatval.deploy.export.folding import folded
 from qatval.deploy.export.tracing import ANSWER, ANY, CANDIDATES, Answering, traced, with_one_head
+from qatval.quant.integer import integer_layers
 
 
 @dataclass(frozen=True)
@@ -88,15 +89,18 @@ def export_onnx(model: Any, card: Card, out: Path) -> Written:
     for key, value in metadata_of(card, _stride(model)).items():
         exported.metadata_props.add(key=key, value=value)
 
+    images = agreement.seeded_images(int(batch or ANY), imgsz)
     agreement.require_same_codes(exported, layers)
+    agreement.require_same_rounding(exported, layers, images)
+    for layer in integer_layers(single).values():
+        layer.input_scale = layer.input_range = None
     chosen = card.output.nms_iou is None
     agreement.require_same_answer(
         exported,
         CANDIDATES if chosen else ANSWER,
         lambda images: Answering(single)(images)[-1],
-        int(batch or ANY),
+        images,
         channels=2 if chosen else 1,
-        rounded=any(layer.input is not None for layer in layers.values()),
     )
     content = exported.SerializeToString(deterministic=True)
     atomic_write(out, content)
