@@ -1,5 +1,6 @@
 """README and docs/ say what the code does: options, names, links, and the example runs."""
 
+import json
 import pkgutil
 import re
 import runpy
@@ -51,3 +52,58 @@ def test_the_example_of_the_readme_runs(tmp_path, monkeypatch, write_run, capsys
     printed = capsys.readouterr().out
     assert "yolo10n/shapes/smoke ema+qc 0.640" in printed
     assert "ema+qc is better than ema on 3 of 3 seeds" in printed
+
+
+def test_the_example_of_the_deployment_page_runs(tmp_path, monkeypatch, capsys):
+    """It feeds a network as qatval does, and puts boxes where qatval puts them."""
+    onnx, _ = (pytest.importorskip(name) for name in ("onnx", "onnxruntime"))
+    import cv2
+    import numpy as np
+
+    from qatval.deploy.card import Input
+    from qatval.deploy.preprocessing import network_input
+
+    side, (x1, y1, x2, y2) = 32, (3.0, 7.0, 24.0, 25.0)
+    node, constant = onnx.helper.make_node, onnx.numpy_helper.from_array
+    nodes = [
+        node("Gather", ["images", "red"], ["plane"], axis=1),
+        node("ReduceMean", ["plane"], ["mean"], keepdims=0),
+        node("Mul", ["mean", "shares"], ["scores"]),
+        node("Concat", ["boxes", "scores", "labels"], ["detections"], axis=2),
+    ]
+    constants = {
+        "red": np.array(0),
+        "shares": np.array([[[1.0], [0.1]]], np.float32),  # the second is too low to be shown
+        "boxes": np.array([[[x1, y1, x2, y2]] * 2], np.float32),
+        "labels": np.array([[[1.0], [0.0]]], np.float32),
+    }
+    tensor = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        nodes,
+        "red",
+        [tensor("images", onnx.TensorProto.FLOAT, [1, 3, side, side])],
+        [tensor("detections", onnx.TensorProto.FLOAT, [1, 2, 6])],
+        [constant(value, name) for name, value in constants.items()],
+    )
+    opset = onnx.helper.make_opsetid("", 21)
+    model = onnx.helper.make_model(graph, opset_imports=[opset], ir_version=10)
+    card = {"class_names": ["a", "b"], "input": {"imgsz": side, "padding": 114}}
+    onnx.helper.set_model_props(model, {"qatval": json.dumps(card)})
+    onnx.save(model, tmp_path / "model.onnx")
+    picture = np.random.default_rng(0).integers(0, 256, (30, 45, 3), np.uint8)
+    picture[..., 2] //= 2  # red differs from blue
+    picture[..., 2] += 120
+    cv2.imwrite(str(tmp_path / "image.jpg"), picture)
+    monkeypatch.chdir(tmp_path)
+
+    (example,) = re.findall(
+        r"```python\n(.*?)```", (ROOT / "docs" / "deployment.md").read_text("utf-8"), re.S
+    )
+    assert len(example.splitlines()) <= 30
+    exec(example, {})
+
+    planes, at = network_input(cv2.imread("image.jpg"), Input(imgsz=side, batch=1))
+    down, across = at.gains
+    box = (x1 - at.left) / across, (y1 - at.top) / down, (x2 - at.left) / across
+    expected = ["b", f"{planes[0].mean():.2f}", *map(round, (*box, (y2 - at.top) / down))]
+    assert capsys.readouterr().out.split() == [str(it) for it in expected]

@@ -213,6 +213,7 @@ def _runtimes(files: Iterable[tuple[LoadedRun, ExportedFile]]) -> list[RuntimeCo
 
 def _runtime_cost(setting: _Setting, measured: Sequence[RuntimeRecord]) -> RuntimeCost:
     latencies = [it.latency for it in measured]
+    memory = [it.resident_mb for it in measured if it.resident_mb is not None]
     return RuntimeCost(
         name=setting.name,
         version=setting.version,
@@ -223,7 +224,7 @@ def _runtime_cost(setting: _Setting, measured: Sequence[RuntimeRecord]) -> Runti
         median_ms=statistics.median(latency.median_ms for latency in latencies),
         low_ms=min(latency.low_ms for latency in latencies),
         high_ms=max(latency.high_ms for latency in latencies),
-        resident_mb=max(it.resident_mb for it in measured),
+        resident_mb=max(memory, default=None),
         executed=dict(setting.executed),
     )
 

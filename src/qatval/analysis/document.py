@@ -164,8 +164,9 @@ class RuntimeCost(Part, frozen=True):
         runs: Of how many the files were measured.
         median_ms: Latency of one image, the median of the runs' medians.
         low_ms, high_ms: From the lowest lower to the highest upper quartile of a run.
-        resident_mb: The most memory, in MiB, that a process took with nothing else in it.
-        executed: Precision -> how many convolutions the runtime computed in it.
+        resident_mb: The most memory, in MiB, that a process took which loaded the file and ran it;
+            None where the system does not tell.
+        executed: As in `qatval.core.deployment.RuntimeRecord`.
     """
 
     name: RuntimeName
@@ -177,7 +178,7 @@ class RuntimeCost(Part, frozen=True):
     median_ms: float
     low_ms: float
     high_ms: float
-    resident_mb: int
+    resident_mb: int | None
     executed: dict[str, int]
 
 

@@ -93,6 +93,11 @@ def milliseconds(number: float) -> str:
     return f"{number:,.{0 if number >= 100 else 1 if number >= 10 else 2}f} ms"
 
 
+def memory(mebibytes: int | None) -> str:
+    """Write an amount of memory."""
+    return MISSING if mebibytes is None else f"{mebibytes:,} MiB"
+
+
 def count(number: int, noun: str) -> str:
     """Write how many there are of something."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -27,7 +27,7 @@ _COSTS = (
 _OF_METHOD = 8  # columns
 _HOW = (
     "latency is that of one image a call, median and quartiles; memory the most that a process "
-    "with nothing else in it took"
+    "which loaded the file and ran it took, Python included"
 )
 _RUN = ("model", "runtime", "mAP 50-95", "difference", "latency", "memory", "computed in")
 
@@ -141,7 +141,7 @@ def _by_runtime(
         yield [*cells, *[formatting.MISSING] * (len(_COSTS) - _OF_METHOD)]
     for number, it in enumerate(runtimes):
         own = cells if number == 0 else [""] * _OF_METHOD
-        yield [*own, named(it), _latency(it), f"{it.resident_mb:,} MiB"]
+        yield [*own, named(it), _latency(it), formatting.memory(it.resident_mb)]
 
 
 def _in_runtime(name: str, it: RuntimeRecord, expected: float | None) -> list[str]:
@@ -151,7 +151,7 @@ def _in_runtime(name: str, it: RuntimeRecord, expected: float | None) -> list[st
         formatting.value(it.value),
         formatting.MISSING if expected is None else formatting.signed(it.value - expected),
         _latency(it.latency),
-        f"{it.resident_mb:,} MiB",
+        formatting.memory(it.resident_mb),
         precisions(it.executed),
     ]
 

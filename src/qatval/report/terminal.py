@@ -151,7 +151,10 @@ def _costs(group: Group) -> Iterable[str]:
             "" if share is None else formatting.percent(share),
         ]
         for it in runtimes:
-            latency, memory = formatting.milliseconds(it.median_ms), f"{it.resident_mb:,} MiB"
+            latency, memory = (
+                formatting.milliseconds(it.median_ms),
+                formatting.memory(it.resident_mb),
+            )
             rows.append([*cells, latency, memory, named(it)])
             cells = [""] * len(cells)
     yield from _aligned(rows)

@@ -103,6 +103,20 @@ def test_runs_that_were_measured_alike_are_one_measurement():
     assert (found.fp32.file.bytes, found.fp32.file.weights) == (9_573_000, "float")
 
 
+def test_memory_that_a_system_does_not_tell_is_not_made_up():
+    def telling(mebibytes):
+        deployment = build_deployment(runtimes=["onnxruntime"])
+        deployment["exported"]["runtimes"][0]["resident_mb"] = mebibytes
+        return deployment
+
+    def memory(*found):
+        runs = [run(seed=seed, deployment=telling(it)) for seed, it in enumerate(found)]
+        ((it,),) = [cost.runtimes for cost in costs(*runs).methods]
+        return it.resident_mb
+
+    assert (memory(None), memory(None, 90), memory(100, 90)) == (None, 90, 100)
+
+
 @pytest.mark.parametrize(
     ("deployment", "more"),
     [

@@ -27,11 +27,12 @@ def test_text(snapshot, case):
 def test_the_file_that_was_not_kept_and_what_is_not_known_of_it():
     deployment = build_deployment(weights="float", runtimes=["onnxruntime"])
     deployment["exported"]["file"] = None
-    deployment["exported"]["runtimes"][0]["agreement"] = None
+    deployment["exported"]["runtimes"][0] |= {"agreement": None, "resident_mb": None}
     changes = {"deployment": deployment, "metrics": {"fp32_value": None}}
     text = render_run(build_summary(changes=changes))
     assert "- file, not kept: 1.28 MB, 13.4 % of the 9.57 MB of the FP32" in text
     assert "weights stored in float, opset 21\n\n| model" in text
+    assert "8.12 ms (8.03 to 8.33) | – | float32 |" in text
     assert "| FP32 checkpoint | ONNX Runtime 1.32.0, 1 thread | 0.682 | – | 8.05 ms" in text
 
 
