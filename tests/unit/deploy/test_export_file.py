@@ -216,3 +216,20 @@ def test_a_missing_package_is_one_line(
     with pytest.raises(QatvalError, match=r"^an export needs onnxscript.*'qatval\[export\]'$"):
         export_onnx(exported.model, exported.card, tmp_path / "model.onnx")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_head_for_nms_answers_with_every_anchor(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = build_model("yolo11n.yaml", NAMES).eval()
+    card = card_of(build_summary("fp32"), model, weights_sha256="0" * 64, imgsz=SIDE)
+    assert (card.output.head, card.output.nms_iou) == ("one2many", 0.7)
+    assert (card.storage, card.weight_bits) == ("float", {})
+    file = tmp_path / "model.onnx"
+    written = export_onnx(model, card, file)
+    assert written.bytes == written.float_bytes == file.stat().st_size
+    images = np.random.default_rng(1).random((1, 3, SIDE, SIDE), np.float32)
+    with torch.no_grad():
+        wanted = model(torch.from_numpy(images))[0].numpy()
+    found = onnxruntime.InferenceSession(file).run(None, {"images": images})[0]
+    assert found.shape == (1, 4 + len(NAMES), 84)
+    assert abs(found - wanted).max() < 1e-3
