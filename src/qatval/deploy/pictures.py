@@ -116,4 +116,6 @@ def _label(
 
 
 def _colour(detection: Seen) -> str:
-    return _COLOURS[detection.class_index % len(_COLOURS)]
+    # Shifted every round: of COCO's classes person, chair and laptop would be alike.
+    index = detection.class_index
+    return _COLOURS[(index + index // len(_COLOURS)) % len(_COLOURS)]

@@ -21,8 +21,8 @@ from qatval.deploy.preprocessing import placed
 END_TO_END = Output(head="one2one", nms_iou=None, confidence=0.25, max_detections=3)
 
 
-def with_nms(most: int = 300) -> Output:
-    return Output(head="one2many", nms_iou=0.7, confidence=0.001, max_detections=most)
+def with_nms(most: int = 300, confidence: float = 0.001) -> Output:
+    return Output(head="one2many", nms_iou=0.7, confidence=confidence, max_detections=most)
 
 
 def columns(seed: int, boxes: int, classes: int, *, levels: int) -> np.ndarray:
@@ -72,21 +72,24 @@ def test_a_class_that_the_file_does_not_name_is_refused(class_: float) -> None:
     classes=st.integers(1, 4),
     levels=st.sampled_from([4, 1000]),
     most=st.sampled_from([5, 300]),
+    confidence=st.sampled_from([0.001, 0.25]),
 )
 def test_nms_keeps_what_torchvisions_keeps(
-    seed: int, boxes: int, classes: int, levels: int, most: int
+    seed: int, boxes: int, classes: int, levels: int, most: int, confidence: float
 ) -> None:
     # Of six columns Ultralytics would take the boxes for final ones.
     answer = columns(seed, boxes if boxes != 6 else 7, classes, levels=levels)
     theirs = non_max_suppression(
         torch.from_numpy(answer.copy()),
-        0.001,
+        confidence,
         0.7,
         multi_label=True,
         max_det=most,
         max_time_img=math.inf,
     )[0].numpy()
-    np.testing.assert_array_equal(rows(found_in(answer, with_nms(most), classes)[0]), theirs)
+    np.testing.assert_array_equal(
+        rows(found_in(answer, with_nms(most, confidence), classes)[0]), theirs
+    )
 
 
 @pytest.mark.parametrize(("height", "width"), [(427, 640), (640, 425), (50, 64), (1, 200)])

@@ -10,7 +10,7 @@ from typing import get_args
 
 import numpy as np
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from tests.unit.deploy.files import SIDE, card, network, write_file
 
 from qatval.core.deployment import RuntimeName
@@ -86,6 +86,66 @@ def test_integer_kernels_are_told_from_float(tmp_path: Path) -> None:
     )
     runtime = open_runtime("onnxruntime", write_file(tmp_path / "a.onnx", model=model), threads=1)
     assert runtime.executed() == {"uint8, weights int8": 1}
+
+
+def test_rounded_inputs_are_computed_in_float_as_in_training(tmp_path: Path) -> None:
+    model = network()
+    nodes = list(model.graph.node)
+    levels = {"images": "inputs", "cells": "outputs"}
+    for source, rounded in levels.items():
+        nodes += [
+            helper.make_node("QuantizeLinear", [source, "step", "zero"], [f"{rounded} codes"]),
+            helper.make_node("DequantizeLinear", [f"{rounded} codes", "step", "zero"], [rounded]),
+        ]
+    convolution, reshape = nodes[1], nodes[2]
+    convolution.input[0], reshape.input[0] = "inputs", "outputs"
+    del convolution.input[2]  # a bias of floats would keep it from the integer kernels
+    dequantize, transpose = nodes[0], nodes[3]
+    del model.graph.node[:]
+    model.graph.node.extend([dequantize, *nodes[4:6], convolution, *nodes[6:8], reshape, transpose])
+    model.graph.initializer.extend(
+        [
+            helper.make_tensor("step", TensorProto.FLOAT, [], [1 / 255]),
+            helper.make_tensor("zero", TensorProto.UINT8, [], [0]),
+        ]
+    )
+    codes = next(i for i in model.graph.initializer if i.name == "codes")
+    values = numpy_helper.to_array(codes).astype(np.int8)
+    codes.CopyFrom(numpy_helper.from_array(values, "codes"))
+    runtime = open_runtime("onnxruntime", write_file(tmp_path / "a.onnx", model=model), threads=1)
+    assert runtime.executed() == {"float32": 1}
+
+
+def test_openvino_rounds_no_inputs_of_products_with_int4_weights(tmp_path: Path) -> None:
+    channels, side = 128, 8
+    random = np.random.default_rng(0)
+    stem = random.normal(0, 1, (channels, 3, 4, 4)).astype(np.float32)
+    codes = random.integers(-8, 8, channels * 6)
+    nodes = [
+        helper.make_node("Conv", ["images", "stem"], ["features"], strides=[4, 4]),
+        helper.make_node("DequantizeLinear", ["codes", "scales"], ["weight"], axis=0),
+        helper.make_node("Conv", ["features", "weight"], ["cells"]),
+        *network().graph.node[2:],
+    ]
+    answer = helper.make_tensor_value_info("detections", TensorProto.FLOAT, [1, side * side, 6])
+    graph = helper.make_graph(
+        nodes,
+        "network",
+        list(network().graph.input),
+        [answer],
+        [
+            numpy_helper.from_array(stem, "stem"),
+            helper.make_tensor("codes", TensorProto.INT4, [6, channels, 1, 1], codes.tolist()),
+            numpy_helper.from_array(np.full(6, 0.1, np.float32), "scales"),
+            numpy_helper.from_array(np.array([0, 6, side * side], np.int64), "shape"),
+        ],
+    )
+    opset = [helper.make_opsetid("", 21)]
+    model = helper.make_model(graph, opset_imports=opset, ir_version=10)
+    path = write_file(tmp_path / "a.onnx", model=model)
+    image = random.random((1, 3, SIDE, SIDE), np.float32)
+    exact, other = (open_runtime(name, path, threads=1).run(image) for name in RUNTIMES)
+    assert np.abs(exact - other).max() < 1e-5 * np.abs(exact).max()
 
 
 @each_runtime
