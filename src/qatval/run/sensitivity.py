@@ -85,8 +85,8 @@ class PartGain(Gain, frozen=True, omit_defaults=False):
         activation_bits: Of the codes of their inputs, each width once; none where they are float.
         weights: How many there are.
         share: Of the bits of all quantized weights that take part in an answer.
-        p_value: Of no difference, corrected over all parts. The matched gain is what is tested: where
-            a few detections differ, the two interpolations may differ by more than any resample.
+        p_value: Of no difference, corrected over all parts. The matched gain is tested: where few
+            detections differ, the two interpolations may differ by more than any resample.
     """
 
     name: str
