@@ -199,7 +199,7 @@ def scored_as(monkeypatch: pytest.MonkeyPatch) -> Callable[[Mapping[str, float]]
             assert isinstance(replaced, list)
             for layers in replaced:
                 value = 0.25 + sum(gains.get(name, 0.0) for name in layers)
-                yield sensitivity_module._Scored(value, value * (1 + SPREAD))
+                yield sensitivity_module._Scored(value, value, value * (1 + SPREAD))
 
         monkeypatch.setattr(sensitivity_module, "_scores", scores)
 
@@ -220,6 +220,18 @@ def test_layers_come_by_gain_and_those_alike_in_the_models_order(
     assert found.parts[0].p_value < 0.05
     assert all(part.p_value == 1.0 for part in found.parts[1:-1])
     assert (found.images, found.of_images) == (4, IMAGES)
+
+
+def test_what_the_interpolation_alone_gains_is_no_evidence() -> None:
+    """Seen: .00017 with an error of .000004, of which no resample showed anything."""
+    scored = sensitivity_module._Scored
+    delivered = scored(0.5, 0.5, 0.5 + SPREAD)
+    alike = sensitivity_module._gain(scored(0.5002, 0.5, 0.5 + SPREAD * 1.001), delivered)
+    assert alike.gain == pytest.approx(0.0002)
+    assert 0 < alike.standard_error < 0.00001
+    assert sensitivity_module._p_value(alike, IMAGES) == 1.0
+    better = sensitivity_module._gain(scored(0.5002, 0.5002, 0.5 + SPREAD * 1.001), delivered)
+    assert sensitivity_module._p_value(better, IMAGES) < 0.001
 
 
 def test_a_block_is_all_layers_of_one_number(of_branches: Sensitivity) -> None:
