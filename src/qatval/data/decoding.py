@@ -230,7 +230,7 @@ def _decoded(content: bytes, name: str) -> NDArray[np.uint8] | None:
         image = None
         if name.endswith((".tif", ".tiff")):
             # By IMREAD_COLOR, colours of 16 bits would be scaled and an alpha channel taken in.
-            _, pages = cv2.imdecodemulti(stored, cv2.IMREAD_UNCHANGED)
+            _, pages = cv2.imdecodemulti(stored, cv2.IMREAD_UNCHANGED, range=(0, 1))
             if pages and pages[0].ndim == 3:
                 image = pages[0][..., :3]
         if image is None:

@@ -15,9 +15,10 @@ from qatval.core.digests import FileDigest
 from qatval.core.errors import QatvalError
 from qatval.core.files import inside, read_regular, sha256_of
 from qatval.core.quantization import FLOAT_MODE, Quantization
-from qatval.core.summary import RunSummary, load_summary
+from qatval.core.summary import RunSummary
 from qatval.data.coco import coco_files
 from qatval.data.subset import Subset, build_subset
+from qatval.deploy.export.delivered import delivered
 from qatval.quant.integer import integer_layers
 from qatval.quant.layers import insert_quantizers
 from qatval.quant.quantized_conv import quantized_layers
@@ -37,17 +38,12 @@ def quantized_run(root: Path) -> RunSummary:
     Raises:
         QatvalError: If it did not, or its summary cannot be read.
     """
-    summary = load_summary(root)
-    if summary.status == "incomplete":
-        raise QatvalError(f"{root}: the run is not finished; give the command that made it again")
+    summary = delivered(root).summary
     if summary.quantization.mode == FLOAT_MODE:
         raise QatvalError(
             f"{root}: nothing is quantized in an FP32 control ({summary.method.variant}); give a "
             "run of a quantized method"
         )
-    if summary.artifacts.weights is None:
-        why = summary.training.stopped or "its summary names no weights"
-        raise QatvalError(f"{root}: the run delivered no model ({why}); give another run")
     return summary
 
 

@@ -330,18 +330,21 @@ def read_the_worst(folder: Path) -> None:
 
 def test_all_of_it_takes_less_than_a_gigabyte(tmp_path: Path) -> None:
     program = (
-        "import random, resource, sys\n"
+        "import random, sys\n"
         "from pathlib import Path\n"
-        "from qatval.core.environment import prepare_process\n"
+        "from qatval.core.environment import peak_resident_mb, prepare_process\n"
         "prepare_process()\n"
         "from tests.unit.data.test_fuzz import read_the_worst\n"
         "random.seed(0)\n"
         "read_the_worst(Path(sys.argv[1]))\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
+        "print(peak_resident_mb())\n"
     )
     root = Path(__file__).parents[3]
     done = subprocess.run(
         [sys.executable, "-c", program, tmp_path], cwd=root, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) < 2**20  # in KiB
+    if done.stdout == "None\n":
+        pytest.skip("the system does not tell how much memory a process has had")
+    # Not by getrusage: a new process inherits the peak of the one that started it there.
+    assert int(done.stdout) < 1024
