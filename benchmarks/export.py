@@ -1,13 +1,12 @@
 """Is an exported model the model that was certified, and what does it take?
 
-    python benchmarks/export.py [--photographs [DIR]] [--jobs 1]
+    python benchmarks/export.py [--photographs [DIR]] [--out DIR]
 
 Untrained, trained and FP32 models of each precision go through ``qatval run --export``: on the
-embedded data, or at 640 px on photographs in a folder as QATVAL_REAL_DATA names one, where the
-untrained model with shifted statistics stands for all (training adds minutes and changes no
-layer's form). The table has mAP in torch and in each runtime, how far detections lie apart, sizes,
-and latency on one thread beside that of the FP32 checkpoint exported alike. Times are those of a
-quiet machine only if it was one.
+embedded data, or at 640 px on photographs in a folder as QATVAL_REAL_DATA names one, where nothing
+is trained (that adds minutes and changes no layer's form). The table has mAP in torch and in each
+runtime, how far detections lie apart, sizes, and on one thread the latency beside that of the same
+run exported with float weights: both run in turn, the ratio is the median of the rounds'.
 """
 
 from __future__ import annotations
@@ -15,17 +14,23 @@ from __future__ import annotations
 import argparse
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from campaign import Part, carry_out, photographs, real_data
-from measure import REPOSITORY, publish, table
-from qatval.core.deployment import RUNTIME_LABELS, Latency
-from qatval.core.option_types import positive
-from qatval.core.summary import RunSummary, load_summary
-from qatval.data.shapes import draw_dataset
+import numpy as np
 
+from campaign import Part, carry_out, photographs, real_data
+from measure import REPOSITORY, in_turn, publish, ratio, spread, table
+from qatval.core.deployment import RUNTIME_LABELS
+from qatval.data.shapes import draw_dataset
+from qatval.deploy.export.delivered import delivered
+from qatval.deploy.export.description import card_of
+from qatval.deploy.export.onnx_file import export_onnx
+from qatval.deploy.runtimes import Runtime, open_runtime
+from qatval.train.models import load_checkpoint
+
+ROUNDS = 40
 PRECISIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "W4 per channel": ("w4a16", {"scale": "per-channel"}),
     "W4 per tensor": ("w4a16", {"scale": "per-tensor"}),
@@ -42,7 +47,7 @@ HEADER = (
     "file, MB",
     "of FP32's",
     "ms an image",
-    "FP32's",
+    "of float weights'",
     "MiB",
     "convolutions in",
 )
@@ -76,50 +81,63 @@ def rows(done: list[Part]) -> Iterator[tuple[str, ...]]:
     """Yield a row for each file and runtime."""
     for part in done:
         for method in part.methods:
-            summary = load_summary(part.root / method)
             name = method if method == "fp32" else f"{part.label}, {method}"
-            yield from _rows(name, summary)
+            yield from _rows(name, part.root / method)
 
 
-def _rows(name: str, summary: RunSummary) -> Iterator[tuple[str, ...]]:
+def _rows(name: str, root: Path) -> Iterator[tuple[str, ...]]:
+    found = delivered(root)
+    summary = found.summary
     deployment = summary.deployment
     assert deployment is not None
     ours, fp32 = deployment.exported, deployment.fp32
-    for runtime, beside in zip(ours.runtimes, fp32.runtimes, strict=True):
-        agreement = runtime.agreement
-        assert agreement is not None
-        yield (
-            f"{name}, {RUNTIME_LABELS[runtime.name]}",
-            f"{summary.metrics.final_value:.4f}",
-            f"{runtime.value:.4f}",
-            f"{agreement.box:.3f}",
-            f"{agreement.score:.5f}",
-            f"{agreement.unmatched} of {agreement.detections:,}",
-            f"{ours.bytes / 1e6:.2f}",
-            f"{ours.bytes / fp32.bytes:.3f}",
-            _spread(runtime.latency),
-            _spread(beside.latency),
-            "-" if runtime.resident_mb is None else str(runtime.resident_mb),
-            "; ".join(f"{count} {precision}" for precision, count in runtime.executed.items()),
-        )
+    assert ours.file is not None
+    with tempfile.TemporaryDirectory() as folder:
+        in_float = Path(folder) / "float.onnx"
+        model = load_checkpoint(found.weights)
+        card = card_of(summary, model, weights_sha256=found.weights_sha256, storage="float")
+        export_onnx(model, card, in_float)
+        for runtime in ours.runtimes:
+            peers = {
+                what: _call(open_runtime(runtime.name, file, threads=1))
+                for what, file in (("ours", root / ours.file), ("float", in_float))
+            }
+            seconds = in_turn(peers, ROUNDS)
+            agreement = runtime.agreement
+            assert agreement is not None
+            yield (
+                f"{name}, {RUNTIME_LABELS[runtime.name]}",
+                f"{summary.metrics.final_value:.4f}",
+                f"{runtime.value:.4f}",
+                f"{agreement.box:.3f}",
+                f"{agreement.score:.5f}",
+                f"{agreement.unmatched:,} of {agreement.detections:,}",
+                f"{ours.bytes / 1e6:.2f}",
+                f"{ours.bytes / fp32.bytes:.3f}",
+                spread(seconds["ours"], 1e-3),
+                f"{ratio(seconds['ours'], seconds['float']):.2f}",
+                "-" if runtime.resident_mb is None else str(runtime.resident_mb),
+                "; ".join(f"{count} {precision}" for precision, count in runtime.executed.items()),
+            )
 
 
-def _spread(latency: Latency) -> str:
-    return f"{latency.median_ms:.3g} ({latency.low_ms:.3g}..{latency.high_ms:.3g})"
+def _call(runtime: Runtime) -> Callable[[], object]:
+    side = runtime.card.input.imgsz
+    image = np.random.default_rng(0).random((1, 3, side, side), np.float32)
+    return lambda: runtime.run(image)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--photographs", type=Path, nargs="?", const=real_data(), metavar="DIR")
-    parser.add_argument("--jobs", type=positive, default=1, help="times count with 1 alone")
     parser.add_argument("--out", type=Path, help="keep the runs there")
     args = parser.parse_args()
     os.chdir(REPOSITORY)  # checkpoints are named relative to it
     with tempfile.TemporaryDirectory() as temporary:
         out = (args.out or Path(temporary)).resolve()
         wanted = parts(out, args.photographs)
-        carry_out(wanted, args.jobs, out / "cache")
-        where, name = "embedded data, 64 px", "export_embedded"
+        carry_out(wanted, 1, out / "cache")
+        where, name = "embedded data, 128 px", "export_embedded"
         if args.photographs is not None:
             where, name = "photographs, 640 px", "export_photographs"
         publish(name, f"Exported models: {where}", table(HEADER, [*rows(wanted)]))

@@ -370,7 +370,15 @@ def test_what_a_run_found_of_its_file_counts_once(shipped):
     summary = changed(exporting(value=0.5), {"failed_checks": [found]})
     named = [c for c in thresholds.check(summary, shipped, TODAY) if c.name == "exported-value"]
     assert [(c.result, c.detail) for c in named] == [("failed", "as the run said")]
-    assert [c.result for c in judge_deployment(summary.deployment, None, shipped.limits)] == [
-        "failed",
-        "passed",
-    ]
+    without = changed(summary, {"metrics": {"final_value": None}})
+    judged = judge_deployment(without, shipped.limits)
+    assert [c.result for c in judged] == ["failed", "passed"]
+
+
+def test_what_a_file_with_quantized_activations_scores_is_told_and_not_judged(shipped):
+    rounded = {"mode": "w4a4", "activation_bit_width": 4}
+    summary = changed(exporting(value=0.5), {"quantization": rounded})
+    value, size = judge_deployment(summary, shipped.limits)
+    assert value.result == "not judged"
+    assert "0.5000" in value.detail
+    assert size.result == "passed"
