@@ -1,14 +1,14 @@
-"""What the intervals of ``docs/study.md`` tell after correction, as far as they say it themselves.
+"""What the study's intervals on photographs tell after correction, as far as they say.
 
     python benchmarks/study_bounds.py
 
-The study was printed when intervals had Welch's and Satterthwaite's degrees of freedom and nothing
-was corrected, and its runs were not kept. A printed mean and interval do not say how much of the
-variance the seeds had and how much the images, which Banerjee's bound asks for
+That part of ``docs/study.md`` was printed when intervals had Welch's and Satterthwaite's degrees of
+freedom and nothing was corrected, and its runs were not kept. A printed mean and interval do not say
+how much of the variance the seeds had and how much the images, which Banerjee's bound asks for
 (docs/statistics.md). So every share is tried, and every value that rounds to the printed ones: each
 p-value lies between two bounds, and so does what Holm's procedure makes of it. Sentences that were
-not printed count with p-values of 1 and of 0. A study that is run again does not need this: its
-comparisons are corrected, and its values by seed are kept in ``results/``.
+not printed count with p-values of 1 and of 0. The part on the embedded data was run again and does
+not need this: its comparisons are corrected, and its values by seed are kept in ``results/``.
 """
 
 from __future__ import annotations
@@ -31,19 +31,6 @@ SHARES = [step / 20 for step in range(21)]
 NUMBER = r"[+-]\d[\d.e-]*"
 VALUE = rf"(?P<mean>{NUMBER}) \[(?P<low>{NUMBER}), (?P<high>{NUMBER})\]"
 CHOSEN = re.compile(r"the best of (\d+)")
-
-# Five seeds, `qatval run --method baseline,ema,qc,ema+qc --with-controls` at two precisions; of
-# what it found these numbers were kept (docs/results.md).
-APART = (
-    *("baseline", "ema", "qc", "ema+qc", "fp32", "fp32+ema", "fp32+qc", "fp32+ema+qc"),
-    *("ema+bn", "bn", "ptq", "ptq+shift", "ptq+gptq+shift"),
-)
-APART_FOUND = (
-    ("w4a16 ema+qc", +0.003, (-0.001, +0.007)),
-    ("w4a16 qc", +0.001, (-0.005, +0.007)),
-    ("w3a16 ema+qc", +0.020, (+0.009, +0.032)),
-    ("w3a16 qc", +0.017, (+0.008, +0.025)),
-)
 
 
 @dataclass(frozen=True)
@@ -91,15 +78,13 @@ class Part:
     sentences: int
 
 
-def parts(document: str) -> Iterator[Part]:
-    """Yield the parts of the study, then what was measured apart."""
-    for section, body in re.findall(r"(?ms)^## (.+?)$\n(.*?)(?=^## |\Z)", document):
-        seeds = len(re.findall(r"\d+", re.findall(r"seeds (\d[\d, ]*\d)", body)[0]))
-        groups = re.findall(r"(?ms)^#### (.+?)$\n(.*?)(?=^###|\Z)", body)
-        printed = [one for name, text in groups for one in _printed(name, text, seeds)]
-        yield Part(section, printed, sum(_sentences(_methods(text)) for _, text in groups))
-    apart = [Printed("QC net of QC in FP32", *numbers, 5) for numbers in APART_FOUND]
-    yield Part("Measured apart", apart, 2 * _sentences(APART))
+def part(document: str) -> Part:
+    """Return the part on photographs."""
+    (body,) = re.findall(r"(?ms)^## On photographs$\n(.*?)(?=^## |\Z)", document)
+    seeds = len(re.findall(r"\d+", re.findall(r"seeds (\d[\d, ]*\d)", body)[0]))
+    groups = re.findall(r"(?ms)^#### (.+?)$\n(.*?)(?=^###|\Z)", body)
+    printed = [one for name, text in groups for one in _printed(name, text, seeds)]
+    return Part("On photographs", printed, sum(_sentences(_methods(text)) for _, text in groups))
 
 
 def told(these: Sequence[Printed], family: Sequence[Printed], silent: int = 0) -> str:
@@ -179,7 +164,7 @@ def main() -> None:
         "study_bounds",
         "The study's claims after correction",
         "`python benchmarks/study_bounds.py`: from the means and intervals printed in "
-        "docs/study.md and docs/results.md, whose runs were not kept. Cases whose interval, as "
+        "docs/study.md, whose runs were not kept. Cases whose interval, as "
         "printed, excludes 0, and how many of those are told from zero with Banerjee's bound and "
         "Holm's correction: over the cases of the claim, and over all that the part's comparisons "
         "say. A range is what the printed numbers leave open.\n\n"
@@ -188,7 +173,7 @@ def main() -> None:
                 *("claim", "cases", "by printed intervals", "corrected over the cases"),
                 *("corrected over all sentences", "sentences"),
             ],
-            [row for part in parts(document) for row in _rows(part)],
+            [*_rows(part(document))],
         ),
     )
 
