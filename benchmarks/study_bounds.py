@@ -3,8 +3,8 @@
     python benchmarks/study_bounds.py
 
 That part of ``docs/study.md`` was printed when intervals had Welch's and Satterthwaite's degrees of
-freedom and nothing was corrected, and its runs were not kept. A printed mean and interval do not say
-how much of the variance the seeds had and how much the images, which Banerjee's bound asks for
+freedom and nothing was corrected, and its runs were not kept. A printed mean and interval do not
+say how much of the variance the seeds had and how much the images, as Banerjee's bound asks
 (docs/statistics.md). So every share is tried, and every value that rounds to the printed ones: each
 p-value lies between two bounds, and so does what Holm's procedure makes of it. Sentences that were
 not printed count with p-values of 1 and of 0. The part on the embedded data was run again and does
