@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -143,15 +144,17 @@ def test_trained_models_and_controls_and_the_number_again_elsewhere(
 
     summary = read_summary(roots[0])[0]
     file = exported(roots[0], summary).rename(tmp_path / "shipped.onnx")
+    where = ["--coco-root", str(shapes), "--out", "score.json"]
     done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_TORCH, "score", str(file), "--coco-root", str(shapes)],
+        [sys.executable, "-c", WITHOUT_TORCH, "score", str(file), *where],
         capture_output=True,
         text=True,
         cwd=tmp_path,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert f"{summary.metrics.final_value:.4f}" in done.stdout
+    again = json.loads((tmp_path / "score.json").read_bytes())["value"]
+    assert again == pytest.approx(summary.metrics.final_value, abs=0.001)
 
 
 def test_a_real_detector_on_photographs(qatval_settings: Settings, tmp_path: Path) -> None:
