@@ -1,14 +1,16 @@
 """A run's exported file: made, scored by every runtime there is, and put on record.
 
 It is scored in processes without torch, since those who are given the file may have none. The FP32
-checkpoint goes the same way once for all methods of a run, to be measured beside them.
+checkpoint goes the same way first, to be measured beside all methods of a run: what is wrong with
+the packages that this takes is known before any training.
 """
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
-from dataclasses import dataclass, field
+import tempfile
 from pathlib import Path
 
 import msgspec
@@ -32,27 +34,42 @@ from qatval.deploy.export.graph import OPSET
 from qatval.deploy.export.onnx_file import export_onnx
 from qatval.deploy.runtimes import installed
 
-_QATVAL = (sys.executable, "-c", "import sys; from qatval.cli.main import main; sys.exit(main())")
+# -P: nothing in the current folder is taken for a module
+_QATVAL = (
+    *(sys.executable, "-P", "-c"),
+    "import sys; from qatval.cli.main import main; sys.exit(main())",
+)
 
 
-@dataclass
 class Deployment:
-    """Exports what the methods of a run deliver, and measures the files.
+    """Exports what the methods of a run deliver, and measures the files."""
 
-    Attributes:
-        reference: The FP32 checkpoint that they start from.
-        checkpoint: Its file.
-        subset: Whose validation images the files are scored on.
-        directory: For what is not kept.
-        threads: That the runtimes are given.
-    """
+    def __init__(
+        self,
+        reference: nn.Module,
+        checkpoint: Path,
+        summary: RunSummary,
+        *,
+        subset: Subset,
+        directory: Path,
+        threads: int,
+    ) -> None:
+        """Export and measure the FP32 checkpoint that the methods start from.
 
-    reference: nn.Module
-    checkpoint: Path
-    subset: Subset
-    directory: Path
-    threads: int
-    _fp32: ExportedFile | None = field(default=None, init=False)
+        Args:
+            reference: It, on the CPU.
+            checkpoint: Its file.
+            summary: Of any of the methods, as far as it is known.
+            subset: Whose validation images files are scored on.
+            directory: For what is not kept.
+            threads: That the runtimes are given.
+
+        Raises:
+            QatvalError: If there is no export that computes what the model does, or no score of it.
+        """
+        self._subset, self._directory, self._threads = subset, directory, threads
+        card = card_of(summary, reference, weights_sha256=sha256_of(checkpoint), storage="float")
+        self._fp32 = self._exported(reference, card, directory / "fp32.onnx")
 
     def of(
         self,
@@ -83,17 +100,8 @@ class Deployment:
         storage: WeightStorage = "float" if bits is None else "int4" if bits <= 4 else "int8"
         card = card_of(summary, model, weights_sha256=sha256_of(weights), storage=storage)
         card = replace(card, origin=replace(card.origin, value=value))
-        if self._fp32 is None:
-            self._fp32 = self._exported_reference(card)
         exported = self._exported(model, card, out, predictions)
         return DeploymentRecord(OPSET, replace(exported, file=out.name), self._fp32)
-
-    def _exported_reference(self, card: Card) -> ExportedFile:
-        origin = replace(
-            card.origin, method="fp32", weights_sha256=sha256_of(self.checkpoint), value=None
-        )
-        card = replace(card, storage="float", weight_bits={}, activation_bits={}, origin=origin)
-        return self._exported(self.reference, card, self.directory / "fp32.onnx")
 
     def _exported(
         self, model: nn.Module, card: Card, out: Path, predictions: Path | None = None
@@ -106,21 +114,30 @@ class Deployment:
         )
 
     def _scored(self, runtime: RuntimeName, file: Path, predictions: Path | None) -> RuntimeRecord:
-        record = self.directory / f"{runtime}.json"
-        record.unlink(missing_ok=True)
-        options = {
-            "annotations": self.subset.val_annotations,
-            "images": self.subset.val.image_dir,
-            "runtime": runtime,
-            "threads": self.threads,
-            "out": record,
-            **({} if predictions is None else {"against": predictions}),
-        }
-        given = [part for name, value in options.items() for part in (f"--{name}", str(value))]
-        done = subprocess.run(
-            [*_QATVAL, "score", str(file), *given], capture_output=True, text=True, check=False
+        # What the process writes is in a folder of its own, and goes with that if it is killed.
+        with tempfile.TemporaryDirectory(dir=self._directory) as folder:
+            record = Path(folder, "record.json").absolute()
+            options = {
+                "annotations": self._subset.val_annotations,
+                "images": self._subset.val.image_dir,
+                "val-images": len(self._subset.val),  # of a list they are not as many as asked for
+                "runtime": runtime,
+                "threads": self._threads,
+                "out": record,
+                **({} if predictions is None else {"against": predictions.absolute()}),
+            }
+            ended = subprocess.run(
+                [*_QATVAL, "score", file.absolute(), *(f"--{n}={v}" for n, v in options.items())],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                encoding="utf-8",
+                errors="replace",
+                env={**os.environ, "TMPDIR": str(record.parent)},
+            )
+            if record.exists():
+                return msgspec.json.decode(record.read_bytes(), type=RuntimeRecord)
+        said = (ended.stderr.strip().splitlines() or [f"exit code {ended.returncode}"])[-1]
+        raise QatvalError(
+            f"{runtime} could not score the exported file "
+            f"({said.removeprefix('qatval: error: ')}); without --export the same command goes on"
         )
-        if not record.exists():
-            said = done.stderr.strip().rpartition("\n")[2].removeprefix("qatval: error: ")
-            raise QatvalError(f"{runtime} could not score the exported file: {said}")
-        return msgspec.json.decode(record.read_bytes(), type=RuntimeRecord)

@@ -124,6 +124,17 @@ def _set_up(config: RunConfig, folders: Folders, workspace: Workspace, progress:
     progress.milestone(f"FP32 checkpoint: mAP50-95 {fp32_value:.4f}")
     if doubt := doubt_of_checkpoint(fp32_value):  # said now too: the training may take days
         _log.warning("%s: %s", config.checkpoint, doubt)
+    deployment = None
+    if config.export:
+        _enter(folders, progress, "export of the FP32 checkpoint")
+        deployment = Deployment(
+            copy.deepcopy(model).cpu(),
+            config.checkpoint,
+            next(iter(folders.values())).summary,
+            subset=subset,
+            directory=workspace.directory,
+            threads=threads,
+        )
     naive, started = None, None
     if any(method.quantized for method in config.methods):
         _enter(folders, progress, "untrained model")
@@ -159,11 +170,7 @@ def _set_up(config: RunConfig, folders: Folders, workspace: Workspace, progress:
         fp32_value=fp32_value,
         naive=naive,
         start=started,
-        deployment=Deployment(
-            copy.deepcopy(model).cpu(), config.checkpoint, subset, workspace.directory, threads
-        )
-        if config.export
-        else None,
+        deployment=deployment,
     )
 
 

@@ -142,7 +142,8 @@ def _quantization(spec: Quantization) -> QuantizationRecord:
 def held(config: RunConfig) -> dict[str, Any]:
     """Return what an interrupted run must be given again to go on: all that its results depend on.
 
-    Of files what is in them, wherever they lie.
+    Of files what is in them, wherever they lie. Not whether files are exported: where that fails,
+    what was trained is finished without.
     """
     found = versions()
     return {
@@ -158,7 +159,6 @@ def held(config: RunConfig) -> dict[str, Any]:
         "amp": config.amp,
         "fused": config.fused,
         "track": config.track,
-        "export": config.export,
         "version of": {name: found[name] for name in _DECISIVE},
     }
 

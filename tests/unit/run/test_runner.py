@@ -190,6 +190,18 @@ def test_killed_after_the_last_method(
     assert not (tmp_path / "run" / ".training").exists()
 
 
+def test_what_cannot_be_exported_is_finished_without(
+    pipeline: Pipeline, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "require_exporter", lambda: None)
+    pipeline.dies["ema"] = lambda: QatvalError("no export")
+    with pytest.raises(QatvalError, match="no export"):
+        runner.run(make(export=True), QUIET)
+    (_, ema) = runner.run(make(), QUIET)
+    assert pipeline.identities[0] == pipeline.identities[1]
+    assert (ema.status, len(ema.resumed)) == ("completed-success", 1)
+
+
 @pytest.mark.parametrize(
     ("changed", "says"),
     [
