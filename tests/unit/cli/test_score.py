@@ -19,7 +19,10 @@ from qatval.data.subset import Subset, build_subset
 from qatval.deploy import measuring
 
 # What a machine that only runs exported files does not have.
-FORBIDDEN = ("torch", "torchvision", "ultralytics", "brevitas", "onnx", "scipy", "matplotlib")
+FORBIDDEN = (
+    *("torch", "torchvision", "ultralytics", "brevitas", "safetensors", "tensorboard"),
+    *("onnx", "onnxscript", "scipy", "matplotlib", "jinja2", "platformdirs", "yaml"),
+)
 WITHOUT = f"""
 import sys
 class Missing:
