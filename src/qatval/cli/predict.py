@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 PREDICTIONS = "predictions.json"
 # What Ultralytics takes from a folder and can be decoded here.
 _SUFFIXES = {".avif", ".bmp", ".jp2", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+_LONGEST_STEM = 200  # bytes; a name has 255 at most, and a file that is being written a longer one
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -73,7 +75,7 @@ def predict(args: argparse.Namespace) -> int:
     import msgspec
 
     from qatval.core.errors import QatvalError
-    from qatval.core.files import atomic_write
+    from qatval.core.files import atomic_write, encoded
     from qatval.core.formatting import terminal_line
     from qatval.data.decoding import quiet_decoder
     from qatval.deploy.pictures import drawn, seen_in
@@ -84,32 +86,37 @@ def predict(args: argparse.Namespace) -> int:
     output = msgspec.structs.replace(card.output, confidence=args.conf)
     card = msgspec.structs.replace(card, output=output)
     predictions, unreadable, names = [], 0, set[str]()
-    for picture in pictures:
-        try:
-            with quiet_decoder():
-                image = _decoded(picture)
-            seen = seen_in(image, answer, card)
-            place = args.out / _free_name(picture.stem, names)
-            atomic_write(place, drawn(image, seen))
-        except (_UnreadableError, OSError) as error:
-            unreadable += 1
-            print(terminal_line(f"NO  {picture}: {error}"))
-            continue
-        print(terminal_line(f"ok  {picture}: {_counted(seen)} -> {place}"))
-        predictions.append(
-            {
-                "image": str(picture),
-                "drawn": place.name,
-                "height": image.shape[0],
-                "width": image.shape[1],
-                "detections": [
-                    {"class": s.class_name, "score": s.score, "box": s.box} for s in seen
-                ],
-            }
-        )
+    try:
+        for picture in pictures:
+            try:
+                with quiet_decoder():
+                    image = _decoded(picture)
+                seen = seen_in(image, answer, card)
+                place = args.out / _free_name(picture.stem, names)
+                atomic_write(place, drawn(image, seen))
+            except (_UnreadableError, OSError) as error:
+                unreadable += 1
+                print(terminal_line(f"NO  {picture}: {error}"))
+                continue
+            print(terminal_line(f"ok  {picture}: {_counted(seen)} -> {place}"))
+            predictions.append(
+                {
+                    "image": encoded(str(picture)).decode(),
+                    "drawn": place.name,
+                    "height": image.shape[0],
+                    "width": image.shape[1],
+                    "detections": [
+                        {"class": s.class_name, "score": s.score, "box": s.box} for s in seen
+                    ],
+                }
+            )
+    finally:
+        # After an interruption too: without it the next call would take the folder for another's.
+        if predictions:
+            numbers = msgspec.json.format(msgspec.json.encode(predictions))
+            atomic_write(args.out / PREDICTIONS, numbers)
     if not predictions:
-        raise QatvalError(f"none of {len(pictures)} pictures could be read")
-    atomic_write(args.out / PREDICTIONS, msgspec.json.format(msgspec.json.encode(predictions)))
+        raise QatvalError(f"no picture of {len(pictures)} could be read")
     return 1 if unreadable else 0
 
 
@@ -125,14 +132,18 @@ def _pictures(paths: Sequence[Path]) -> Iterator[Path]:
     for path in paths:
         found = [path]
         if path.is_dir():
-            found = sorted(p for p in path.iterdir() if p.suffix.lower() in _SUFFIXES)
+            found = sorted(
+                p
+                for p in path.iterdir()
+                if p.suffix.lower() in _SUFFIXES and not p.name.startswith(".") and not p.is_dir()
+            )
             if not found:
                 raise QatvalError(
                     f"{path}: no picture is in this folder; expected files that end in "
                     f"{', '.join(sorted(_SUFFIXES))}"
                 )
         for picture in found:
-            if (place := picture.absolute()) not in seen:
+            if (place := os.path.realpath(picture)) not in seen:
                 seen.add(place)
                 yield picture
 
@@ -148,9 +159,10 @@ def _refuse_other_folder(out: Path, pictures: Sequence[Path]) -> None:
         raise QatvalError(
             f"{out} holds other files, which could be overwritten: name a new folder with --out"
         )
-    whole = out.resolve()
+    whole = os.path.realpath(out)
     for picture in pictures:
-        if whole == picture.resolve().parent:
+        # Of links that lead to each other Path.resolve() raises an error of its own.
+        if whole == os.path.dirname(os.path.realpath(picture)):  # noqa: PTH120
             raise QatvalError(
                 f"{picture} lies in {out}, where it could be overwritten: name another folder "
                 "with --out"
@@ -195,6 +207,7 @@ def _run_by_torch(run: Path, threads: int) -> tuple[Answer, Card]:
 
 
 def _decoded(picture: Path) -> Any:
+    from qatval.core.environment import MOST_PIXELS
     from qatval.core.errors import QatvalError
     from qatval.core.files import read_regular
     from qatval.data.decoding import MOST_BYTES, TooLargeError, decoded_image
@@ -203,7 +216,7 @@ def _decoded(picture: Path) -> Any:
         content = read_regular(picture, MOST_BYTES, expected="a picture")
         image = decoded_image(content, picture.name)
     except TooLargeError as error:
-        raise _UnreadableError(f"has {error}, which are too many to decode") from error
+        raise _UnreadableError(f"has {error}; at most {MOST_PIXELS:,} px are decoded") from error
     except QatvalError as error:
         raise _UnreadableError(str(error).removeprefix(f"{picture}: ")) from error
     if image is None:
@@ -212,7 +225,11 @@ def _decoded(picture: Path) -> Any:
 
 
 def _free_name(stem: str, taken: set[str]) -> str:
-    """Return a name that no earlier picture has; on some systems a.jpg and A.jpg are one file."""
+    """Return a name that no earlier picture has; on some systems a.jpg and A.jpg are one file.
+
+    Any system takes it, which may be another one than made the picture's name.
+    """
+    stem = stem.encode("utf-8", "replace")[:_LONGEST_STEM].decode("utf-8", "ignore")
     name, number = f"{stem}.jpg", 1
     while name.lower() in taken:
         number += 1

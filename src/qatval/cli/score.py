@@ -82,6 +82,7 @@ def score(args: argparse.Namespace) -> int:
     import msgspec
 
     from qatval.core.deployment import RuntimeRecord
+    from qatval.core.errors import QatvalError
     from qatval.core.files import atomic_write
     from qatval.core.formatting import signed, terminal_line
     from qatval.data.coco_protocol import TOLERANCE
@@ -98,6 +99,14 @@ def score(args: argparse.Namespace) -> int:
     card = runtime.card
     count = args.val_images or card.origin.val_images
     validation = validation_set(files, count, card.class_names)
+    if theirs:
+        scored_ids = set(validation.index.image_ids.tolist())
+        theirs = [found for found in theirs if found["image_id"] in scored_ids]
+        if not theirs:
+            raise QatvalError(
+                f"{args.against}: has no detection on the {len(scored_ids)} images that are "
+                "scored; give detections on the same images"
+            )
     scored = scoring.score(runtime, validation)
     if abs(scored.matched_map - scored.interpolated) > TOLERANCE:
         _log.warning(
@@ -193,14 +202,17 @@ def _told(
 
     size, took, origin = file.stat().st_size, record.latency, card.origin
     data = "the run's" if own else "not known to be the run's"
-    compared = MISSING if origin.value is None else signed(record.value - origin.value)
+    # Of other images the run's value says nothing.
+    compared = ""
+    if own and origin.value is not None:
+        compared = f", the run's {value(origin.value)}: {signed(record.value - origin.value)}"
     executed = ", ".join(f"{number} in {name}" for name, number in record.executed.items())
     memory = MISSING if record.resident_mb is None else f"{record.resident_mb} MiB at most"
     lines = {
         "file": f"{file}, {size / 1e6:.2f} MB, weights {card.storage}, {card.input.imgsz} px",
         "run": f"{origin.run_id}, method {origin.method}",
         "images": f"{len(validation.index.image_ids)}, {data}",
-        "mAP 50-95": f"{value(record.value)}, the run's {value(origin.value)}: {compared}",
+        "mAP 50-95": f"{value(record.value)}{compared}",
         "COCO's mAP": value(record.coco_map),
         "runtime": f"{record.name} {record.version}, {count(took.threads, 'thread')}",
         "latency": f"{took.median_ms:.1f} ms an image, quartiles {took.low_ms:.1f} and "

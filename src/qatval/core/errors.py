@@ -36,7 +36,7 @@ def quoted(text: str) -> str:
 
 
 def from_system(error: BaseException) -> QatvalError | None:
-    """Return what the system refused as an error of the user's, None if it refused nothing."""
+    """Return what the system refused or lacks as an error of the user's, None if neither."""
     # Libraries wrap what it says in errors of their own.
     if any(os.strerror(number) in str(error) for number in DISK_FULL):
         return QatvalError(
@@ -46,6 +46,13 @@ def from_system(error: BaseException) -> QatvalError | None:
         return QatvalError(
             f"{error.filename or 'a file'}: {error.strerror}; name one that you may use"
         )
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        package = error.name.partition(".")[0]
+        if package != __name__.partition(".")[0]:
+            return QatvalError(
+                f"this needs {package}, which is not installed; 'pip install qatval' installs all "
+                "that qatval needs"
+            )
     encoding = sys.getfilesystemencoding()
     if isinstance(error, UnicodeEncodeError) and encoding != "utf-8":
         return QatvalError(

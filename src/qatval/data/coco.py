@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Annotated, Any, TypedDict
 
 import msgspec
 import numpy as np
@@ -32,7 +32,7 @@ class Detection(TypedDict):
 
     image_id: int
     category_id: int
-    bbox: list[float]
+    bbox: Annotated[list[float], msgspec.Meta(min_length=4, max_length=4)]
     score: float
 
 

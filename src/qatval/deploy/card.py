@@ -63,7 +63,8 @@ class Origin(Record, frozen=True, omit_defaults=False):
         method: The method's name.
         summary_sha256: Of its ``run_summary.json``, None where the run was not finished yet.
         weights_sha256: Of the weights file that was exported.
-        value: mAP 50-95 that the run reports of these weights.
+        value: mAP 50-95 that the run reports of these weights; None where the input has another
+            size than the run's.
         val_images: How many validation images it asked for, None for all.
         dataset: What its data are, as in its summary.
     """

@@ -19,6 +19,7 @@ Answer = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 """From images, ``(batch, 3, imgsz, imgsz)``, to what a network answers."""
 
 _QUALITY = 90
+_LONGEST_SIDE = 65_500  # px that libjpeg writes
 _LONGEST_NAME = 40  # characters
 _SMALLEST_LETTER, _SMALLEST_LINE = 12, 2  # px
 # Of the longer side of the picture, so that they look the same on all.
@@ -78,6 +79,11 @@ def drawn(image: NDArray[np.uint8], seen: Sequence[Seen]) -> bytes:
     Raises:
         OSError: A side is longer than a JPEG's can be.
     """
+    if max(image.shape) > _LONGEST_SIDE:
+        raise OSError(
+            f"a JPEG of it cannot be written: its longer side has {max(image.shape)} px, at most "
+            f"{_LONGEST_SIDE} are possible"
+        )
     picture = Image.fromarray(np.ascontiguousarray(image[..., ::-1]))
     canvas, longest = ImageDraw.Draw(picture), max(picture.size)
     line = max(_SMALLEST_LINE, round(longest * _LINE))

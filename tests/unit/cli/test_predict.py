@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from tests.unit.data.images import encoded, png_of
 from tests.unit.deploy.files import write_file
 
 from qatval.cli.main import main
+from qatval.deploy import pictures
+from qatval.deploy.pictures import drawn
 
 Predict = Callable[..., int]
 
@@ -50,8 +53,8 @@ def test_each_picture_of_a_folder_gets_a_copy_and_a_line(
     assert all("circle -> predictions/" in line for line in lines)
     assert contents(tmp_path / "mine") == before
     out = tmp_path / "predictions"
-    drawn = ["a-2.jpg", "a.jpg", "b.jpg", "turned.jpg"]
-    assert sorted(contents(out)) == sorted([*drawn, "predictions.json"])
+    copies = ["a-2.jpg", "a.jpg", "b.jpg", "turned.jpg"]
+    assert sorted(contents(out)) == sorted([*copies, "predictions.json"])
     assert Image.open(out / "turned.jpg").size == (24, 40)  # upright
     plain = np.asarray(Image.open(tmp_path / "mine" / "a.jpg"), int)
     assert np.abs(np.asarray(Image.open(out / "a.jpg"), int) - plain).max() > 100
@@ -80,7 +83,8 @@ def test_unreadable_pictures_are_named_and_the_rest_goes_on(
     whole = (tmp_path / "mine" / "a.jpg").read_bytes()
     (tmp_path / "cut.jpg").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "bomb.png").write_bytes(png_of(60_000, 60_000))
-    bad = ["cut.jpg", "bomb.png", "mine/notes.txt", "none.jpg"]
+    (tmp_path / "loop.jpg").symlink_to("loop.jpg")
+    bad = ["cut.jpg", "bomb.png", "mine/notes.txt", "none.jpg", "loop.jpg"]
     assert predict(*bad, "mine/a.jpg") == 1
     captured = capsys.readouterr()
     *named, last = captured.out.splitlines()
@@ -88,7 +92,45 @@ def test_unreadable_pictures_are_named_and_the_rest_goes_on(
     assert last.startswith("ok  mine/a.jpg")
     assert captured.err == ""
     assert predict("none.jpg") == 1
-    assert "none of 1 pictures could be read" in capsys.readouterr().err
+    assert "no picture of 1 could be read" in capsys.readouterr().err
+
+
+def test_names_that_json_or_another_file_system_does_not_take(
+    predict: Predict, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = tmp_path / "mine" / "a.jpg"
+    odd = [os.fsdecode(b"mine/\xff.jpg"), f"mine/{'y' * 250}.jpg", f"mine/{'é' * 125}.jpg"]
+    for name in odd:
+        (tmp_path / name).write_bytes(picture.read_bytes())
+    assert predict(*odd) == 0
+    assert len(capsys.readouterr().out.splitlines()) == len(odd)
+    told = json.loads((tmp_path / "predictions" / "predictions.json").read_text("utf-8"))
+    assert [t["image"] for t in told] == ["mine/\ufffd.jpg", *odd[1:]]
+    assert [t["drawn"] for t in told] == ["?.jpg", f"{'y' * 200}.jpg", f"{'é' * 100}.jpg"]
+    assert all((tmp_path / "predictions" / t["drawn"]).is_file() for t in told)
+
+
+def test_of_a_folder_only_what_a_user_sees_as_pictures(
+    predict: Predict, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine" / "._a.jpg").write_bytes(b"what macOS leaves on other file systems")
+    (tmp_path / "mine" / "album.jpg").mkdir()
+    (tmp_path / "mine" / "same.jpg").symlink_to("a.jpg")
+    assert predict("mine", "mine/../mine/a.jpg") == 0
+    assert len(capsys.readouterr().out.splitlines()) == 4
+
+
+def test_what_an_interruption_leaves_can_be_written_over(
+    predict: Predict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        calls = iter([drawn])
+        patched.setattr(pictures, "drawn", lambda *words: next(calls)(*words))
+        with pytest.raises(StopIteration):
+            predict("mine")
+    (told,) = json.loads((tmp_path / "predictions" / "predictions.json").read_text())
+    assert told["drawn"] == "a.jpg"
+    assert predict("mine") == 0
 
 
 def test_nothing_of_the_user_s_is_written_over(

@@ -19,7 +19,10 @@ from qatval.data.subset import Subset, build_subset
 from qatval.deploy import measuring
 
 # What a machine that only runs exported files does not have.
-FORBIDDEN = ("torch", "torchvision", "ultralytics", "brevitas", "onnx", "scipy", "matplotlib")
+FORBIDDEN = (
+    *("torch", "torchvision", "ultralytics", "brevitas", "safetensors", "tensorboard"),
+    *("onnx", "onnxscript", "scipy", "matplotlib", "jinja2", "platformdirs", "yaml"),
+)
 WITHOUT = f"""
 import sys
 class Missing:
@@ -79,7 +82,9 @@ def test_a_file_that_does_not_score_what_the_run_says(
     assert main(words) == 1
     assert "NO  the file does not score what the run says: -0.500" in capsys.readouterr().out
     assert main([*words, "--val-images", "3"]) == 0  # other images say nothing of the run's value
-    assert "3, not known to be the run's" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "3, not known to be the run's" in told
+    assert "mAP 50-95     0.000\n" in told
     assert main([*words, "--runtime", "openvino"]) == 1
 
 
@@ -98,6 +103,8 @@ def test_a_run_s_own_files_and_its_detections(
     assert agreement["detections"] == len(detections)
     assert agreement["unmatched"] == 0
     assert "2 threads" in capsys.readouterr().out
+    assert main([*words, "--against", str(found), "--out", str(out), "--val-images", "2"]) == 0
+    assert json.loads(out.read_text())["agreement"]["unmatched"] == 0  # of the others nothing
 
 
 @pytest.mark.parametrize(
@@ -107,6 +114,8 @@ def test_a_run_s_own_files_and_its_detections(
         (["--coco-root", "nowhere"], "no such annotation file"),
         (["--against", "a.onnx"], "holds no detections"),
         (["--against", "none.json"], "cannot be read"),
+        (["--against", "flat.json"], "holds no detections"),
+        (["--against", "others.json"], "has no detection on the 4 images that are scored"),
         (["--out", "a.onnx"], "cannot be written over"),
         (["--detections", "a.onnx/b.json"], "cannot write"),
     ],
@@ -120,6 +129,9 @@ def test_wrong_words(
     said: str,
 ) -> None:
     exported(tmp_path, subset, None)
+    detection = {"image_id": 9999, "category_id": 1, "bbox": [1, 2, 3, 4], "score": 0.5}
+    (tmp_path / "others.json").write_text(json.dumps([detection]))
+    (tmp_path / "flat.json").write_text(json.dumps([detection | {"bbox": [1, 2]}]))
     monkeypatch.chdir(tmp_path)
     root = [] if "--coco-root" in words else ["--coco-root", str(subset.coco_root)]
     assert main(["score", "a.onnx", *root, *words]) in (1, 2)

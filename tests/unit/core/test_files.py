@@ -61,6 +61,7 @@ def test_a_text_is_written_whatever_names_are_in_it(text: str, told: str) -> Non
         (OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)), "a disk is full"),
         (PermissionError(errno.EACCES, "Permission denied", "/root/x"), "/root/x: Permission"),
         (OSError(errno.EROFS, "Read-only file system", "/mnt/x"), "/mnt/x: Read-only"),
+        (ModuleNotFoundError("No module named 'torch'", name="torch.nn"), "this needs torch,"),
     ],
 )
 def test_what_the_system_refuses_is_the_users_to_change(error: Exception, told: str) -> None:
@@ -71,7 +72,13 @@ def test_what_the_system_refuses_is_the_users_to_change(error: Exception, told: 
 
 
 @pytest.mark.parametrize(
-    "error", [ValueError("x"), FileNotFoundError(errno.ENOENT, "x"), KeyError()]
+    "error",
+    [
+        ValueError("x"),
+        FileNotFoundError(errno.ENOENT, "x"),
+        KeyError(),
+        ModuleNotFoundError("No module named 'qatval.cord'", name="qatval.cord"),
+    ],
 )
 def test_all_else_is_a_defect(error: Exception) -> None:
     assert from_system(error) is None

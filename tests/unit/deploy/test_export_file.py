@@ -112,6 +112,16 @@ def test_bits_are_those_that_the_run_recorded(exported: Exported) -> None:
     assert card.weight_bits["4"] == len(recorded) == 3
 
 
+def test_at_another_size_the_run_reports_nothing(exported: Exported) -> None:
+    summary = build_summary()
+    own, other = (
+        card_of(summary, exported.model, weights_sha256="0" * 64, imgsz=side).origin.value
+        for side in (summary.model.imgsz, summary.model.imgsz // 2)
+    )
+    assert own == summary.metrics.final_value is not None
+    assert other is None
+
+
 def test_every_number_of_images_gives_what_one_gives(exported: Exported) -> None:
     images = np.random.default_rng(1).random((3, 3, SIDE, SIDE), np.float32)
     together = exported.answer(images)

@@ -71,6 +71,12 @@ def test_labels_stay_within_the_picture() -> None:
         assert (changed > 40).sum() > 100
 
 
+def test_a_side_that_no_jpeg_has() -> None:
+    with pytest.raises(OSError, match="has 65501 px, at most 65500 are possible"):
+        drawn(np.zeros((1, 65_501, 3), np.uint8), [])
+    drawn(np.zeros((1, 65_500, 3), np.uint8), [])
+
+
 def test_any_name_can_be_written() -> None:
     for name in ("", "été", "猫", "a\nb\x1b[31m", "\ud800", "x" * 100_000):
         drawn(GREY, [Seen(3, name, 0.5, (10, 30, 20, 20))])

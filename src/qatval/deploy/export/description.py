@@ -46,11 +46,12 @@ def card_of(
     recorded = {layer.name: layer.bits for layer in coverage.layers} if coverage else {}
     inputs = [layer.input_range for layer in layers.values() if layer.input_range is not None]
     requested = summary.dataset.requested
+    side = imgsz or summary.model.imgsz
     return Card(
         version=1,
         architecture=architecture,
         class_names=tuple(model.names.values()),
-        input=Input(imgsz=imgsz or summary.model.imgsz, batch=batch),
+        input=Input(imgsz=side, batch=batch),
         output=Output(
             head=detector.head,
             nms_iou=detector.nms_iou,
@@ -67,7 +68,7 @@ def card_of(
             method=summary.method.variant,
             summary_sha256=summary_sha256,
             weights_sha256=weights_sha256,
-            value=summary.metrics.final_value,
+            value=summary.metrics.final_value if side == summary.model.imgsz else None,
             val_images=requested.val_images if requested else summary.dataset.val_images,
             dataset=summary.dataset.identity,
         ),
