@@ -40,6 +40,9 @@ def main(data: Path, checkpoint: Path) -> None:
     (result,) = scorer.evaluate_together([model], with_losses=True)
     if rank <= 0:
         print("value", repr(result.value), sorted(result.losses))
+    if rank >= 0:
+        dist.barrier()  # a rank that is gone takes the connection with it that another still reads
+        dist.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -28,10 +28,11 @@ def test_ranks_together_score_what_one_process_scores(tmp_path: Path) -> None:
 
     def value(*command: str) -> str:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        output = subprocess.run(
-            [sys.executable, *command], capture_output=True, text=True, env=environment, check=True
-        ).stdout
-        (line,) = [line for line in output.splitlines() if line.startswith("value")]
+        done = subprocess.run(
+            [sys.executable, *command], capture_output=True, text=True, env=environment, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        (line,) = [line for line in done.stdout.splitlines() if line.startswith("value")]
         return line
 
     alone = value(*arguments)
