@@ -22,7 +22,7 @@ from qatval.core.files import sha256_of
 from qatval.core.progress import Progress
 from qatval.core.summary import Resumption, RunSummary
 from qatval.data.checkpoints import hold_to_pin
-from qatval.deploy.export import require_exporter
+from qatval.deploy.export import require_installed
 from qatval.quant.methods import Method
 from qatval.report.run_markdown import interruption_text
 from qatval.run.claim import Claim, LostError
@@ -220,7 +220,7 @@ def _check(config: RunConfig) -> None:
     _pass_gate(config)
     _find_checkpoint(config)
     if config.export:
-        require_exporter()
+        require_installed()
 
 
 @functools.cache

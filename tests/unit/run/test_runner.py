@@ -193,7 +193,7 @@ def test_killed_after_the_last_method(
 def test_what_cannot_be_exported_is_finished_without(
     pipeline: Pipeline, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner, "require_exporter", lambda: None)
+    monkeypatch.setattr(runner, "require_installed", lambda: None)
     pipeline.dies["ema"] = lambda: QatvalError("no export")
     with pytest.raises(QatvalError, match="no export"):
         runner.run(make(export=True), QUIET)

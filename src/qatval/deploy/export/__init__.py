@@ -7,7 +7,7 @@ import importlib.util
 from qatval.core.errors import QatvalError
 
 
-def require_exporter() -> None:
+def require_installed() -> None:
     """Refuse to begin where packages of the extra are missing, without loading any.
 
     Raises:
