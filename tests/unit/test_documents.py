@@ -13,7 +13,7 @@ OPTIONS = ROOT / "docs" / "options.md"
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 
 # Options of pytest's other plugins and of the scripts in benchmarks/.
-ELSEWHERE = {"--dist", "--snapshot-update", "--photographs"}
+ELSEWHERE = {"--no-deps", "--dist", "--snapshot-update", "--photographs"}
 
 of_every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
