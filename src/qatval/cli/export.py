@@ -121,7 +121,7 @@ def report(out: Path, written: Written, card: Card) -> Iterator[str]:
     )
     yield f"input: {batch} of {side} x {side} pixels; the metadata say how they are made"
     yield "checked: codes are the run's; a seeded input gives what torch gives, in ONNX Runtime"
-    if card.weight_bits:
+    if card.weight_bits and card.storage == "int4":
         yield _FILE_FORMAT
 
 
