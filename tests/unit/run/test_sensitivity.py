@@ -30,7 +30,7 @@ from qatval.run import sensitivity as sensitivity_module
 from qatval.run.sensitivity import By, Sensitivity, sensitivity
 from qatval.testing import build_summary, changed
 from qatval.train.evaluation import evaluator
-from qatval.train.models import CheckpointInfo, load_pretrained, save_checkpoint
+from qatval.train.models import CheckpointInfo, Kind, load_pretrained, save_checkpoint
 
 CLASSES = ("circle", "square", "triangle", "cross", "ring", "star")
 W8 = dataclasses.replace(quantization("w4a16"), weight_bit_width=8)
@@ -61,8 +61,12 @@ def finished(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     codes = integer_layers(integer)[HURT].codes
     codes.copy_((codes / 100).round() * 100)
     weights = root / "ultralytics" / "train" / "weights"
-    for name, kind, made in (("last", "latent", model), ("integer", "integer", integer)):
-        info = CheckpointInfo(kind, "yolov10n.yaml", CLASSES, W8)  # type: ignore[arg-type]
+    made_of: dict[str, tuple[Kind, nn.Module]] = {
+        "last": ("latent", model),
+        "integer": ("integer", integer),
+    }
+    for name, (kind, made) in made_of.items():
+        info = CheckpointInfo(kind, "yolov10n.yaml", CLASSES, W8)
         save_checkpoint(weights / f"{name}.safetensors", made, info)
     annotations = shapes / "annotations" / "instances_val2017.json"
     ids = sorted(image["id"] for image in json.loads(annotations.read_bytes())["images"])
