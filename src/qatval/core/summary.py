@@ -27,6 +27,7 @@ from qatval.core.measurements import (
     Coverage,
     EpochRecord,
     FailedCheck,
+    Magnitude,
     Metrics,
     Number,
     Oscillation,
@@ -278,7 +279,7 @@ class RunSummary(Record, frozen=True):
     warnings: tuple[str, ...] = ()
     primary: PrimaryContrast | None = None
     series: SeriesPlan | None = None
-    timings: dict[str, float] | None = None
+    timings: dict[str, Magnitude] | None = None
     resumed: tuple[Resumption, ...] = ()
     files: dict[str, FileDigest] | None = None
     deployment: DeploymentRecord | None = None

@@ -187,6 +187,7 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "NaN": (GOOD.replace("0.682", "NaN").encode(), "is not valid JSON"),
     "huge": (GOOD.replace("0.682", "1e308").encode(), "a number above 1e+50"),
     "infinite": (GOOD.replace("0.682", "1e999").encode(), "out of range"),
+    "negative": (GOOD.replace('"training": 43.0', '"training": -1').encode(), ">= 0.0"),
     "empty": (b"", "truncated"),
     "large": (b" " * 2**22 + GOOD.encode(), "expected what a run wrote, of at most 4,194,304"),
     "long": (GOOD.replace("w4a16", "x" * 10_000).encode(), "is not a run summary"),
