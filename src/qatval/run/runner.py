@@ -109,7 +109,7 @@ def _go_on(
     goes_on = bool(kept) or workspace.trained
     replaces = goes_on or config.overwrite or config.restart
     if replaces:  # what there is stays until all is in order
-        _check(config)
+        check(config)
     if goes_on:
         workspace.hold(held(config))
     pending = [method for method in config.methods if method.name not in kept]
@@ -128,7 +128,7 @@ def _go_on(
                 claim=claim,
             )
         if not replaces:
-            _check(config)
+            check(config)
         if not goes_on:
             names = {n: Named(f.summary.run_id, f.summary.created_at) for n, f in folders.items()}
             workspace.begin(len(config.trainings()), names)
@@ -215,8 +215,12 @@ def _interrupted(steps: int | None, goes_on: bool) -> interruption.Interrupted:
     return interruption.Interrupted(f"interrupted by {name}{after}: the same command {then}")
 
 
-def _check(config: RunConfig) -> None:
-    """Refuse what can be known to be wrong before anything is loaded."""
+def check(config: RunConfig) -> None:
+    """Refuse what can be known to be wrong before anything is loaded, on data that are there.
+
+    Raises:
+        QatvalError: For a closed gate, a missing or another checkpoint, missing packages.
+    """
     _pass_gate(config)
     _find_checkpoint(config)
     if config.export:
