@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -60,7 +59,7 @@ def _study(document: dict[str, Any], file: Path) -> Study:
     def path(value: Any) -> str:
         if not isinstance(value, str) or not value:
             raise argparse.ArgumentTypeError(f"expected a path, got {_shown(value)}")
-        return os.path.abspath(file.parent / Path(value).expanduser())
+        return str((file.parent / Path(value).expanduser()).resolve())
 
     def methods(value: Any) -> tuple[str, ...]:
         names = msgspec.convert(value, tuple[str, ...])

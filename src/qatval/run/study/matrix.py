@@ -43,7 +43,7 @@ class Precision(msgspec.Struct, frozen=True, omit_defaults=True):
 
     quantization: str = "w4a16"
     weight_bits: _Bits | UnsetType = UNSET
-    activation_bits: _Bits | None | UnsetType = UNSET
+    activation_bits: _Bits | UnsetType | None = UNSET
     boundary_bits: _Bits | UnsetType = UNSET
     scale: ScaleGranularity | UnsetType = UNSET
     scaling: Scaling | UnsetType = UNSET
@@ -58,7 +58,7 @@ class Precision(msgspec.Struct, frozen=True, omit_defaults=True):
         for name, value in given.items():
             group, _, last = FIELDS.get(name, name).rpartition(".")
             (fields.setdefault(group, {}) if group else fields)[last] = value
-        return {"quantization": preset, "precision": fields}
+        return {"quantization": preset, **({"precision": fields} if fields else {})}
 
 
 class Schedule(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -171,9 +171,8 @@ class Study(msgspec.Struct, frozen=True, kw_only=True):
             known = getattr(self, key.removeprefix(place))
             for value in values:
                 if value not in known:
-                    raise UsageError(
-                        f"{key}: {value} is none of the study's{nearest(str(value), map(str, known))}"
-                    )
+                    near = nearest(str(value), map(str, known))
+                    raise UsageError(f"{key}: {value} is none of the study's{near}")
         if schedule.checkpoint is not None and len(schedule.variants or self.variants) > 1:
             raise UsageError(
                 f"{place}checkpoint: is of one variant; name that in {place}variants, and others "
@@ -185,17 +184,10 @@ class Study(msgspec.Struct, frozen=True, kw_only=True):
             raise UsageError(f"{place}overrides.{error}") from error
 
     def schedules(self) -> dict[str, Schedule]:
-        """Return the trainings, each with all that it leaves to the study."""
+        """Return the trainings by name, each with its profile."""
         named = self.trainings or {str(self.profile): Schedule()}
         return {
-            name: msgspec.structs.replace(
-                schedule,
-                profile=schedule.profile or self.profile,
-                variants=schedule.variants or self.variants,
-                quantizations=schedule.quantizations or tuple(self.quantizations),
-                methods=schedule.methods or self.methods,
-                seeds=schedule.seeds or self.seeds,
-            )
+            name: msgspec.structs.replace(schedule, profile=schedule.profile or self.profile)
             for name, schedule in named.items()
         }
 
