@@ -101,6 +101,9 @@ LIGHT = (
     "analysis.thresholds",
     "run.runner",
     "run.configuration",
+    "run.study.file",
+    "run.study.planning",
+    "run.study.estimate",
     "testing.scenarios",
 )
 
