@@ -7,6 +7,9 @@ from typing import Any
 
 import msgspec
 
+from qatval.core.errors import QatvalError
+from qatval.core.files import atomic_write, read_regular
+from qatval.run.configuration import RunConfig, configure
 from qatval.run.study.engines import Resources
 
 PLAN_NAME = "study.json"
@@ -28,6 +31,22 @@ class Job(msgspec.Struct, frozen=True, omit_defaults=True):
     methods: tuple[str, ...]
     seed: int
     arguments: dict[str, Any]
+
+    def config(self, out: Path, cache_dir: Path | None = None) -> RunConfig:
+        """Return what `qatval.run.runner.run` is to run."""
+        arguments = dict(self.arguments)
+        for name in ("coco_root", "checkpoint", "image_list", "gate_root"):
+            if arguments.get(name) is not None:
+                arguments[name] = Path(arguments[name])
+        if "primary" in arguments:
+            arguments["primary"] = tuple(arguments["primary"])
+        return configure(
+            methods=self.methods,
+            seed=self.seed,
+            run_root=self.run_root(out),
+            cache_dir=cache_dir,
+            **arguments,
+        )
 
     def folder(self, out: Path) -> Path:
         """Return where its state and its log are, below a study's folder."""
@@ -61,3 +80,22 @@ class Plan(msgspec.Struct, frozen=True, omit_defaults=True):
     resources: Resources
     jobs: tuple[Job, ...]
     margin: float | None = None
+
+
+def write_plan(plan: Plan, out: Path) -> None:
+    """Record a plan in a study's folder."""
+    atomic_write(out / PLAN_NAME, msgspec.json.format(msgspec.json.encode(plan), indent=2))
+
+
+def read_plan(out: Path) -> Plan:
+    """Return the plan that a study's folder holds.
+
+    Raises:
+        QatvalError: If there is none, or none that can be read.
+    """
+    file = out / PLAN_NAME
+    content = read_regular(file, 100_000_000, expected="the plan of a study")
+    try:
+        return msgspec.json.decode(content, type=Plan)
+    except ValueError as error:
+        raise QatvalError(f"{file} is no plan of a study ({error})") from error
