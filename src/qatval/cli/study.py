@@ -18,6 +18,7 @@ from qatval.core.option_types import positive
 if TYPE_CHECKING:
     from qatval.run.study.controller import Controller
     from qatval.run.study.engines import Engine
+    from qatval.run.study.matrix import Study
     from qatval.run.study.plan import Plan
     from qatval.run.study.standing import Entry
 
@@ -99,17 +100,21 @@ def _run(args: argparse.Namespace) -> int:
     from qatval.run.study.controller import Controller
     from qatval.run.study.estimate import estimate
     from qatval.run.study.file import load_study
-    from qatval.run.study.plan import planned, write_plan
+    from qatval.run.study.plan import write_plan
+    from qatval.run.study.planning import planned
 
-    plan = planned(load_study(Path(args.file)), args.out)
-    for line in estimate(plan, args.out).lines():
-        print(terminal_line(line))
+    if args.launcher != "local" and args.jobs is not None:
+        raise UsageError("--jobs is for --launcher local: a cluster has limits of its own")
+    asked = load_study(Path(args.file))
+    plan = planned(asked, args.out, args.jobs)
+    engine, places = _engine(args, asked, plan)
+    for line in estimate(plan, args.out, places).lines():
+        print(terminal_line(line), flush=True)
     if args.dry_run:
         return 0
-    controller = Controller(
-        plan, args.out, _engine(args, plan), retries=args.retries, cache_dir=args.cache_dir
-    )
-    with controller:
+    with Controller(
+        plan, args.out, engine, retries=args.retries, cache_dir=args.cache_dir
+    ) as controller:
         write_plan(plan, args.out)
         entries = _carried_out(controller)
         _compare(plan, args.out, args.cache_dir)
@@ -169,14 +174,20 @@ def _tell_failed(entries: Collection[Entry], out: Path) -> int:
     return 1 if failed else 0
 
 
-def _engine(args: argparse.Namespace, plan: Plan) -> Engine:
+def _engine(args: argparse.Namespace, asked: Study, plan: Plan) -> tuple[Engine, int]:
+    """Return where runs take place, and how many side by side as far as that is known."""
+    if args.launcher == "slurm":
+        from qatval.run.study.engines.slurm import SlurmEngine
+
+        return SlurmEngine(plan.resources, args.out, asked.slurm), 1
+    if args.launcher == "ray":
+        from qatval.run.study.engines.ray import RayEngine
+
+        return RayEngine(plan.resources, asked.ray.get("address")), 1
     from qatval.run.study.engines.local import LocalEngine
 
-    if args.launcher != "local":
-        if args.jobs is not None:
-            raise UsageError("--jobs is for --launcher local: a cluster has limits of its own")
-        raise UsageError(f"--launcher {args.launcher} is not there yet")
-    return LocalEngine(plan.resources, args.jobs)
+    engine = LocalEngine(plan.resources, args.jobs)
+    return engine, len(engine.places)
 
 
 def _retries(text: str) -> int:

@@ -30,6 +30,7 @@ from qatval.core.progress import Progress
 from qatval.run import runner
 from qatval.run.claim import Claim, HeldError
 from qatval.run.configuration import RunConfig
+from qatval.run.study.estimate import remember
 from qatval.run.study.plan import Job, Plan, read_plan
 from qatval.run.study.standing import entry, finished
 from qatval.run.study.state import BEAT_S, JobState, Standing, read_state, write_state
@@ -108,9 +109,11 @@ def _outcome(job: Job, plan: Plan, out: Path, heart: Heart) -> tuple[Standing, s
         if not finished(job, out):
             config = job.config(out)
             heart.tell(device=_device(plan.resources.gpus, config), epochs=config.profile.epochs)
+            job.draw(out)
             with _Told(job.name, heart) as progress:
                 summaries = runner.run(config, progress)
             heart.tell(value=summaries[0].metrics.final_value)
+            remember(job, summaries, job.run_root(out))
     except BaseException as error:
         if interruption.requested() or isinstance(error, KeyboardInterrupt):
             _say(str(error))
