@@ -79,15 +79,13 @@ class LocalEngine:
         number = len(self._running)
         self._queue.clear()
         for process, _ in self._running.values():
-            with contextlib.suppress(ProcessLookupError):
-                process.send_signal(signal.SIGTERM)
+            os.kill(process.pid, signal.SIGTERM)  # not its own method, which may wait for it
         until = time.monotonic() + _PATIENCE_S
         while self._running and time.monotonic() < until:
             time.sleep(_POLL_S)
             self._reap()
         for process, _ in self._running.values():
             _kill_session(process.pid)
-            process.wait()
         return f"{number} running process{'' if number == 1 else 'es'} ended, with all kept"
 
     def _start(self) -> None:
