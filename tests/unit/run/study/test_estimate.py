@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from qatval.core.summary import load_summary, write_summary
 from qatval.run.study import estimate as module
+from qatval.run.study.engines import Resources
 from qatval.run.study.estimate import Estimate, estimate, remember, remembered
 from qatval.run.study.matrix import EMBEDDED, Precision, Schedule, Study
 from qatval.run.study.plan import Job, Plan
@@ -133,20 +135,19 @@ def test_the_last_job_on_such_a_machine_tells_of_a_new_study(
     remember(job, summaries, folder)
     found = estimate(plan, tmp_path / "another")
     assert found.seconds == pytest.approx((4 * 153.6 + 60,) * 2)
-    assert "by one job on a processor of 2026-03-01" in said(found)
+    assert "by one job of 2026-03-01 on a processor with 2 threads" in said(found)
     assert found.left == 4
 
 
 @pytest.mark.parametrize(
     "changes",
-    [{"threads": 3}, {"cpu": "another"}, {"gpu": "a GPU"}, {"imgsz": 640}, {"variant": "yolo10s"}],
+    [{"cpu": "another"}, {"gpu": "a GPU"}, {"imgsz": 640}, {"variant": "yolo10s"}],
     ids=lambda changes: next(iter(changes)),
 )
 def test_another_machine_or_model_tells_nothing(
     changes: dict[str, Any], plan: Plan, tmp_path: Path, finish: Callable[..., Path]
 ) -> None:
     where = {
-        "threads": "training",
         "cpu": "environment",
         "gpu": "environment",
         "imgsz": "model",
@@ -169,7 +170,20 @@ def test_a_gpu_is_told_of_by_the_last_one(tmp_path: Path, finish: Callable[..., 
         folder = finish(job, environment={"gpu": gpu}, **at)
         summaries = [load_summary(root) for root in job.run_roots(tmp_path / "study").values()]
         remember(job, summaries, folder)
-    assert "one job on GPU B of 2026-03-02" in said(estimate(plan, tmp_path / "another"))
+    assert "one job of 2026-03-02 on GPU B" in said(estimate(plan, tmp_path / "another"))
+
+
+def test_as_many_threads_tell_best(plan: Plan, tmp_path: Path, finish: Callable[..., Path]) -> None:
+    job = plan.jobs[0]
+    for day, threads in (("01", 2), ("02", 3)):
+        at = {"created_at": f"2026-03-{day}T12:00:00+00:00"}
+        folder = finish(job, training={"threads": threads}, **at)
+        summaries = [load_summary(root) for root in job.run_roots(tmp_path / "study").values()]
+        remember(job, summaries, folder)
+    another = tmp_path / "another"
+    assert "of 2026-03-01 on a processor with 2 threads" in said(estimate(plan, another))
+    unlike = structs.replace(plan, resources=Resources(threads=1))
+    assert "of 2026-03-02 on a processor with 3 threads" in said(estimate(unlike, another))
 
 
 def test_one_measurement_of_a_kind_is_kept(

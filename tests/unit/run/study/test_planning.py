@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from qatval.core.errors import QatvalError
 from qatval.data.shapes import read_manifest
 from qatval.quant.methods import method
 from qatval.run.study import planning
+from qatval.run.study.file import load_study
 from qatval.run.study.matrix import EMBEDDED, Precision, Schedule, Study
 from qatval.run.study.plan import Job, Plan, read_plan, write_plan
 from qatval.run.study.planning import planned
@@ -287,7 +289,7 @@ def test_what_cannot_be_run_is_refused_before_the_first_run(
 def test_averages_of_two_kinds_are_refused(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dataclasses import replace
+    import dataclasses
 
     from qatval.run import configuration
 
@@ -295,7 +297,7 @@ def test_averages_of_two_kinds_are_refused(
         found = method(name)
         if name == "ema":
             assert found.averaging is not None
-            return found.replaced("ema", replace(found.averaging, max_tau=7.0))
+            return found.replaced("ema", dataclasses.replace(found.averaging, max_tau=7.0))
         return found
 
     monkeypatch.setattr(configuration, "method", other)
@@ -368,3 +370,15 @@ def test_whatever_is_asked_for_in_turn_each_method_has_one_job(
         }
         for job in plan.jobs:
             assert len([t for t, _ in job.config(out).trainings() if t is not None]) <= 1
+
+
+@pytest.mark.parametrize(
+    ("name", "jobs"),
+    [("study_embedded", 5 * (4 * 3 + 1 + 2 + 1)), ("study_photographs", 3 * (4 + 2 + 1))],
+)
+def test_the_studies_behind_the_documents(name: str, jobs: int, make: Make, tmp_path: Path) -> None:
+    asked = load_study(Path(__file__).parents[4] / "benchmarks" / f"{name}.toml")
+    plan = planned(replace(asked, dataset=EMBEDDED), tmp_path)
+    trained = [job for job in plan.jobs if any(method(m).training for m in job.methods)]
+    assert len(trained) == len(plan.jobs)
+    assert len(plan.jobs) == jobs
