@@ -214,6 +214,28 @@ def test_a_job_is_never_lost_over_its_measurement(
     assert remembered() == []
 
 
+def test_a_job_that_trains_nothing_takes_no_training(
+    tmp_path: Path, finish: Callable[..., Path]
+) -> None:
+    out = tmp_path / "study"
+    finish(planned(study(seeds=(0,)), out).jobs[0])
+    first = planned(study(methods=("baseline", "ema"), seeds=(0,)), out)
+    (untrained,) = planned(study(methods=("ptq",), seeds=(0,)), out).jobs
+    both = structs.replace(first, jobs=(*first.jobs, untrained))
+    assert estimate(both, out).seconds == pytest.approx((10, 10))
+
+
+def test_such_a_job_does_not_take_the_place_of_one_that_trained(
+    plan: Plan, tmp_path: Path, finish: Callable[..., Path]
+) -> None:
+    job = plan.jobs[0]
+    for image_s in (0.1, 0.0):
+        folder = finish(job, image_s)
+        summaries = [load_summary(root) for root in job.run_roots(tmp_path / "study").values()]
+        remember(job, summaries, folder)
+    assert [one.image_s for one in remembered()] == [pytest.approx(0.1)]
+
+
 def test_too_little_disk_is_said(plan: Plan, tmp_path: Path, finish: Callable[..., Path]) -> None:
     finish(plan.jobs[0])
     found = estimate(plan, tmp_path / "study")

@@ -161,6 +161,12 @@ def test_the_same_study_again_is_the_same_plan(make: Make, tmp_path: Path) -> No
     assert (tmp_path / "study.json").read_bytes() == before
 
 
+def test_a_study_is_as_old_as_its_first_plan(make: Make, tmp_path: Path) -> None:
+    old = replace(planned(make(), tmp_path), created_at="2026-01-01T00:00:00+00:00")
+    write_plan(old, tmp_path)
+    assert record(make(seeds=(0, 1, 2)), tmp_path).created_at == old.created_at
+
+
 def test_a_new_method_gets_a_training_of_its_own(make: Make, tmp_path: Path) -> None:
     record(make(methods=("baseline",), seeds=(0,)), tmp_path)
     plan = record(make(methods=("ema", "baseline", "ptq"), seeds=(0,)), tmp_path)
