@@ -12,10 +12,12 @@ from statistics import stdev
 
 import msgspec
 
+from qatval.analysis import falls
 from qatval.core import formatting
-from qatval.core.measurements import Oscillation
+from qatval.core.measurements import Oscillation, TrajectoryRecord
 from qatval.core.quantization import in_words, quantization_label
 from qatval.core.summary import Resumption, RunSummary
+from qatval.core.trajectory import of_run
 from qatval.quant.methods import describe
 from qatval.report.deployment import NUMERIC, run_lines, run_table
 
@@ -32,14 +34,16 @@ _BLOCK = re.compile(r"^(?:(\d+)([.)])(?=\s|$)|([#>=]|[+-](?!\d)))")  # a number 
 def render_run(summary: RunSummary) -> str:
     """Return a run's summary as Markdown, the stability outcome first."""
     headline, *verdict = _verdict(summary)
+    found, after = of_run(summary), summary.method.afterwards
     return document(
         f"# {headline}: {escape(summary.run_id)}",
         *verdict,
+        *_course(found, after),
         *section("Warnings", [bullets(map(escape, summary.warnings))]),
         *section("Accuracy", _accuracy(summary)),
         *section("Deployment", _deployment(summary)),
         *section("Method", _method(summary)),
-        *section("Epochs", _history(summary)),
+        *section("Epochs", _history(summary, found)),
         *section("Oscillation of the raw weights", _oscillation(summary)),
         *section("BatchNorm drift", _batchnorm(summary)),
         *section("How it was made", _setup(summary)),
@@ -125,6 +129,16 @@ def _verdict(summary: RunSummary) -> Iterator[str]:
         )
 
 
+def _course(found: TrajectoryRecord | None, after: str | None) -> Iterator[str]:
+    """Say where the value fell on its way, if anywhere."""
+    if found is None:
+        return
+    if said := falls.repaired(found, after):
+        yield f"**{said[:1].upper()}{said[1:]}.**"
+    if said := falls.remarkable(found, after):
+        yield f"Epoch by epoch: {said}."
+
+
 def _failed(summary: RunSummary, best: str) -> Iterator[str]:
     for check in summary.failed_checks or ():
         detail = escape(check.detail)
@@ -192,17 +206,20 @@ def _method(summary: RunSummary) -> Iterator[str]:
     yield bullets([name, *map(escape, describe(method))])
 
 
-def _history(summary: RunSummary) -> Iterator[str]:
-    if not summary.history:
+def _history(summary: RunSummary, found: TrajectoryRecord | None) -> Iterator[str]:
+    if not summary.history or found is None:
         return
     rows = [(str(entry.epoch), formatting.value(entry.value)) for entry in summary.history]
     if (start := summary.metrics.value("start_value")) is not None:
         rows.insert(0, ("start", formatting.value(start)))
     bn, qc = summary.method.bn, summary.method.qc
     if (qc.enabled or (bn and bn.enabled)) and summary.status != "incomplete":
-        after = "QC" if qc.enabled else "re-estimation"
-        rows.append((f"after {after}", formatting.value(summary.metrics.final_value)))
+        after = f"after {summary.method.afterwards}"
+        rows.append((after, formatting.value(summary.metrics.final_value)))
     yield table(("epoch", _METRIC), rows, right=("epoch", _METRIC))
+    if found.falls:
+        yield "Falls below half of the best value so far:"
+        yield bullets(falls.fall_lines(found, summary.method.afterwards))
 
 
 def _oscillation(summary: RunSummary) -> Iterator[str]:
