@@ -26,7 +26,7 @@ def headline(found: TrajectoryRecord, after: str | None = None) -> str:
     if found.loss_not_finite is not None:
         said.append(f"training diverged: its loss is not a number in epoch {found.loss_not_finite}")
     if dips := [fall for fall in found.falls if not fall.lasting]:
-        said.append(f"a dip{'' if len(dips) == 1 else 's'} at {_epochs(dips)}")
+        said.append(f"{'a dip' if len(dips) == 1 else 'dips'} at {_epochs(dips)}")
     return "; ".join(said if lasting or found.loss_not_finite else [found.verdict, *said])
 
 

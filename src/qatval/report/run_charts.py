@@ -132,7 +132,8 @@ def _losses(run: LoadedRun, history: Sequence[EpochRecord]) -> Chart | None:
     sums = [(epoch.epoch, _summed(epoch, "train/"), _summed(epoch, "val/")) for epoch in history]
     return line_chart(
         "Loss per epoch",
-        "Sum of the detection losses, on training and on validation images.",
+        "Sum of the detection losses, on training and on validation images."
+        + (" The bars mark the epochs in which mAP fell." if _falls(run) else ""),
         _two(("training", "validation"), sums),
         spans=_falls(run),
         show="{:.2f}".format,

@@ -33,12 +33,14 @@ _BLOCK = re.compile(r"^(?:(\d+)([.)])(?=\s|$)|([#>=]|[+-](?!\d)))")  # a number 
 
 def render_run(summary: RunSummary) -> str:
     """Return a run's summary as Markdown, the stability outcome first."""
-    headline, *verdict = _verdict(summary)
     found, after = of_run(summary), summary.method.afterwards
+    repaired = found and falls.repaired(found, after)
+    headline, *verdict = _verdict(summary, "run" if repaired else "training")
     return document(
         f"# {headline}: {escape(summary.run_id)}",
         *verdict,
-        *_course(found, after),
+        f"**{repaired[:1].upper()}{repaired[1:]}.**" if repaired else "",
+        f"Epoch by epoch: {course}." if (course := falls.remarkable(found, after)) else "",
         *section("Warnings", [bullets(map(escape, summary.warnings))]),
         *section("Accuracy", _accuracy(summary)),
         *section("Deployment", _deployment(summary)),
@@ -94,8 +96,8 @@ def code(text: str) -> Markdown:
     return Markdown(f"{ticks}{space}{line}{space}{ticks}")
 
 
-def _verdict(summary: RunSummary) -> Iterator[str]:
-    """Write what became of the run in a word, then in blocks."""
+def _verdict(summary: RunSummary, what: str) -> Iterator[str]:
+    """Write what became of the run in a word, then in blocks; `what` is what held, if it did."""
     metrics, ratio = summary.metrics, summary.stability.final_over_best_ratio
     final, best = formatting.value(metrics.final_value), formatting.value(metrics.best_value)
     limit = summary.stability.collapse_threshold_ratio
@@ -124,19 +126,9 @@ def _verdict(summary: RunSummary) -> Iterator[str]:
         share = "" if ratio is None else f" ({formatting.percent(ratio)})"
         yield "Stable"
         yield (
-            f"**The training held**: final mAP 50-95 is {final} of a best {best}{share}"
+            f"**The {what} held**: final mAP 50-95 is {final} of a best {best}{share}"
             f"{_of_fp32(summary)}; below {limit:g} of its best it would count as collapsed."
         )
-
-
-def _course(found: TrajectoryRecord | None, after: str | None) -> Iterator[str]:
-    """Say where the value fell on its way, if anywhere."""
-    if found is None:
-        return
-    if said := falls.repaired(found, after):
-        yield f"**{said[:1].upper()}{said[1:]}.**"
-    if said := falls.remarkable(found, after):
-        yield f"Epoch by epoch: {said}."
 
 
 def _failed(summary: RunSummary, best: str) -> Iterator[str]:
