@@ -163,9 +163,10 @@ def _rise(
     does. The first epoch of a fall may have broken at its end, the next began broken: the higher
     of the two counts, and no later one, which would be an effect.
 
-    A rise is one by more than a tenth: a network whose mAP is halved has a loss that is higher by
-    far more, and half an epoch of that shows. It is also one by more than the curve's own noise,
-    three times its usual `_bend` (five standard deviations of independent noise).
+    A rise is one by more than a tenth, since a change of the loss that small halves no mAP: where
+    trainings truly lost half of it, the loss was higher by a sixth or more, the first epoch's mean
+    included (``docs/collapse.md``). It is also one by more than the curve's own noise, three times
+    its usual `_bend` (five standard deviations of independent noise).
     """
     before = [p.loss for p in points[best:fall] if p.loss is not None and math.isfinite(p.loss)]
     then = [p.loss for p in points[fall : fall + 2] if p.loss is not None]

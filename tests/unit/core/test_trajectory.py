@@ -101,6 +101,13 @@ def test_verdict_of_values_where_the_loss_falls(values, verdict):
     assert judge(points(values, [9.0 / n for n in range(1, 10)])).verdict == verdict
 
 
+def test_what_the_checkpoint_scores_is_what_there_is_to_learn():
+    assert judge(points([0.003, 0.004])).verdict == "never learned"
+    assert judge(points([0.003, 0.004]), fp32=0.3).verdict == "held"
+    assert judge(points([0.003, 0.004]), fp32=0.6).verdict == "never learned"
+    assert judge(points([0.0, 0.0]), fp32=0.0).verdict == "never learned"
+
+
 FALLING = [8.0 * 0.97**epoch for epoch in range(30)]
 BROKEN_AT_20 = [0.3] * 19 + [0.02] * 11
 
@@ -121,7 +128,7 @@ def with_changes(losses, **factors):
         (with_changes(FALLING, from_20=1.3), True),
         (with_changes(FALLING, from_21=1.3), True),  # it broke at the end of epoch 20
         (with_changes(FALLING, from_23=1.3), False),  # long after: an effect
-        (with_changes(FALLING, from_20=1.05), False),
+        (with_changes(FALLING, from_20=1.1), False),
         ([*FALLING[:15], *(FALLING[14] * 1.06**n for n in range(1, 16))], True),  # it creeps
         (with_changes(FALLING, from_20=0.7), False),  # mosaic ends
         (with_changes(FALLING, from_18=0.7, from_20=1.3), True),  # and hides nothing
@@ -213,6 +220,14 @@ def test_a_run_is_judged_from_its_start_to_what_came_after_it():
 )
 def test_a_run_without_epochs_has_no_trajectory(summary):
     assert of_run(summary) is None
+
+
+def test_nothing_came_after_a_training_that_was_stopped():
+    stopped = {"training": {"stopped": "weights are not finite after epoch 2"}}
+    found = of_run(build_summary("ema+qc", values=(0.6, 0.1, 0.1), changes=stopped))
+    assert [(fall.epoch, fall.epochs, fall.repaired) for fall in found.falls] == [(2, 1, False)]
+    mended = of_run(build_summary("ema+qc", values=(0.6, 0.1, 0.5), changes=stopped))
+    assert not mended.falls[0].repaired
 
 
 def test_an_incomplete_run_is_judged_as_far_as_it_came():
