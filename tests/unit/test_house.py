@@ -96,9 +96,12 @@ HEAVY = ("torch", "ultralytics", "brevitas", "cv2", "scipy", "jinja2")
 LIGHT = (
     "core.presets",
     "core.summary",
+    "core.trajectory",
     "quant.methods",
     "analysis.comparison",
     "analysis.gate",
+    "analysis.falls",
+    "analysis.foreign_curve",
     "analysis.thresholds",
     "run.runner",
     "run.configuration",
