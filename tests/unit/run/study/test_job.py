@@ -48,6 +48,7 @@ def attempt(out: Path, job: Job, monkeypatch: pytest.MonkeyPatch) -> Callable[..
     monkeypatch.setattr(Job, "draw", lambda self, out: None)
     monkeypatch.setattr(attempts, "remember", lambda *_: None)
     monkeypatch.setattr(attempts, "BEAT_S", 0.02)
+    monkeypatch.setattr(attempts, "_LOOK_S", 0.01)
 
     def run(train: Run = trained, name: str = job.name) -> int:
         monkeypatch.setattr(attempts.runner, "run", train)
@@ -111,6 +112,20 @@ def test_how_far_it_is_can_be_read_while_it_runs(
     assert training.left_s == pytest.approx(28 * 0.1, rel=0.8)
     assert training.seconds > 0.1
     assert (correction.epoch, correction.done, correction.left_s) == (2, None, None)
+
+
+def test_a_new_stage_is_told_before_the_next_beat(
+    job: Job, out: Path, attempt: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attempts, "BEAT_S", 3600.0)
+
+    def train(config: RunConfig, progress: Progress) -> list[RunSummary]:
+        progress.stage("training", 40)
+        until(lambda: state_of(job, out).stage == "training")
+        return trained(config, progress)
+
+    monkeypatch.setattr(attempts.runner, "run", train)
+    assert attempts.main([str(out), job.name]) == 0
 
 
 def test_seconds_of_all_attempts_add_up(job: Job, out: Path, attempt: Callable[..., int]) -> None:
@@ -259,7 +274,7 @@ ORPHAN = """
 import os, subprocess, sys, time
 from qatval.run.study import job
 from qatval.run.study.plan import Job
-job.BEAT_S = 0.05
+job._LOOK_S = 0.05
 Job.draw = lambda self, out: None
 def train(config, progress):
     while True:
