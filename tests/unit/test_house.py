@@ -104,7 +104,10 @@ LIGHT = (
     "run.configuration",
     "run.study.controller",
     "run.study.engines.local",
+    "run.study.estimate",
+    "run.study.file",
     "run.study.job",
+    "run.study.planning",
     "run.study.watching",
     "testing.scenarios",
 )

@@ -130,7 +130,7 @@ def _cpu_places(resources: Resources) -> list[str | None]:
 
 def _gpu_places(share: float) -> list[str | None]:
     """Return the GPUs of each place; places are spread over all before two share one."""
-    found = _gpus()
+    found = visible_gpus()
     if share < 1:
         places: list[str | None] = [gpu for _ in range(int(1 / share + 1e-6)) for gpu in found]
     else:
@@ -144,7 +144,7 @@ def _gpu_places(share: float) -> list[str | None]:
     return places
 
 
-def _gpus() -> list[str]:
+def visible_gpus() -> list[str]:
     """Return the GPUs that this process may use, without torch."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
