@@ -71,6 +71,7 @@ def test_only_the_right_modules_know_the_libraries() -> None:
         "onnxruntime": {"deploy"},
         "openvino": {"deploy"},
         "pytest": {"testing"},
+        "submitit": {"run"},
     }
     found: dict[str, set[str]] = {library: set() for library in owners}
     for path in MODULES:
@@ -101,6 +102,7 @@ LIGHT = (
     "analysis.thresholds",
     "run.runner",
     "run.configuration",
+    "run.study.engines.slurm",
     "testing.scenarios",
 )
 

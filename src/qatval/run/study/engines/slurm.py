@@ -36,7 +36,6 @@ from qatval.run.study.engines.squeue import Queue
 
 NAME = "slurm"
 _LARGEST_ARRAY = 1000  # Slurm's own default is 1001
-_SAVING_S = 90  # from the signal to the end of what Slurm ends
 _TIMEOUTS = 1000  # a job may take as many time limits
 _AGAIN_S = 30.0
 
@@ -133,7 +132,6 @@ class SlurmEngine:
         self._array_size = _largest_array()
         self._queue = Queue()
         self._missed: set[str] = set()
-        self._executor(self._folder)  # which looks at the parameters, and makes no folder
 
     def place(self, attempts: Sequence[Attempt]) -> None:
         """Submit attempts, as arrays as large as the cluster takes them.
@@ -236,15 +234,23 @@ class SlurmEngine:
             slurm_python=python,
             local_python=python,
         )
-        try:
-            executor.update_parameters(**self._parameters)
-        except (AssertionError, TypeError, ValueError) as error:
-            raise QatvalError(f"[slurm] cannot be used: {_one_line(str(error))}") from error
+        executor.update_parameters(**self._parameters)
         return executor
 
     def _write(self, placed: dict[str, str]) -> None:
         atomic_write(self._record, msgspec.json.encode(placed))
         self._placed = placed
+
+
+class _Parameters(msgspec.Struct):
+    """Those of submitit's parameters that are no plain options of ``sbatch``."""
+
+    setup: list[str] = []
+    teardown: list[str] = []
+    srun_args: list[str] = []
+    additional_parameters: dict[str, str | int | float | bool] = {}
+    signal_delay_s: int = 90  # from the signal to the end of what Slurm ends
+    array_parallelism: int = _LARGEST_ARRAY
 
 
 def _settled(resources: Resources, parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -261,6 +267,10 @@ def _settled(resources: Resources, parameters: Mapping[str, Any]) -> dict[str, A
             f"[slurm] takes no {unknown[0]!r}: time and processes are settled by [resources], the "
             f"rest are {', '.join(sorted(known))}"
         )
+    try:
+        given = msgspec.convert(dict(parameters), _Parameters)
+    except msgspec.ValidationError as error:
+        raise QatvalError(f"[slurm]: {error}") from error
     if resources.minutes is None:
         raise QatvalError(
             "[resources] names no minutes: say after how long Slurm may end an attempt; the next "
@@ -274,16 +284,18 @@ def _settled(resources: Resources, parameters: Mapping[str, Any]) -> dict[str, A
         "mem_gb": resources.memory_gb,
         "gpus_per_node": gpus or None,
         "stderr_to_stdout": True,
-        "slurm_signal_delay_s": _SAVING_S,
         **{f"slurm_{name}": value for name, value in parameters.items()},
+        "slurm_signal_delay_s": given.signal_delay_s,
+        "slurm_array_parallelism": given.array_parallelism,
         # Since 22.05 a step has one processor of the task's, unless it asks for them as well.
         "slurm_srun_args": [
+            "--open-mode=append",  # a requeued task goes on with its logs
             f"--cpus-per-task={parameters.get('cpus_per_task', resources.threads)}",
-            *parameters.get("srun_args", ()),
+            *given.srun_args,
         ],
         "slurm_additional_parameters": {
             "requeue": True,  # whatever the cluster's JobRequeue is
-            **parameters.get("additional_parameters", {}),
+            **given.additional_parameters,
         },
     }
     return {name: value for name, value in settled.items() if value is not None}
