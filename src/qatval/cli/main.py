@@ -35,6 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
         run,
         score,
         sensitivity,
+        study,
         summarize,
         verify,
     )
@@ -49,6 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = (
         demo,
         run,
+        study,
         summarize,
         gate,
         verify,

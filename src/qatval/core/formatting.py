@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Sequence
 
 MISSING = "–"
 _LONGEST = 2000  # characters of one thing that is said on a terminal
@@ -96,6 +97,13 @@ def milliseconds(number: float) -> str:
 def memory(mebibytes: int | None) -> str:
     """Write an amount of memory."""
     return MISSING if mebibytes is None else f"{mebibytes:,} MiB"
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Write which of the known names may have been meant, or which there are."""
+    choices = list(known)
+    found = difflib.get_close_matches(name, choices, n=1)
+    return f", is it '{found[0]}'?" if found else f"; expected one of {', '.join(choices)}"
 
 
 def count(number: int, noun: str) -> str:

@@ -35,6 +35,7 @@ VERSION = 2
 CATEGORY_IDS = (1, 3, 7, 18, 44, 90)
 SUPERCATEGORIES = ("round", "angular", "angular", "spiky", "round", "spiky")
 DATE = "2025-01-01"
+TRAIN_IMAGES, VAL_IMAGES = 512, 128
 BACKGROUND_TEXTURE = 0.2
 ITEM_TEXTURE = 0.4
 CONTRAST = (0.3, 0.6)
@@ -43,7 +44,12 @@ Image = NDArray[np.float32]  # (height, width, 3) BGR, about 0 to 1
 
 
 def draw_dataset(
-    out: Path, *, seed: int = 0, train_images: int = 512, val_images: int = 128, size: int = 128
+    out: Path,
+    *,
+    seed: int = 0,
+    train_images: int = TRAIN_IMAGES,
+    val_images: int = VAL_IMAGES,
+    size: int = 128,
 ) -> None:
     """Draw the dataset into `out`, or leave it alone when it is there already.
 

@@ -31,6 +31,10 @@ class LostError(QatvalError):
     """What this process had claimed is not there any more."""
 
 
+class HeldError(QatvalError):
+    """Another process has the folder."""
+
+
 class Claim:
     """Folders that belong to this process until `release`.
 
@@ -58,7 +62,8 @@ class Claim:
         """Take a folder, made if it does not exist. Never waits.
 
         Raises:
-            QatvalError: If another process has it, saying which, or it cannot be written to.
+            HeldError: If another process has it, saying which.
+            QatvalError: If it cannot be written to.
         """
         self._held.append(_Lock(folder))
 
@@ -107,7 +112,7 @@ class _Lock:
                 if error.errno in _HELD:
                     holder = named_in(os.pread(descriptor, 1000, 0))
                     os.close(descriptor)
-                    raise QatvalError(
+                    raise HeldError(
                         f"{self.folder} is in use by {holder}: wait for it to end, or give "
                         "another folder"
                     ) from None

@@ -8,12 +8,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from qatval.core import presets
+from qatval.core import presets, training_arguments
 from qatval.core.errors import UsageError
 from qatval.core.presets import Profile, Variant
 from qatval.core.quantization import Quantization
 from qatval.core.summary import SeriesPlan
 from qatval.quant.methods import Method, method, method_names, primary_contrast
+from qatval.quant.methods.averaging import Averaging
 from qatval.quant.methods.part import Training
 from qatval.quant.methods.rounding import Rounding
 
@@ -76,6 +77,10 @@ class RunConfig:
             raise UsageError(f"--primary must name two methods, got {self.primary[0]} twice")
         for name in self.primary:
             method(name)  # refuses one that is not known
+        if len({m.averaging for m in self.methods} - {None}) > 1:
+            raise UsageError(
+                "methods with different averaging cannot share a training: run them one by one"
+            )
         parts = [part for m in self.methods for part in m.parts]
         if self.quantization.scaling == "statistics" and any(
             isinstance(p, Rounding) for p in parts
@@ -113,6 +118,16 @@ class RunConfig:
                 sharing.append(one)
         return [(training, tuple(methods)) for training, methods in found]
 
+    @property
+    def averaging(self) -> Averaging:
+        """How the one average of a training is made, on which all methods agree.
+
+        It is made for baseline too, where nobody looks at it: a training is the same whoever asks.
+        """
+        found = next((m.averaging for m in self.methods if m.averaging), method("ema").averaging)
+        assert found is not None
+        return found
+
     def settled(self, chosen: Method) -> Method:
         """Return one of the methods with the settings that the profile has for its parts."""
         return chosen.under(self.profile)
@@ -129,6 +144,9 @@ def configure(
     checkpoint: Path | None = None,
     quantization: str = "w4a16",
     precision: Mapping[str, Any] | None = None,
+    schedule: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    dataset: str | None = None,
     **options: Any,
 ) -> RunConfig:
     """Settle a run from names: the dataset decides which presets and which checkpoint apply.
@@ -142,6 +160,10 @@ def configure(
         quantization: Name of a preset.
         precision: Fields of `Quantization` that replace what the preset says; of ``start`` a
             mapping of those of `Start`.
+        schedule: What the profile is called with ``overrides``: its own name, a hyphen and this.
+        overrides: Training arguments (`qatval.core.training_arguments`) beside the profile's, or
+            in their place.
+        dataset: Whose presets apply, None for what lies in ``coco_root``.
         options: Fields of `Profile` that replace what the preset says (None keeps it), and further
             fields of `RunConfig`.
 
@@ -151,17 +173,22 @@ def configure(
     """
     from qatval.data.subset import presets_of
 
-    dataset = presets_of(coco_root)
+    dataset = dataset or presets_of(coco_root)
     chosen = presets.variant(variant)
     of_profile = {field.name for field in dataclasses.fields(Profile)} & options.keys()
-    schedule = {name: options.pop(name) for name in of_profile}
+    replaced = {name: options.pop(name) for name in of_profile}
+    settled = replace(
+        presets.profile(dataset, profile),
+        **{name: value for name, value in replaced.items() if value is not None},
+    )
+    if overrides:
+        training_arguments.refuse_unfit(overrides)
+        name = settled.name if schedule is None else f"{settled.name}-{schedule}"
+        settled = replace(settled, name=name, overrides={**settled.overrides, **overrides})
     return RunConfig(
         variant=chosen,
         methods=tuple(method(name) for name in methods),
-        profile=replace(
-            presets.profile(dataset, profile),
-            **{name: value for name, value in schedule.items() if value is not None},
-        ),
+        profile=settled,
         quantization=_quantization(
             presets.quantization(quantization, chosen.detector), precision or {}
         ),

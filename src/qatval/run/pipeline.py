@@ -19,8 +19,6 @@ from qatval.data.folder import write_dataset_folder
 from qatval.data.subset import build_subset
 from qatval.quant.layers import calibrate_activations, insert_quantizers
 from qatval.quant.methods import Method, calibration_images
-from qatval.quant.methods import method as named_method
-from qatval.quant.methods.averaging import Averaging
 from qatval.quant.methods.part import Training
 from qatval.quant.start import start
 from qatval.run.configuration import RunConfig
@@ -89,7 +87,6 @@ def _set_up(config: RunConfig, folders: Folders, workspace: Workspace, progress:
     device_name = config.device or ("0" if torch.cuda.is_available() else "cpu")
     device = torch_device(device_name)
     threads = torch.get_num_threads()  # as many as cores, or OMP_NUM_THREADS
-    averaging = _averaging(config.methods)
     subset = build_subset(
         config.coco_root,
         train_images=profile.train_images,
@@ -165,7 +162,7 @@ def _set_up(config: RunConfig, folders: Folders, workspace: Workspace, progress:
         images=images,
         device=device,
         arguments=arguments,
-        averaging=averaging,
+        averaging=config.averaging,
         threads=threads,
         fp32_value=fp32_value,
         naive=naive,
@@ -215,21 +212,6 @@ def _train(
     _publish(methods, directory, folders)
     _enter(folders, progress, _WAITING)
     return TrainedModels(setup, trajectory, directory.name)
-
-
-def _averaging(methods: Sequence[Method]) -> Averaging:
-    """Return how the training's one average is made; methods that share it must agree.
-
-    It is made for baseline too, where nobody looks at it: a training is the same whoever asks.
-    """
-    wanted = {method.averaging for method in methods if method.averaging is not None}
-    if len(wanted) > 1:
-        raise UsageError(
-            "methods with different averaging cannot share a training: run them one by one"
-        )
-    averaging = wanted.pop() if wanted else named_method("ema").averaging
-    assert averaging is not None
-    return averaging
 
 
 def torch_device(name: str) -> torch.device:

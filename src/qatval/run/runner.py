@@ -109,7 +109,7 @@ def _go_on(
     goes_on = bool(kept) or workspace.trained
     replaces = goes_on or config.overwrite or config.restart
     if replaces:  # what there is stays until all is in order
-        _check(config)
+        check(config)
     if goes_on:
         workspace.hold(held(config))
     pending = [method for method in config.methods if method.name not in kept]
@@ -128,7 +128,7 @@ def _go_on(
                 claim=claim,
             )
         if not replaces:
-            _check(config)
+            check(config)
         if not goes_on:
             names = {n: Named(f.summary.run_id, f.summary.created_at) for n, f in folders.items()}
             workspace.begin(len(config.trainings()), names)
@@ -215,10 +215,19 @@ def _interrupted(steps: int | None, goes_on: bool) -> interruption.Interrupted:
     return interruption.Interrupted(f"interrupted by {name}{after}: the same command {then}")
 
 
-def _check(config: RunConfig) -> None:
-    """Refuse what can be known to be wrong before anything is loaded."""
-    _pass_gate(config)
-    _find_checkpoint(config)
+def check(config: RunConfig, *, drawn: bool = True) -> None:
+    """Refuse what can be known to be wrong before anything is loaded.
+
+    Args:
+        config: What is to be run.
+        drawn: Whether the dataset has been; without it no gate can be decided.
+
+    Raises:
+        QatvalError: For a closed gate, a missing or another checkpoint, missing packages.
+    """
+    _pass_gate(config, drawn)
+    if config.coco_root.is_dir() or not drawn:  # a missing dataset is said first
+        _find_checkpoint(config)
     if config.export:
         require_installed()
 
@@ -254,7 +263,7 @@ def _find_checkpoint(config: RunConfig) -> None:
     """Refuse a checkpoint that is not there, before the subset is built, with the right remedy."""
     path, variant = config.checkpoint, config.variant
     hold_to_pin(path)
-    if path.is_file() or not config.coco_root.is_dir():  # a missing dataset is said first
+    if path.is_file():
         return
     remedy = "name a .pt or .safetensors file with --checkpoint"
     if path == variant.embedded_checkpoint:
@@ -270,7 +279,7 @@ def _find_checkpoint(config: RunConfig) -> None:
     raise QatvalError(f"checkpoint {path} not found: {remedy}")
 
 
-def _pass_gate(config: RunConfig) -> None:
+def _pass_gate(config: RunConfig, drawn: bool) -> None:
     """Refuse a variant behind the gate while that is closed."""
     if not config.variant.requires:
         return
@@ -279,6 +288,8 @@ def _pass_gate(config: RunConfig) -> None:
         raise QatvalError(
             f"{name} is behind the stage gate: give the runs that open it with --gate-root"
         )
+    if not drawn:
+        return
     from qatval.analysis.gate import decide_from
     from qatval.data.coco import coco_files
 

@@ -154,7 +154,7 @@ def test_a_task_is_the_process_that_was_asked_for(
 def test_what_slurm_announces_is_saved_for_and_gone_on_from(
     local: Callable[[], SlurmEngine], tmp_path: Path
 ) -> None:
-    """Slurm sends the signal to all processes of a task, so also to the one that does not know it."""
+    """Slurm sends the signal to all processes of a task, also to one that does not know it."""
     code = """
 import os, pathlib, signal, sys, time
 saved = pathlib.Path("saved")
