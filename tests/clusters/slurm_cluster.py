@@ -15,14 +15,14 @@ import signal
 import socket
 import subprocess
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 
+from study_of_six import wait
+
 NODES = ("n1", "n2")
 DAEMONS = ("munged", "slurmctld", "slurmd")
-PATIENCE_S = 30.0
 
 CONFIGURATION = """\
 ClusterName=qatval
@@ -148,20 +148,40 @@ class Cluster:
             except subprocess.TimeoutExpired:
                 daemon.kill()
                 daemon.wait()
-        for process in self._leftovers():
-            os.kill(process, signal.SIGKILL)
+        _kill(_processes(f"SLURM_CONF={self.folder}/slurm.conf"))
         os.environ.pop("SLURM_CONF", None)
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _leftovers(self) -> list[int]:
-        """Return what outlived its node's daemon, as a job does."""
-        mine = f"SLURM_CONF={self.folder}/slurm.conf".encode()
-        found = []
-        for environment in Path("/proc").glob("[0-9]*/environ"):
-            with contextlib.suppress(OSError):
-                if mine in environment.read_bytes().split(b"\0"):
-                    found.append(int(environment.parent.name))
-        return [process for process in found if process != os.getpid()]
+    def fail(self, node: str) -> None:
+        """Kill a node's daemon and all that runs there, as when it loses its power."""
+        self._daemons[node].kill()
+        self._daemons[node].wait()
+        jobs = command("squeue", "--noheader", f"--nodelist={node}", "--format=%A").split()
+        daemons = [f"slurmstepd: [{job}.".encode() for job in jobs]
+        _kill(
+            int(line.parent.name)
+            for line in Path("/proc").glob("[0-9]*/cmdline")
+            if line.read_bytes().startswith(tuple(daemons))
+        )
+        _kill(_processes(f"SLURMD_NODENAME={node}", f"SLURM_CONF={self.folder}/slurm.conf"))
+
+
+def _processes(*variables: str) -> list[int]:
+    """Return the processes that have variables, e.g. ``A=B``, in their environment."""
+    wanted = {variable.encode() for variable in variables}
+    found = []
+    for environment in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            if wanted <= {*environment.read_bytes().split(b"\0")}:
+                found.append(int(environment.parent.name))
+    return found
+
+
+def _kill(processes: Iterable[int]) -> None:
+    for process in processes:
+        if process != os.getpid():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
 
 
 def command(*words: str, check: bool = True) -> str:
@@ -170,16 +190,3 @@ def command(*words: str, check: bool = True) -> str:
     if check and done.returncode:
         raise RuntimeError(f"{' '.join(words)}: {done.stderr.strip()}")
     return done.stdout.strip()
-
-
-def wait(is_so: Callable[[], bool], what: str, seconds: float = PATIENCE_S) -> None:
-    """Wait until something is so.
-
-    Raises:
-        TimeoutError: It took too long.
-    """
-    end = time.monotonic() + seconds
-    while not is_so():
-        if time.monotonic() > end:
-            raise TimeoutError(f"waited {seconds:.0f} s in vain for {what}")
-        time.sleep(0.2)
