@@ -71,6 +71,7 @@ def test_only_the_right_modules_know_the_libraries() -> None:
         "onnxruntime": {"deploy"},
         "openvino": {"deploy"},
         "pytest": {"testing"},
+        "submitit": {"run"},
         "rich": {"run"},
     }
     found: dict[str, set[str]] = {library: set() for library in owners}
@@ -105,6 +106,7 @@ LIGHT = (
     "analysis.thresholds",
     "run.runner",
     "run.configuration",
+    "run.study.engines.slurm",
     "run.study.controller",
     "run.study.engines.local",
     "run.study.job",
