@@ -71,6 +71,7 @@ def test_only_the_right_modules_know_the_libraries() -> None:
         "onnxruntime": {"deploy"},
         "openvino": {"deploy"},
         "pytest": {"testing"},
+        "ray": {"run"},
         "submitit": {"run"},
         "rich": {"run"},
     }
@@ -106,6 +107,7 @@ LIGHT = (
     "analysis.thresholds",
     "run.runner",
     "run.configuration",
+    "run.study.engines.ray",
     "run.study.engines.slurm",
     "run.study.controller",
     "run.study.engines.local",
