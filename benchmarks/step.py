@@ -71,12 +71,14 @@ PEERS = {
 }
 
 
-def a_batch(imgsz: int, device: str | torch.device = "cpu") -> dict[str, Tensor]:
+def a_batch(
+    imgsz: int, device: str | torch.device = "cpu", images: int = BATCH
+) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(0)
-    boxes = 4 * BATCH
+    boxes = 4 * images
     batch = {
-        "img": torch.rand(BATCH, 3, imgsz, imgsz, generator=generator),
-        "batch_idx": torch.arange(BATCH).repeat_interleave(4).float(),
+        "img": torch.rand(images, 3, imgsz, imgsz, generator=generator),
+        "batch_idx": torch.arange(images).repeat_interleave(4).float(),
         "cls": torch.randint(0, CLASSES, (boxes, 1), generator=generator).float(),
         "bboxes": torch.rand(boxes, 4, generator=generator) * 0.3 + 0.3,
     }
@@ -84,13 +86,13 @@ def a_batch(imgsz: int, device: str | torch.device = "cpu") -> dict[str, Tensor]
     return {name: tensor.to(device) for name, tensor in batch.items()}
 
 
-def a_model(peer: Peer, batch: dict[str, Tensor]) -> nn.Module:
+def a_model(peer: Peer, batch: dict[str, Tensor], architecture: str = "yolov10n.yaml") -> nn.Module:
     """Build one peer's model; all start from the same weights."""
     from ultralytics.cfg import get_cfg
     from ultralytics.utils import DEFAULT_CFG
 
     torch.manual_seed(0)
-    model: Any = build_model("yolov10n.yaml", [str(n) for n in range(CLASSES)])
+    model: Any = build_model(architecture, [str(n) for n in range(CLASSES)])
     model.args = get_cfg(DEFAULT_CFG)
     model.to(batch["img"].device)
     if peer.quantizer in ("qatval", "Brevitas"):
@@ -136,11 +138,20 @@ def with_statistics(model: nn.Module) -> None:
 class Stepper:
     """Takes training steps with one peer; notes what forward and backward took of each."""
 
-    def __init__(self, peer: Peer, imgsz: int, device: str = "cpu", *, amp: bool = False) -> None:
+    def __init__(
+        self,
+        peer: Peer,
+        imgsz: int,
+        device: str = "cpu",
+        *,
+        amp: bool = False,
+        images: int = BATCH,
+        architecture: str = "yolov10n.yaml",
+    ) -> None:
         from ultralytics.utils.torch_utils import ModelEMA
 
-        self.batch = a_batch(imgsz, device)
-        self.model = a_model(peer, self.batch)
+        self.batch = a_batch(imgsz, device, images)
+        self.model = a_model(peer, self.batch, architecture)
         self.device = torch.device(self.batch["img"].device)
         own = peer.trainer == "qatval"
         if not own:
