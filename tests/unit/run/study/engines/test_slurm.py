@@ -224,7 +224,8 @@ def test_tasks_outlive_their_engine(local: Callable[[], SlurmEngine], tmp_path: 
     assert second.held() == {"a/seed0"}
     task = second._placed["a/seed0"]
     assert said == (
-        f"1 job stays in Slurm's queue and will be taken up again, unless 'scancel {task}' ends them"
+        "1 job stays in Slurm's queue and will be taken up again, unless "
+        f"'scancel {task}' ends them"
     )
     assert answers(second) == {}
     (tmp_path / "go").touch()
