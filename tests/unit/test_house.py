@@ -111,7 +111,10 @@ LIGHT = (
     "run.study.engines.slurm",
     "run.study.controller",
     "run.study.engines.local",
+    "run.study.estimate",
+    "run.study.file",
     "run.study.job",
+    "run.study.planning",
     "run.study.watching",
     "testing.scenarios",
 )

@@ -97,10 +97,8 @@ def _status(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from qatval.run.study.controller import Controller
     from qatval.run.study.estimate import estimate
     from qatval.run.study.file import load_study
-    from qatval.run.study.plan import write_plan
     from qatval.run.study.planning import planned
 
     if args.launcher != "local" and args.jobs is not None:
@@ -112,13 +110,26 @@ def _run(args: argparse.Namespace) -> int:
         print(terminal_line(line), flush=True)
     if args.dry_run:
         return 0
-    with Controller(
-        plan, args.out, engine, retries=args.retries, cache_dir=args.cache_dir
-    ) as controller:
-        write_plan(plan, args.out)
+    return carry_out(plan, args.out, engine, retries=args.retries, cache_dir=args.cache_dir)
+
+
+def carry_out(
+    plan: Plan, out: Path, engine: Engine, *, retries: int = 2, cache_dir: Path | None = None
+) -> int:
+    """Carry a study out, show how it stands and end with its comparison; return the exit code.
+
+    Raises:
+        QatvalError: If another controller has the folder, or the engine refuses what it is given.
+        Interrupted: If a signal has come; the engine was stopped.
+    """
+    from qatval.run.study.controller import Controller
+    from qatval.run.study.plan import write_plan
+
+    with Controller(plan, out, engine, retries=retries, cache_dir=cache_dir) as controller:
+        write_plan(plan, out)
         entries = _carried_out(controller)
-        _compare(plan, args.out, args.cache_dir)
-    return _tell_failed(entries, args.out)
+        _compare(plan, out, cache_dir)
+    return _tell_failed(entries, out)
 
 
 def _carried_out(controller: Controller) -> list[Entry]:

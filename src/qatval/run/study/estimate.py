@@ -236,12 +236,15 @@ def _alike(found: Iterable[Measured], config: RunConfig) -> list[Measured]:
 
 
 def _last(before: Iterable[Measured], config: RunConfig, threads: int) -> list[Measured]:
-    """Return the last one on this processor, or on any GPU: which it will be, nobody knows yet."""
+    """Return the last one on this processor, or on any GPU: which it will be, nobody knows yet.
+
+    One with as many threads comes first; another tells at least the order of magnitude.
+    """
     found = _alike(before, config)
     if config.device == "cpu":
         cpu = machine()["cpu"]
-        found = [one for one in found if (one.cpu, one.threads) == (cpu, threads)]
-    return sorted(found, key=lambda one: one.at)[-1:]
+        found = [one for one in found if one.cpu == cpu]
+    return sorted(found, key=lambda one: (one.threads == threads, one.at))[-1:]
 
 
 def _images(job: Job, config: RunConfig, alike: Sequence[Measured]) -> int | None:
@@ -257,7 +260,9 @@ def _basis(by: Iterable[Measured], here: Sequence[Measured]) -> str:
     done = [one for one in by if one in here]
     others = [one for one in by if one not in here]
     said = [f"{count(len(done), 'job')} of this study"] if done else []
-    said += [f"one job on {one.gpu or one.cpu} of {one.at[:10]}" for one in others]
+    for one in others:
+        where = one.gpu or f"{one.cpu} with {count(one.threads, 'thread')}"
+        said.append(f"one job of {one.at[:10]} on {where}")
     return " and ".join(said)
 
 
