@@ -80,7 +80,7 @@ def results(out: Path) -> dict[str, Mapping[str, object]]:
                 "status": summary.status,
                 "codes": sha256_of(codes),
                 "metrics": summary.metrics,
-                "history": summary.history,
+                "history": [(epoch.value, epoch.metrics) for epoch in summary.history or ()],
             }
     return found
 

@@ -78,6 +78,7 @@ class Command:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, announcing)
         # Not Popen.wait, which `checkpoint` could not ask meanwhile: that holds a lock.
         os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
+        signal.pthread_sigmask(signal.SIG_BLOCK, announcing)  # nothing is left to be saved
         code = self._process.wait()
         sys.exit(code if code >= 0 else 128 - code)
 
@@ -175,10 +176,11 @@ class SlurmEngine:
         self._waiting.clear()
         if not self._placed:
             return "nothing is left in Slurm's queue"
+        number = len(self._placed)
         arrays = sorted({task.partition("_")[0] for task in self._placed.values()}, key=int)
         return (
-            f"{len(self._placed)} jobs stay in Slurm's queue and go on; the same command takes "
-            f"them up again, 'scancel {' '.join(arrays)}' ends them"
+            f"{number} {'job stays' if number == 1 else 'jobs stay'} in Slurm's queue and will be "
+            f"taken up again, unless 'scancel {' '.join(arrays)}' ends them"
         )
 
     def _submit(self) -> None:

@@ -187,7 +187,7 @@ def test_who_does_not_end_is_not_waited_for_for_ever(programs: Path, tmp_path: P
 import pathlib, signal, sys
 from qatval.run.study.engines import Attempt
 from qatval.run.study.engines.slurm import Command
-deaf = "import signal, time; signal.signal(15, signal.SIG_IGN); print(1, flush=True); time.sleep(5)"
+deaf = "import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(60)"
 log = pathlib.Path({str(tmp_path / "log")!r})
 command = Command(Attempt("a", (sys.executable, "-c", deaf), {{}}, log.parent, log), 0.2)
 def announced(*_):
@@ -198,7 +198,9 @@ signal.signal(signal.SIGALRM, announced)
 signal.setitimer(signal.ITIMER_REAL, 0.5)
 command()
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=15
+    )
     assert done.stderr.split() == ["a"]
 
 
@@ -222,8 +224,7 @@ def test_tasks_outlive_their_engine(local: Callable[[], SlurmEngine], tmp_path: 
     assert second.held() == {"a/seed0"}
     task = second._placed["a/seed0"]
     assert said == (
-        "1 jobs stay in Slurm's queue and go on; the same command takes them up again, 'scancel "
-        f"{task}' ends them"
+        f"1 job stays in Slurm's queue and will be taken up again, unless 'scancel {task}' ends them"
     )
     assert answers(second) == {}
     (tmp_path / "go").touch()
@@ -360,16 +361,18 @@ def test_what_comes_back_has_not_ended(programs: Path, tmp_path: Path, state: st
     assert placed.held() == {"a/seed0"}
 
 
-def test_a_task_is_gone_when_it_is_missing_twice(programs: Path, tmp_path: Path) -> None:
+def test_a_task_is_gone_when_it_is_missing_twice_in_a_row(
+    programs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Once may be a question that was asked before it was placed."""
     placed = engine(tmp_path)
-    placed.place(attempts(tmp_path, 2))
-    (programs / "queue").write_text("1_1|RUNNING|0|None|\n")
-    assert answers(placed, 1) == {}
-    (programs / "queue").write_text("1_0|RUNNING|0|None|\n1_1|RUNNING|0|None|\n")
-    assert answers(placed, 3) == {}
-    (programs / "queue").write_text("1_1|RUNNING|0|None|\n")
-    assert answers(placed, 3) == {"a/seed0": "Slurm 1_0: gone from the queue"}
+    placed.place(attempts(tmp_path, 1))
+    there = {"1": squeue_module.Task("RUNNING", 0, "None")}
+    known = iter([{}, there, {}, None, there, {}, {}])
+    monkeypatch.setattr(placed._queue, "look", lambda tasks: next(known))
+    assert [placed.ended() for _ in range(6)] == [{}] * 6
+    assert placed.ended() == {"a/seed0": "Slurm 1: gone from the queue"}
+    assert placed.held() == set()
 
 
 def test_a_job_that_slurm_has_forgotten_is_gone(programs: Path, tmp_path: Path) -> None:
