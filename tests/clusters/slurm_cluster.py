@@ -11,15 +11,13 @@ import getpass
 import os
 import secrets
 import shutil
-import signal
 import socket
 import subprocess
 import tempfile
-from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 
-from study_of_six import wait
+from study_of_six import kill, processes, wait
 
 NODES = ("n1", "n2")
 DAEMONS = ("munged", "slurmctld", "slurmd")
@@ -148,7 +146,7 @@ class Cluster:
             except subprocess.TimeoutExpired:
                 daemon.kill()
                 daemon.wait()
-        _kill(_processes(f"SLURM_CONF={self.folder}/slurm.conf"))
+        kill(processes(f"SLURM_CONF={self.folder}/slurm.conf"))
         os.environ.pop("SLURM_CONF", None)
         shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -158,30 +156,12 @@ class Cluster:
         self._daemons[node].wait()
         jobs = command("squeue", "--noheader", f"--nodelist={node}", "--format=%A").split()
         daemons = [f"slurmstepd: [{job}.".encode() for job in jobs]
-        _kill(
+        kill(
             int(line.parent.name)
             for line in Path("/proc").glob("[0-9]*/cmdline")
             if line.read_bytes().startswith(tuple(daemons))
         )
-        _kill(_processes(f"SLURMD_NODENAME={node}", f"SLURM_CONF={self.folder}/slurm.conf"))
-
-
-def _processes(*variables: str) -> list[int]:
-    """Return the processes that have variables, e.g. ``A=B``, in their environment."""
-    wanted = {variable.encode() for variable in variables}
-    found = []
-    for environment in Path("/proc").glob("[0-9]*/environ"):
-        with contextlib.suppress(OSError):
-            if wanted <= {*environment.read_bytes().split(b"\0")}:
-                found.append(int(environment.parent.name))
-    return found
-
-
-def _kill(processes: Iterable[int]) -> None:
-    for process in processes:
-        if process != os.getpid():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(process, signal.SIGKILL)
+        kill(processes(f"SLURMD_NODENAME={node}", f"SLURM_CONF={self.folder}/slurm.conf"))
 
 
 def command(*words: str, check: bool = True) -> str:

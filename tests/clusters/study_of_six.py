@@ -6,10 +6,13 @@ and the comparison of what two such studies leave.
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from qatval.core.files import sha256_of
@@ -105,6 +108,25 @@ def wait(is_so: Callable[[], object], what: str, seconds: float = 120.0) -> None
         if time.monotonic() > end:
             raise TimeoutError(f"waited {seconds:.0f} s in vain for {what}")
         time.sleep(0.2)
+
+
+def processes(*variables: str) -> list[int]:
+    """Return the processes that have variables, e.g. ``A=B``, in their environment."""
+    wanted = {variable.encode() for variable in variables}
+    found = []
+    for environment in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            if wanted <= {*environment.read_bytes().split(b"\0")}:
+                found.append(int(environment.parent.name))
+    return found
+
+
+def kill(processes: Iterable[int]) -> None:
+    """Kill processes other than this one, as far as there are any of theirs left."""
+    for process in processes:
+        if process != os.getpid():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
 
 
 class Diary:
