@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,19 +11,15 @@ from typing import TYPE_CHECKING
 from qatval.cli.options import add_shared
 from qatval.core.errors import UsageError
 from qatval.core.formatting import terminal_line
-from qatval.core.interruption import Interrupted
 from qatval.core.option_types import positive
 
 if TYPE_CHECKING:
-    from qatval.run.study.controller import Controller
     from qatval.run.study.engines import Engine
     from qatval.run.study.matrix import Study
     from qatval.run.study.plan import Plan
     from qatval.run.study.standing import Entry
 
 LAUNCHERS = ("local", "slurm", "ray")
-_ROUND_S = 0.2
-_SHOWN_S = 1.0
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -124,36 +119,14 @@ def carry_out(
     """
     from qatval.run.study.controller import Controller
     from qatval.run.study.plan import write_plan
+    from qatval.run.study.watching import watching
 
     with Controller(plan, out, engine, retries=retries, cache_dir=cache_dir) as controller:
         write_plan(plan, out)
-        entries = _carried_out(controller)
+        with watching() as show:
+            entries = controller.run(show)
         _compare(plan, out, cache_dir)
     return _tell_failed(entries, out)
-
-
-def _carried_out(controller: Controller) -> list[Entry]:
-    """Advance a study to its end and show how it stands meanwhile."""
-    from qatval.run.study.watching import watching
-
-    with watching() as show:
-        try:
-            shown = 0.0
-            while not controller.finished:
-                controller.advance()
-                if time.monotonic() - shown >= _SHOWN_S:
-                    show(controller.entries())
-                    shown = time.monotonic()
-                time.sleep(_ROUND_S)
-        except KeyboardInterrupt as interrupted:
-            raise Interrupted(
-                f"interrupted by {interrupted}: {controller.stop()}; the same command goes on"
-            ) from interrupted
-        except BaseException:
-            controller.stop()
-            raise
-        show(controller.entries())
-    return controller.entries()
 
 
 def _compare(plan: Plan, out: Path, cache_dir: Path | None) -> None:
