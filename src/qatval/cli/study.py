@@ -15,6 +15,7 @@ from qatval.core.option_types import positive
 from qatval.run.study.launching import LAUNCHERS
 
 if TYPE_CHECKING:
+    from qatval.run.study.engines import Engine
     from qatval.run.study.plan import Plan
     from qatval.run.study.standing import Entry
 
