@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +22,7 @@ from qatval.run.claim import Claim
 from qatval.run.configuration import RunConfig
 from qatval.run.study import job as attempts
 from qatval.run.study.plan import Job, Plan, write_plan
-from qatval.run.study.state import STATE_NAME, JobState, read_state
+from qatval.run.study.state import JobState, read_state
 from qatval.testing import build_summary
 
 _DEADLINE_S = 30
@@ -184,13 +185,24 @@ def test_a_signal_that_comes_with_the_last_result_does_not_take_it_back(
 
 
 def test_nothing_is_written_after_the_last_word(
-    job: Job, out: Path, attempt: Callable[..., int]
+    job: Job, out: Path, attempt: Callable[..., int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert attempt() == 0
-    file = job.folder(out) / STATE_NAME
-    before = file.stat().st_mtime_ns
-    time.sleep(0.1)
-    assert file.stat().st_mtime_ns == before
+    written, slow = attempts.write_state, threading.Event()
+
+    def write(folder: Path, state: JobState) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            slow.set()
+            time.sleep(0.2)  # the last word comes meanwhile
+        written(folder, state)
+
+    def train(config: RunConfig, progress: Progress) -> list[RunSummary]:
+        assert slow.wait(_DEADLINE_S)
+        return trained(config, progress)
+
+    monkeypatch.setattr(attempts, "write_state", write)
+    assert attempt(train) == 0
+    time.sleep(0.4)
+    assert state_of(job, out).standing == "done"
 
 
 def test_a_second_process_waits_and_leaves_the_job_alone(

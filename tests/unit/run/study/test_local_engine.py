@@ -142,6 +142,8 @@ time.sleep(60)
     appears(tmp_path / "one.txt")
     assert engine.stop() == "1 running process ended, with all kept"
     assert (tmp_path / "saved").exists()
+    assert engine.ended() == {"one": "interrupted"}
+    assert engine.held() == set()
     assert not (tmp_path / "begun").exists()
 
 
