@@ -105,7 +105,9 @@ LIGHT = (
     "run.study.controller",
     "run.study.engines.local",
     "run.study.job",
+    "run.study.launching",
     "run.study.watching",
+    "testing.launching",
     "testing.scenarios",
 )
 
