@@ -16,26 +16,32 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from campaign import Part, carry_out, photographs, real_data
 from measure import REPOSITORY, in_turn, publish, ratio, spread, table
+from photographs import photographs, real_data
+from qatval.cli.study import carry_out
 from qatval.core.deployment import RUNTIME_LABELS
-from qatval.data.shapes import draw_dataset
 from qatval.deploy.export.delivered import delivered
 from qatval.deploy.export.description import card_of
 from qatval.deploy.export.onnx_file import export_onnx
 from qatval.deploy.runtimes import Runtime, open_runtime
+from qatval.run.study.engines.local import LocalEngine
+from qatval.run.study.matrix import EMBEDDED, Precision, Schedule, Study
+from qatval.run.study.plan import Plan
+from qatval.run.study.planning import planned
 from qatval.train.models import load_checkpoint
 
 ROUNDS = 40
-PRECISIONS: dict[str, tuple[str, dict[str, Any]]] = {
-    "W4 per channel": ("w4a16", {"scale": "per-channel"}),
-    "W4 per tensor": ("w4a16", {"scale": "per-tensor"}),
-    "W3 per channel": ("w4a16", {"weight_bit_width": 3, "start": {"scale": "mse"}}),
-    "paper (W4A4, ends at 8)": ("paper", {}),
+PRECISIONS = {
+    "w4-per-channel": ("W4 per channel", Precision(scale="per-channel")),
+    "w4-per-tensor": ("W4 per tensor", Precision(scale="per-tensor")),
+    "w3-per-channel": (
+        "W3 per channel",
+        Precision(weight_bits=3, scale="per-channel", start_scale="mse"),
+    ),
+    "paper": ("paper (W4A4, ends at 8)", Precision(quantization="paper")),
 }
 HEADER = (
     "model",
@@ -53,36 +59,33 @@ HEADER = (
 )
 
 
-def parts(out: Path, folder: Path | None) -> list[Part]:
-    """List what is run; the FP32 control stands with the first precision."""
-    if folder is None:
-        coco_root, options = out / "shapes", {"profile": "smoke"}
-        draw_dataset(coco_root)
-        methods: tuple[str, ...] = ("ptq", "ema+qc")
-    else:
-        coco_root, checkpoint = photographs(folder)
-        options = {"profile": "smoke", "checkpoint": checkpoint, "imgsz": 640}
-        methods = ("ptq+shift", "ptq")
-    return [
-        Part(
-            label=name,
-            root=out / name.split(",")[0].replace(" ", "-"),
-            methods=(*methods, "fp32") if number == 0 and folder is None else methods,
-            seed=0,
-            coco_root=coco_root,
-            precision=precision,
-            options={**options, "quantization": preset, "device": "cpu", "export": True},
-        )
-        for number, (name, (preset, precision)) in enumerate(PRECISIONS.items())
-    ]
+def asked_for(folder: Path | None) -> Study:
+    """Return what is run."""
+    coco_root, checkpoint = (EMBEDDED, None) if folder is None else photographs(folder)
+    return Study(
+        source="benchmarks/export.py",
+        variants=("yolo10n",),
+        methods=("ptq", "ema+qc", "fp32") if folder is None else ("ptq+shift", "ptq"),
+        seeds=(0,),
+        dataset=str(coco_root),
+        quantizations={name: precision for name, (_, precision) in PRECISIONS.items()},
+        trainings={
+            "smoke": Schedule(
+                profile="smoke",
+                imgsz=None if folder is None else 640,
+                checkpoint=None if checkpoint is None else str(checkpoint),
+                export=True,
+            )
+        },
+    )
 
 
-def rows(done: list[Part]) -> Iterator[tuple[str, ...]]:
+def rows(plan: Plan, out: Path) -> Iterator[tuple[str, ...]]:
     """Yield a row for each file and runtime."""
-    for part in done:
-        for method in part.methods:
-            name = method if method == "fp32" else f"{part.label}, {method}"
-            yield from _rows(name, part.root / method)
+    for job in plan.jobs:
+        label, _ = PRECISIONS[job.quantization]
+        for method, root in job.run_roots(out).items():
+            yield from _rows(method if method == "fp32" else f"{label}, {method}", root)
 
 
 def _rows(name: str, root: Path) -> Iterator[tuple[str, ...]]:
@@ -135,12 +138,13 @@ def main() -> None:
     os.chdir(REPOSITORY)  # checkpoints are named relative to it
     with tempfile.TemporaryDirectory() as temporary:
         out = (args.out or Path(temporary)).resolve()
-        wanted = parts(out, args.photographs)
-        carry_out(wanted, 1, out / "cache")
+        plan = planned(asked_for(args.photographs), out, places=1)
+        if carry_out(plan, out, LocalEngine(plan.resources, 1), cache_dir=out / "cache"):
+            raise SystemExit(1)
         where, name = "embedded data, 128 px", "export_embedded"
         if args.photographs is not None:
             where, name = "photographs, 640 px", "export_photographs"
-        publish(name, f"Exported models: {where}", table(HEADER, [*rows(wanted)]))
+        publish(name, f"Exported models: {where}", table(HEADER, [*rows(plan, out)]))
 
 
 if __name__ == "__main__":

@@ -28,8 +28,8 @@ from brevitas.graph.gptq import GPTQ, gptq_mode  # noqa: E402
 from brevitas.graph.qronos import Qronos  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
-from campaign import photographs, real_data  # noqa: E402
 from measure import publish, table  # noqa: E402
+from photographs import photographs, real_data  # noqa: E402
 from qatval.core import presets  # noqa: E402
 from qatval.data.subset import build_subset  # noqa: E402
 from qatval.quant.anchoring import shift_statistics  # noqa: E402

@@ -24,8 +24,8 @@ prepare_process()
 import torch  # noqa: E402
 from torch import nn  # noqa: E402
 
-from campaign import photographs, real_data  # noqa: E402
 from measure import publish, table  # noqa: E402
+from photographs import photographs, real_data  # noqa: E402
 from qatval.core import presets  # noqa: E402
 from qatval.core.quantization import Start, StartScale  # noqa: E402
 from qatval.data.subset import build_subset  # noqa: E402

@@ -46,11 +46,11 @@ class Section:
     """A part of the document, made by one command.
 
     Attributes:
-        name: Of the file in ``benchmarks/results/`` that keeps its values.
+        name: Of its study file, and of the file in ``benchmarks/results/`` that keeps its values.
         title: Its heading.
         command: What makes it.
         data: What the models were trained and scored on, and how long.
-        schedules: Folder of a schedule -> its heading, and how a sentence about it begins.
+        schedules: Training of the study -> its heading, and how a sentence about it begins.
         supports: What the section can and cannot support.
     """
 

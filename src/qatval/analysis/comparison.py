@@ -35,6 +35,7 @@ from qatval.analysis.document import (
 )
 from qatval.analysis.effects import method_order
 from qatval.analysis.evidence import in_short
+from qatval.analysis.falls import remarkable
 from qatval.analysis.family import Finding, Verdict
 from qatval.analysis.intervals import spread
 from qatval.analysis.posttraining import against_post_training
@@ -341,6 +342,7 @@ def _run_entry(run: LoadedRun, groups: list[str], check: Check | None) -> RunEnt
         failed_checks=list(summary.failed_checks or ()),
         before_qc_value=metrics.before_qc_value,
         before_bn_value=metrics.before_bn_value,
+        course=remarkable(run.course, summary.method.afterwards),
         reference=None if check is None else Reference(check.result, check.detail),
         error=f"{error.message}{stage}" if error else None,
     )

@@ -49,20 +49,13 @@ def _contradictions(summary: RunSummary) -> Iterator[str]:
         yield f"records {best:g} as its best mAP, but the best of its history is {max(reached):g}"
     before = next((value for name in _BEFORE if (value := metrics.value(name)) is not None), None)
     ended, what = (final, "final") if before is None else (before, "mAP after the training")
-    if _changes_model(summary) and before is None:
+    if summary.method.afterwards and before is None:
         return
     last = epochs[-1]
     if (ended is None) != (last is None) or (
         ended is not None and last is not None and abs(ended - last) > _ROUNDING
     ):
         yield f"records {_shown(ended)} as its {what}, but its history ends with {_shown(last)}"
-
-
-def _changes_model(summary: RunSummary) -> bool:
-    """Whether something comes after the training that changes what it ended with."""
-    described = summary.method
-    statistics = described.bn is not None and described.bn.enabled
-    return described.qc.enabled or statistics or bool(described.post_training)
 
 
 def _within(value: float, low: float, high: float) -> bool:

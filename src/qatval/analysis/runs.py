@@ -18,10 +18,11 @@ from typing import Any, Literal
 from qatval.analysis.evidence import file_differences, summary_differences
 from qatval.analysis.plausibility import impossible
 from qatval.core.errors import QatvalError
-from qatval.core.measurements import Bootstrap
+from qatval.core.measurements import Bootstrap, TrajectoryRecord
 from qatval.core.quantization import FLOAT_MODE
 from qatval.core.stability import Stability, share, stability
 from qatval.core.summary import SUMMARY_NAME, RunSummary, read_verified
+from qatval.core.trajectory import of_run
 
 Outcome = Literal["stable", "collapsed", "degenerate", "disputed", "incomplete"]
 """``disputed``: a check of the measurement itself failed, so that its value cannot be relied on."""
@@ -132,6 +133,11 @@ class LoadedRun:
     def collapsed(self) -> bool:
         """Whether it ended with nothing to compare: collapsed, diverged, never worth anything."""
         return self.outcome in ("collapsed", "degenerate")
+
+    @cached_property
+    def course(self) -> TrajectoryRecord | None:
+        """The verdict on all of its epochs, None where none are recorded."""
+        return of_run(self.summary)
 
     def _verdict(self) -> Stability:
         metrics = self.summary.metrics

@@ -1,46 +1,39 @@
 """``qatval demo``: one question answered on the embedded data, in minutes.
 
-What is asked, and of how many seeds, was settled by power (`qatval.analysis.power`) and not by what
-came out. Ten trainings of ``baseline`` with this preset spread by 0.5 points (docs/statistics.md),
-and 128 images leave a difference to an untrained model a standard error of about 0.5. Three seeds
-then find 2.1 points in 80 % where one contrast is declared before the runs, two seeds 5.8; that
-rounding costs 6 is known without any training. So the primary contrast is whether training in 4
-bits is better than mere rounding. The methods' own claim, ``ema+qc`` against ``baseline``, was
-about one point in earlier studies, too little for three seeds, and stays among the others.
-
-The margin is a third of what rounding costs. ``baseline`` and ``ema`` share a training: if their
-difference spreads by 0.3 points over seeds, it is shown to lie within the margin, corrected over
-six, in about 80 %. Controls in FP32 and GPTQ would take nearly as long again and widen the family:
-`qatval run --with-controls` has them.
+It is the study ``run/study/demo.toml``, which says why it asks what it asks, on this machine.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
+import os
+from importlib.resources import files
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from qatval.cli.options import add_shared
 from qatval.core import presets as config
+from qatval.core.errors import QatvalError
+from qatval.core.formatting import terminal_line
 from qatval.core.option_types import seeds
-from qatval.core.progress import Progress
-from qatval.quant import methods
 
-SEEDS = (0, 1, 2)
-METHODS = (*methods.method_names(), "ptq", "ptq+shift")
-PRIMARY = ("ema+qc", "ptq")
-MARGIN = 0.02
+if TYPE_CHECKING:
+    from qatval.run.study.matrix import Study
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Register the command."""
+    demo = _demo()
     parser = subparsers.add_parser(
         "demo",
         help="is training in 4 bits better than rounding? three seeds on the embedded data",
-        description=f"Draw the embedded dataset, run {', '.join(METHODS)} with every seed on it "
-        f"(methods of one seed share a training) and compare them. {' against '.join(PRIMARY)} is "
-        "declared as the primary contrast before the runs, and all are tested to be alike within "
-        f"{MARGIN:g} mAP. An interrupted demo goes on when the same command is given again; a "
-        "finished one is replaced.",
+        description=f"Draw the embedded dataset, run {', '.join(demo.methods)} with every seed on "
+        "it (methods of one seed share a training) and compare them. "
+        f"{' against '.join(demo.primary)} is declared as the primary contrast before the runs, "
+        f"and all are tested to be alike within {demo.margin:g} mAP. It is a study ('qatval "
+        "study'): the same command goes on with one that was interrupted, and runs nothing again "
+        "of one that is finished.",
     )
     parser.add_argument(
         "--out",
@@ -66,9 +59,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--seeds",
         type=seeds,
-        default=SEEDS,
+        default=demo.seeds,
         metavar="N,N",
-        help=f"of the runs (default: {','.join(map(str, SEEDS))})",
+        help=f"of the runs (default: {','.join(map(str, demo.seeds))})",
     )
     parser.add_argument(
         "--checkpoint",
@@ -78,54 +71,75 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("--device", metavar="D", help="cpu or 0 (default: 0 if there is a GPU)")
     add_shared(parser, "--cache-dir")
-    parser.add_argument("--restart", action="store_true", help="begin an interrupted demo anew")
+    parser.add_argument(
+        "--restart", action="store_true", help="remove what is there and begin anew"
+    )
     parser.set_defaults(handler=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run everything and end with the comparison."""
-    from qatval.analysis.comparison import compare
-    from qatval.analysis.runs import collect
+    """Run everything that is not there yet and end with the comparison."""
+    from qatval.cli.study import carry_out
     from qatval.data.shapes import draw_dataset
-    from qatval.report.comparison import write_comparison
-    from qatval.report.terminal import terminal_table
-    from qatval.run import runner
-    from qatval.run.configuration import RunConfig, configure
-    from qatval.run.folder import is_finished
-    from qatval.run.workspace import is_interrupted
+    from qatval.run.study.engines.local import LocalEngine
+    from qatval.run.study.estimate import estimate
+    from qatval.run.study.plan import discard
+    from qatval.run.study.planning import planned
 
-    def of_seed(number: int) -> RunConfig:
-        return configure(
-            variant=args.variant,
-            methods=METHODS,
-            profile=args.profile,
-            run_root=args.out / f"{args.variant}-{args.profile}-seed{number}",
-            coco_root=args.data,
-            seed=number,
-            primary=PRIMARY,
-            checkpoint=args.checkpoint,
-            device=args.device,
-            cache_dir=args.cache_dir,
-            overwrite=True,
-            restart=args.restart,
-        )
-
+    asked = _asked_for(args, _gpus(args.device))
     draw_dataset(args.data)
-    configs = [of_seed(number) for number in args.seeds]
-    roots = [config.run_root for config in configs]
-    # Seeds are run in order: where one was interrupted, those before it have had their turn.
-    begun = [] if args.restart else [number for number, r in enumerate(roots) if is_interrupted(r)]
-    for number, settled in enumerate(configs):
-        if number < max(begun, default=0) and all(
-            is_finished(settled.root_of(method.name)) for method in settled.methods
-        ):
-            continue
-        with Progress(f"{args.variant} {args.profile} seed {settled.seed}") as progress:
-            runner.run(settled, progress)
-    runs, unreadable = collect(roots)
-    comparison = compare(runs, unreadable, margin=MARGIN)
-    written = write_comparison(comparison, runs, args.out / "comparison.json", args.cache_dir)
-    print(terminal_table(comparison))
-    print(f"comparison: {written.markdown}")
-    print(f"report: {written.html}")
-    return 0
+    if args.restart:
+        discard(args.out)
+    plan = planned(asked, args.out)
+    engine = LocalEngine(plan.resources)
+    for line in estimate(plan, args.out, len(engine.places)).lines():
+        print(terminal_line(line), flush=True)
+    return carry_out(plan, args.out, engine, cache_dir=args.cache_dir)
+
+
+@functools.cache
+def _demo() -> Study:
+    from qatval.run.study.file import load_study
+
+    return load_study(Path(str(files("qatval.run.study") / "demo.toml")))
+
+
+def _asked_for(args: argparse.Namespace, gpus: int) -> Study:
+    """Return the demo's study with what the options change."""
+    from msgspec.structs import replace
+
+    from qatval.run.study.matrix import Schedule
+
+    checkpoint = None if args.checkpoint is None else str(args.checkpoint.absolute())
+    return replace(
+        _demo(),
+        source="qatval demo",
+        variants=(args.variant,),
+        seeds=tuple(args.seeds),
+        dataset=str(args.data.absolute()),
+        trainings={args.profile: Schedule(profile=args.profile, checkpoint=checkpoint)},
+        resources={"gpus": gpus},
+    )
+
+
+def _gpus(device: str | None) -> int:
+    """Return how many GPUs a run takes, and let this process and its own see no others.
+
+    Raises:
+        QatvalError: If one is not there.
+    """
+    from qatval.run.study.engines.local import visible_gpus
+
+    if device == "cpu":
+        return 0
+    found = visible_gpus()
+    if device is None:
+        return min(len(found), 1)
+    indices = device.split(",")
+    if not all(index.isdecimal() and int(index) < len(found) for index in indices):
+        raise QatvalError(
+            f"--device must be cpu, 0 or a list such as 0,1 of the {len(found)} GPUs that are "
+            f"there, got '{device}'"
+        )
+    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(found[int(index)] for index in indices)
+    return len(indices)

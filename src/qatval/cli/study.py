@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,17 +11,13 @@ from typing import TYPE_CHECKING
 from qatval.cli.options import add_shared
 from qatval.core.errors import UsageError
 from qatval.core.formatting import terminal_line
-from qatval.core.interruption import Interrupted
 from qatval.core.option_types import positive
 from qatval.run.study.launching import LAUNCHERS
 
 if TYPE_CHECKING:
-    from qatval.run.study.controller import Controller
+    from qatval.run.study.engines import Engine
     from qatval.run.study.plan import Plan
     from qatval.run.study.standing import Entry
-
-_ROUND_S = 0.2
-_SHOWN_S = 1.0
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -95,11 +90,9 @@ def _status(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from qatval.run.study.controller import Controller
     from qatval.run.study.estimate import estimate
     from qatval.run.study.file import load_study
     from qatval.run.study.launching import launched
-    from qatval.run.study.plan import write_plan
     from qatval.run.study.planning import planned
 
     if args.launcher != "local" and args.jobs is not None:
@@ -111,37 +104,28 @@ def _run(args: argparse.Namespace) -> int:
         print(terminal_line(line), flush=True)
     if args.dry_run:
         return 0
-    with Controller(
-        plan, args.out, engine, retries=args.retries, cache_dir=args.cache_dir
-    ) as controller:
-        write_plan(plan, args.out)
-        entries = _carried_out(controller)
-        _compare(plan, args.out, args.cache_dir)
-    return _tell_failed(entries, args.out)
+    return carry_out(plan, args.out, engine, retries=args.retries, cache_dir=args.cache_dir)
 
 
-def _carried_out(controller: Controller) -> list[Entry]:
-    """Advance a study to its end and show how it stands meanwhile."""
+def carry_out(
+    plan: Plan, out: Path, engine: Engine, *, retries: int = 2, cache_dir: Path | None = None
+) -> int:
+    """Carry a study out, show how it stands and end with its comparison; return the exit code.
+
+    Raises:
+        QatvalError: If another controller has the folder, or the engine refuses what it is given.
+        Interrupted: If a signal has come; the engine was stopped.
+    """
+    from qatval.run.study.controller import Controller
+    from qatval.run.study.plan import write_plan
     from qatval.run.study.watching import watching
 
-    with watching() as show:
-        try:
-            shown = 0.0
-            while not controller.finished:
-                controller.advance()
-                if time.monotonic() - shown >= _SHOWN_S:
-                    show(controller.entries())
-                    shown = time.monotonic()
-                time.sleep(_ROUND_S)
-        except KeyboardInterrupt as interrupted:
-            raise Interrupted(
-                f"interrupted by {interrupted}: {controller.stop()}; the same command goes on"
-            ) from interrupted
-        except BaseException:
-            controller.stop()
-            raise
-        show(controller.entries())
-    return controller.entries()
+    with Controller(plan, out, engine, retries=retries, cache_dir=cache_dir) as controller:
+        write_plan(plan, out)
+        with watching() as show:
+            entries = controller.run(show)
+        _compare(plan, out, cache_dir)
+    return _tell_failed(entries, out)
 
 
 def _compare(plan: Plan, out: Path, cache_dir: Path | None) -> None:

@@ -111,6 +111,12 @@ def count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
+def listed(items: Sequence[str]) -> str:
+    """Write items one after the other, ``"a, b and c"``."""
+    *others, last = items
+    return f"{', '.join(others)} and {last}" if others else last
+
+
 def setting(value: float | None) -> str:
     """Write a setting as short as it can be."""
     return "not known" if value is None else f"{value:g}"

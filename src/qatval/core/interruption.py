@@ -4,7 +4,8 @@ A scheduler that preempts a job, a closed terminal and Ctrl-C all ask for the sa
 is and go. A signal raises `Interrupted` wherever the command is, with two exceptions. Within a
 `deferred` block, which is a step of a training with the state saved behind it, it waits for the
 end of the block. Within an import it waits for the end of that: libraries swallow what is raised
-there, or fail later for want of what they did not get to.
+there, or fail later for want of what they did not get to. SIGTERM twice within a second is one
+request: at a job's time limit Slurm sends it twice, some milliseconds apart.
 
 Only the process that listens is ended. What a terminal sends to all processes of a command is left
 to it by those that it has forked to load data; processes of other programs have signals of their
@@ -18,6 +19,7 @@ import contextlib
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from types import FrameType
 
@@ -28,6 +30,7 @@ EXIT_CODE = 75
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _IMPORTING = "<frozen importlib._bootstrap>"
 _SOON = 0.05  # seconds
+_ECHO_S = 1.0
 
 
 class Interrupted(KeyboardInterrupt):
@@ -35,6 +38,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 _received: str | None = None
+_received_at = 0.0
 _deferring = 0
 _listening: int | None = None  # the process that does
 
@@ -84,14 +88,17 @@ def _die_of_signals() -> None:
 
 
 def _on_signal(number: int, frame: FrameType | None) -> None:
-    global _received
+    global _received, _received_at
     if os.getpid() != _listening:
         if number == signal.SIGTERM:  # what ends a worker, by whoever started it
             os._exit(128 + number)
         return
+    now = time.monotonic()
     if _received is not None:
+        if _received == "SIGTERM" == signal.Signals(number).name and now - _received_at < _ECHO_S:
+            return
         os._exit(128 + number)
-    _received = signal.Signals(number).name
+    _received, _received_at = signal.Signals(number).name, now
     _on_alarm(number, frame)
 
 

@@ -100,13 +100,79 @@ class Metrics(Record, frozen=True):
         return None if found is UNSET else found
 
 
+TrajectoryVerdict = Literal[
+    "held", "never learned", "evaluation diverged", "training diverged", "diverged"
+]
+"""``diverged``: no training loss tells whether the training did, or only what was evaluated."""
+
+
+class Fall(Record, frozen=True, kw_only=True):
+    """A stretch of epochs in which the value was below the collapse line, half of its best so far.
+
+    Attributes:
+        epoch: The first of them; None where what came after the training made the value fall.
+        best, best_epoch: The best value until then; 0 is the start.
+        lowest, lowest_epoch: The lowest value; None where one is not a number, and for the epoch of
+            a value after the training.
+        epochs: How many epochs there are.
+        recovered: The epoch that is back at the line; None where none of the training is.
+        repaired: Whether what came after the training brought the value back to the line.
+        lost: The first epoch with less than 1 % of the best.
+        loss_before: The lowest training loss from the best epoch to the fall.
+        loss_then: The highest training loss of the first epoch of the fall and the next.
+        loss_rose: Whether the second is clearly above the first, see `qatval.core.trajectory`;
+            None where that is not known.
+    """
+
+    epoch: Number | None
+    best: float
+    best_epoch: Count
+    lowest: float | None
+    lowest_epoch: Count | None
+    epochs: Count
+    recovered: Number | None = None
+    repaired: bool = False
+    lost: Number | None = None
+    loss_before: float | None = None
+    loss_then: float | None = None
+    loss_rose: bool | None = None
+
+    @property
+    def lasting(self) -> bool:
+        """Whether it is more than a dip: one epoch that the training came back from at once."""
+        return self.epochs != 1 or self.recovered is None
+
+    @property
+    def kind(self) -> TrajectoryVerdict:
+        """What diverged."""
+        if self.loss_rose is None:
+            return "diverged"
+        return "training diverged" if self.loss_rose else "evaluation diverged"
+
+
+class TrajectoryRecord(Record, frozen=True):
+    """The verdict on all epochs of a run, see `qatval.core.trajectory`.
+
+    Attributes:
+        loss_not_finite: The first epoch whose training loss is not a number.
+    """
+
+    verdict: TrajectoryVerdict
+    falls: tuple[Fall, ...] = ()
+    loss_not_finite: Count | None = None
+
+
 class StabilityRecord(Record, frozen=True):
-    """The verdict, see `qatval.core.stability`; None in a run that did not finish."""
+    """The verdict, see `qatval.core.stability`; None in a run that did not finish.
+
+    ``trajectory`` is the verdict on all epochs; older tools made none.
+    """
 
     collapse_threshold_ratio: Annotated[float, Meta(ge=0.5, le=0.5)]
     final_over_best_ratio: float | None
     collapsed: bool | None
     degenerate: bool | None = None
+    trajectory: TrajectoryRecord | None = None
 
 
 class EpochRecord(Record, frozen=True):

@@ -88,3 +88,12 @@ class MethodRecord(Record, frozen=True):
     training: Literal["none", "float", "quantized"] | None = None
     stabilizers: tuple[AddedPart, ...] | UnsetType = UNSET
     post_training: tuple[AddedPart, ...] = ()
+
+    @property
+    def afterwards(self) -> str | None:
+        """What changed the model after the training, in a word or two; None for nothing."""
+        if self.qc.enabled:
+            return "QC"
+        if self.bn is not None and self.bn.enabled:
+            return "re-estimation"
+        return "what came after the training" if self.post_training else None

@@ -15,19 +15,22 @@ from qatval.core.formatting import nearest
 _SHARES = (
     *("lr0", "lrf", "momentum", "weight_decay", "warmup_momentum", "warmup_bias_lr", "cls_pw"),
     *("hsv_h", "hsv_s", "hsv_v", "translate", "perspective", "flipud", "fliplr", "bgr"),
-    *("mosaic", "mixup", "cutmix", "copy_paste", "multi_scale"),
+    *("mosaic", "mixup", "cutmix", "copy_paste", "multi_scale", "scale"),
 )
-_NUMBERS = ("warmup_epochs", "box", "cls", "dfl", "degrees", "scale", "shear")
+_NUMBERS = ("warmup_epochs", "box", "cls", "dfl", "degrees", "shear")
 _INTEGERS = ("nbs", "close_mosaic")
 _SWITCHES = ("cos_lr",)
-_NAMES = ("optimizer", "copy_paste_mode")
+_CHOICES = {
+    "optimizer": ("SGD", "MuSGD", "Adam", "Adamax", "AdamW", "NAdam", "RAdam", "RMSProp", "auto"),
+    "copy_paste_mode": ("flip", "mixup"),
+}
 
 EXPECTED: Mapping[str, str] = {
     **dict.fromkeys(_SHARES, "a number in 0..1"),
     **dict.fromkeys(_NUMBERS, "a number of at least 0"),
     **dict.fromkeys(_INTEGERS, "an integer of at least 0"),
     **dict.fromkeys(_SWITCHES, "true or false"),
-    **dict.fromkeys(_NAMES, "a name"),
+    **{name: f"one of {', '.join(choices)}" for name, choices in _CHOICES.items()},
 }
 """What each takes."""
 
@@ -50,8 +53,8 @@ def refuse_unfit(arguments: Mapping[str, Any]) -> None:
 def _fits(name: str, value: Any) -> bool:
     if name in _SWITCHES:
         return isinstance(value, bool)
-    if name in _NAMES:
-        return isinstance(value, str)
+    if name in _CHOICES:
+        return value in _CHOICES[name]
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return False
     if name in _INTEGERS:

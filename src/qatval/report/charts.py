@@ -60,6 +60,7 @@ def line_chart(
     *,
     x_names: Mapping[float, str] | None = None,
     levels: Sequence[Level] = (),
+    spans: Sequence[tuple[float, float]] = (),
     zero: bool = False,
     show: Callable[[float], str],
 ) -> Chart | None:
@@ -70,6 +71,7 @@ def line_chart(
         series: Those without a measured point are left out.
         x_names: What single positions are called instead of the number of an epoch.
         levels: Horizontal lines.
+        spans: First and last of epochs that a bar along the axis marks.
         zero: Whether the vertical axis starts at 0.
         show: How a value is written.
     """
@@ -110,7 +112,13 @@ def line_chart(
             for x in xs
         ],
         curves=curves,
-        segments=list(_levels(levels, y_at, left, measured)),
+        segments=[
+            *_levels(levels, y_at, left, measured),
+            *(
+                Segment(x_at(a - 0.3), bottom - 3, x_at(b + 0.3), bottom - 3, "fall")
+                for a, b in spans
+            ),
+        ],
         marks=marks,
     )
 

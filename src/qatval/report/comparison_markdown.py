@@ -110,7 +110,7 @@ def _runs(runs: Sequence[RunEntry]) -> str:
     rows = [
         (
             run.run_id,
-            run.outcome + (f": {run.error}" if run.error else ""),
+            ": ".join(filter(None, (run.outcome, run.error or run.course))),
             formatting.value(run.best_value),
             formatting.value(run.final_value),
             formatting.percent(run.final_over_best_ratio),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from qatval.analysis import falls
 from qatval.analysis.runs import LoadedRun
 from qatval.core import formatting
 from qatval.core.measurements import (
@@ -69,7 +70,7 @@ def run_charts(run: LoadedRun, style: Style) -> list[Chart]:
     history = summary.history or ()
     charts = [
         _accuracy(run, history, style),
-        _losses(history),
+        _losses(run, history),
         *_corrections(summary.method.qc.changes or {}),
         *(_oscillation(summary.oscillation) if summary.oscillation else ()),
         _batchnorm(summary.batchnorm) if summary.batchnorm else None,
@@ -97,21 +98,44 @@ def _accuracy(run: LoadedRun, history: Sequence[EpochRecord], style: Style) -> C
             levels.append(Level(label, value, KINDS[metric]))
     return line_chart(
         "mAP 50-95 per epoch",
-        "A final value below the collapse line, half of the best, is a collapse.",
+        f"A final value below the collapse line, half of the best, is a collapse.{_marked(run)}",
         [Series(run.method, style, points)],
         x_names=names,
         levels=levels,
+        spans=_falls(run),
         zero=True,
         show=formatting.value,
     )
 
 
-def _losses(history: Sequence[EpochRecord]) -> Chart | None:
+def _falls(run: LoadedRun) -> list[tuple[float, float]]:
+    """Return the first and the last epoch of each fall within the training."""
+    found, history = run.course, run.summary.history
+    if found is None or not history:
+        return []
+    return [
+        (fall.epoch, history[-1].epoch if fall.recovered is None else fall.recovered - 1)
+        for fall in found.falls
+        if fall.epoch is not None
+    ]
+
+
+def _marked(run: LoadedRun) -> str:
+    """Say what the bars along the axis are, nothing where there are none."""
+    if run.course is None or not _falls(run):
+        return ""
+    said = falls.headline(run.course, run.summary.method.afterwards)
+    return f" The bars along the axis mark epochs below half of the best until then: {said}."
+
+
+def _losses(run: LoadedRun, history: Sequence[EpochRecord]) -> Chart | None:
     sums = [(epoch.epoch, _summed(epoch, "train/"), _summed(epoch, "val/")) for epoch in history]
     return line_chart(
         "Loss per epoch",
-        "Sum of the detection losses, on training and on validation images.",
+        "Sum of the detection losses, on training and on validation images."
+        + (" The bars mark the epochs in which mAP fell." if _falls(run) else ""),
         _two(("training", "validation"), sums),
+        spans=_falls(run),
         show="{:.2f}".format,
     )
 

@@ -12,10 +12,12 @@ from statistics import stdev
 
 import msgspec
 
+from qatval.analysis import falls
 from qatval.core import formatting
-from qatval.core.measurements import Oscillation
+from qatval.core.measurements import Oscillation, TrajectoryRecord
 from qatval.core.quantization import in_words, quantization_label
 from qatval.core.summary import Resumption, RunSummary
+from qatval.core.trajectory import of_run
 from qatval.quant.methods import describe
 from qatval.report.deployment import NUMERIC, run_lines, run_table
 
@@ -31,15 +33,19 @@ _BLOCK = re.compile(r"^(?:(\d+)([.)])(?=\s|$)|([#>=]|[+-](?!\d)))")  # a number 
 
 def render_run(summary: RunSummary) -> str:
     """Return a run's summary as Markdown, the stability outcome first."""
-    headline, *verdict = _verdict(summary)
+    found, after = of_run(summary), summary.method.afterwards
+    repaired = found and falls.repaired(found, after)
+    headline, *verdict = _verdict(summary, "run" if repaired else "training")
     return document(
         f"# {headline}: {escape(summary.run_id)}",
         *verdict,
+        f"**{repaired[:1].upper()}{repaired[1:]}.**" if repaired else "",
+        f"Epoch by epoch: {course}." if (course := falls.remarkable(found, after)) else "",
         *section("Warnings", [bullets(map(escape, summary.warnings))]),
         *section("Accuracy", _accuracy(summary)),
         *section("Deployment", _deployment(summary)),
         *section("Method", _method(summary)),
-        *section("Epochs", _history(summary)),
+        *section("Epochs", _history(summary, found)),
         *section("Oscillation of the raw weights", _oscillation(summary)),
         *section("BatchNorm drift", _batchnorm(summary)),
         *section("How it was made", _setup(summary)),
@@ -90,8 +96,8 @@ def code(text: str) -> Markdown:
     return Markdown(f"{ticks}{space}{line}{space}{ticks}")
 
 
-def _verdict(summary: RunSummary) -> Iterator[str]:
-    """Write what became of the run in a word, then in blocks."""
+def _verdict(summary: RunSummary, what: str) -> Iterator[str]:
+    """Write what became of the run in a word, then in blocks; `what` is what held, if it did."""
     metrics, ratio = summary.metrics, summary.stability.final_over_best_ratio
     final, best = formatting.value(metrics.final_value), formatting.value(metrics.best_value)
     limit = summary.stability.collapse_threshold_ratio
@@ -120,7 +126,7 @@ def _verdict(summary: RunSummary) -> Iterator[str]:
         share = "" if ratio is None else f" ({formatting.percent(ratio)})"
         yield "Stable"
         yield (
-            f"**The training held**: final mAP 50-95 is {final} of a best {best}{share}"
+            f"**The {what} held**: final mAP 50-95 is {final} of a best {best}{share}"
             f"{_of_fp32(summary)}; below {limit:g} of its best it would count as collapsed."
         )
 
@@ -192,17 +198,20 @@ def _method(summary: RunSummary) -> Iterator[str]:
     yield bullets([name, *map(escape, describe(method))])
 
 
-def _history(summary: RunSummary) -> Iterator[str]:
-    if not summary.history:
+def _history(summary: RunSummary, found: TrajectoryRecord | None) -> Iterator[str]:
+    if not summary.history or found is None:
         return
     rows = [(str(entry.epoch), formatting.value(entry.value)) for entry in summary.history]
     if (start := summary.metrics.value("start_value")) is not None:
         rows.insert(0, ("start", formatting.value(start)))
     bn, qc = summary.method.bn, summary.method.qc
     if (qc.enabled or (bn and bn.enabled)) and summary.status != "incomplete":
-        after = "QC" if qc.enabled else "re-estimation"
-        rows.append((f"after {after}", formatting.value(summary.metrics.final_value)))
+        after = f"after {summary.method.afterwards}"
+        rows.append((after, formatting.value(summary.metrics.final_value)))
     yield table(("epoch", _METRIC), rows, right=("epoch", _METRIC))
+    if found.falls:
+        yield "Falls below half of the best value so far:"
+        yield bullets(falls.fall_lines(found, summary.method.afterwards))
 
 
 def _oscillation(summary: RunSummary) -> Iterator[str]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from qatval.core import trajectory
 from qatval.core.environment import git_state, machine, versions
 from qatval.core.files import sha256_of
 from qatval.core.measurements import FailedCheck, Metrics, StabilityRecord
@@ -105,7 +106,7 @@ def finished(
     """
     verdict = stability(series, summary.metrics.fp32_value)
     best = verdict.best if math.isfinite(verdict.best) else None
-    return replace(
+    judged = replace(
         summary,
         metrics=replace(
             summary.metrics,
@@ -122,6 +123,8 @@ def finished(
         failed_checks=tuple(failed),
         status="completed-failed" if failed else verdict.status,
     )
+    stability_record = replace(judged.stability, trajectory=trajectory.of_run(judged))
+    return replace(judged, stability=stability_record)
 
 
 def _quantization(spec: Quantization) -> QuantizationRecord:

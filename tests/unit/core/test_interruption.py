@@ -128,6 +128,7 @@ def test_the_second_signal_ends_it_at_once(number: signal.Signals) -> None:
             say("now")
             while not requested():
                 time.sleep(0.01)
+            time.sleep(1.1)
             say("now")
             time.sleep(20)
         """,
@@ -136,6 +137,24 @@ def test_the_second_signal_ends_it_at_once(number: signal.Signals) -> None:
     )
     assert done.returncode == 128 + number
     assert done.stderr == ""
+
+
+def test_a_scheduler_that_says_it_twice_at_once_has_said_it_once() -> None:
+    done = run(
+        """
+        with deferred():
+            say("now")
+            while not requested():
+                time.sleep(0.01)
+            say("now")
+            time.sleep(0.3)
+            say("saved")
+        """,
+        signal.SIGTERM,
+        signal.SIGTERM,
+    )
+    assert done.stdout == "now\nnow\nsaved\n"
+    assert "Interrupted: SIGTERM" in done.stderr
 
 
 def test_an_import_is_not_cut_in_two(tmp_path: Path) -> None:

@@ -55,6 +55,29 @@ ALL_ELSE = {
         "weights": "integer.safetensors",
         "predictions": "predictions.json",
     },
+    "stability": {
+        "degenerate": False,
+        "trajectory": {
+            "verdict": "evaluation diverged",
+            "loss_not_finite": 2,
+            "falls": [
+                {
+                    "epoch": 2,
+                    "best": 0.6,
+                    "best_epoch": 0,
+                    "lowest": 0.001,
+                    "lowest_epoch": 2,
+                    "epochs": 1,
+                    "recovered": 3,
+                    "repaired": True,
+                    "lost": 2,
+                    "loss_before": 3.5,
+                    "loss_then": 3.25,
+                    "loss_rose": False,
+                }
+            ],
+        },
+    },
     "metrics": {
         "map50": 0.8,
         "precision": 0.8,
@@ -69,7 +92,6 @@ ALL_ELSE = {
             "tolerance": 0.002,
         },
     },
-    "stability": {"degenerate": False},
     "failed_checks": [{"name": "reload", "detail": "0.3 and 0.4"}],
     "configuration": {"variant": "yolo10n"},
     "resumed": [{"at": "2026-01-01T00:00:00+00:00", "stage": "training", "steps": 34}],

@@ -63,6 +63,17 @@ def test_a_line_chart_keeps_its_points_inside(series, level, first):
     assert 2 <= len(chart.y_ticks) <= 8
 
 
+def test_spans_are_bars_along_the_axis():
+    points = [(epoch, 0.1) for epoch in range(1, 11)]
+    chart = line_chart("t", "d", [Series("s", STYLE, points)], spans=[(1, 1), (4, 10)], show=str)
+    inside(chart)
+    dip, fall = (segment for segment in chart.segments if segment.kind == "fall")
+    at = [mark.x for mark in chart.marks]
+    assert dip.x1 <= at[0] <= dip.x2 < at[1]
+    assert at[2] < fall.x1 <= at[3] < at[9] <= fall.x2
+    assert dip.y1 == dip.y2 == fall.y1 <= chart.bottom
+
+
 @given(st.lists(values, min_size=1, max_size=9))
 def test_a_dot_chart_keeps_its_dots_inside(finals):
     dots = [(value, "", False, key) for key, value in enumerate(finals)]

@@ -549,6 +549,24 @@ def test_runs_that_did_not_hold_are_open(parsed):
     assert opened == [False, True, False]
 
 
+def test_falls_are_told_and_marked(parsed):
+    fallen = {"method": "ema", "values": (0.5, 0.62, 0.2, 0.1)}
+    mended = {"method": "ema+qc", "seed": 1, "values": (0.5, 0.62, 0.1, 0.61)}
+    page = parsed(fallen, mended, {"method": "baseline", "seed": 2})
+    said = "evaluation diverged at epoch 3"
+    for article in page.all("article"):
+        fell = not article.text.startswith("baseline")
+        # one of mAP, one of losses
+        assert len(article.all("path", of="segment fall")) == (2 if fell else 0)
+        assert (said in article.text.lower()) == fell
+    rows = [row for row in page.all("tr") if "data-run" in row.attributes]
+    assert sorted(row.all("td")[0].text for row in rows) == [
+        "✓ held",
+        f"✓ held {said}, repaired by QC",
+        f"✕ collapsed {said}",
+    ]
+
+
 def test_a_value_that_is_not_a_number_is_a_gap(parsed):
     history = [{"epoch": n, "value": v} for n, v in enumerate((0.5, None, 0.4), start=1)]
     page = parsed({"method": "baseline", "changes": {"history": history}})

@@ -13,6 +13,7 @@ CASES = {
     "incomplete": {"error": "CUDA out of memory", "values": (0.2,)},
     "float control": {"method": "fp32+ema"},
     "re-estimated": {"method": "ema+bn"},
+    "repaired": {"values": (0.5, 0.62, 0.1, 0.12, 0.61)},
     "untrained": {"method": "ptq", "values": (0.6,)},
     "exported": {"changes": {"deployment": build_deployment(0.6404)}},
     "dampened at 3 bits": {"method": "dampen+ema+qc", "mode": "w3a8", "scale": "per-channel"},

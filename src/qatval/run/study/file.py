@@ -81,8 +81,7 @@ def _study(document: dict[str, Any], file: Path) -> Study:
 
     def methods(value: Any) -> tuple[str, ...]:
         names = msgspec.convert(value, tuple[str, ...])
-        # what is there twice is not to vanish among the controls
-        return with_controls(names) if controlled and len({*names}) == len(names) else names
+        return with_controls(names) if controlled else names
 
     lists: _Parsers = {"methods": methods, "seeds": _seeds}
 

@@ -38,6 +38,9 @@ from qatval.run.study.state import BEAT_S, JobState, Standing, read_state, write
 PATIENCE_S = 60.0
 """Seconds that an attempt waits for another process to let go of its job."""
 
+_LOOK_S = 1.0
+"""Seconds after which it is noticed that a stage is another one, or the parent gone."""
+
 _EXIT_CODES: dict[Standing, int] = {
     "done": 0,
     "failed": 1,
@@ -194,13 +197,15 @@ class Heart:
             self._write()
 
     def _beat(self) -> None:
-        orphaned = False
-        while not self._stopped.wait(BEAT_S):
+        orphaned, written, stage = False, time.monotonic(), self.state.stage
+        while not self._stopped.wait(_LOOK_S):
             if os.getppid() != self._parent and not orphaned and not interruption.requested():
                 orphaned = True
                 os.kill(os.getpid(), signal.SIGTERM)
-            with contextlib.suppress(QatvalError):  # a full disk may have room again
-                self._write()
+            if time.monotonic() - written >= BEAT_S or self.state.stage != stage:
+                written, stage = time.monotonic(), self.state.stage
+                with contextlib.suppress(QatvalError):  # a full disk may have room again
+                    self._write()
 
     def _write(self) -> None:
         seconds = self._before_s + time.monotonic() - self._since

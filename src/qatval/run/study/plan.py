@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from qatval.core.errors import QatvalError
 from qatval.core.files import atomic_write, read_regular
 from qatval.core.locks import exclusive
 from qatval.core.presets import EMBEDDED
+from qatval.run.claim import Claim
 from qatval.run.configuration import RunConfig, configure
 from qatval.run.study.engines import Resources
 
@@ -142,3 +144,19 @@ def write_plan(plan: Plan, out: Path) -> None:
     whole = (*kept, *(job for job in plan.jobs if job.name not in known))
     content = msgspec.json.encode(msgspec.structs.replace(plan, jobs=whole))
     atomic_write(out / PLAN_NAME, msgspec.json.format(content, indent=2))
+
+
+def discard(out: Path) -> None:
+    """Remove the plan in a study's folder and all that came of it, to begin anew.
+
+    Raises:
+        QatvalError: If a controller is at work there.
+    """
+    with Claim() as claim:
+        claim.add(out)
+        if not (out / PLAN_NAME).exists():
+            return
+        for name in (RUNS, JOBS):  # the plan last: what is killed on the way is a study still
+            if (out / name).exists():
+                shutil.rmtree(out / name)
+        (out / PLAN_NAME).unlink()

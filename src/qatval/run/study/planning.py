@@ -23,7 +23,7 @@ from qatval.run.workspace import flat
 
 
 class _Place(NamedTuple):
-    """Where a method of a study belongs; one in FP32 has no quantization of its own."""
+    """What there is once in a study; what is in FP32 is the same in all quantizations."""
 
     variant: str
     training: str
@@ -120,23 +120,16 @@ def divided(config: RunConfig) -> list[tuple[str, ...]]:
 
 
 def _asked(study: Study) -> Iterator[Job]:
-    """Yield all that is asked for, a setting and a seed at a time, seed after seed.
-
-    Methods in FP32 do not depend on the quantization: they stand with the first.
-    """
+    """Yield all that is asked for, a setting and a seed at a time, seed after seed."""
     for seed in study.seeds:
         for training, schedule in study.schedules().items():
             if seed not in (schedule.seeds or study.seeds):
                 continue
-            named = schedule.methods or study.methods
             for variant in schedule.variants or study.variants:
-                for number, quantization in enumerate(
-                    schedule.quantizations or study.quantizations
-                ):
-                    methods = [name for name in named if number == 0 or method(name).quantized]
+                for quantization in schedule.quantizations or study.quantizations:
                     yield Job(
                         name=f"{variant}-{training}-{quantization}/seed{seed}",
-                        methods=tuple(methods),
+                        methods=schedule.methods or study.methods,
                         seed=seed,
                         arguments=_arguments(study, variant, training, schedule, quantization),
                         training=training,

@@ -6,13 +6,13 @@ import contextlib
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Literal, TextIO, get_args
+from typing import TYPE_CHECKING, TextIO, get_args
 
 from qatval.core.formatting import MISSING, duration, printable, terminal_line, value
 from qatval.run.study.standing import Entry, Word
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import ConsoleDimensions, Group
 
 Show = Callable[[Sequence[Entry]], None]
 
@@ -37,7 +37,7 @@ def watching(stream: TextIO | None = None) -> Iterator[Show]:
 
     console = Console(file=stream)
     with Live(console=console, auto_refresh=False, transient=True) as live:
-        yield lambda entries: live.update(_table(entries, console.height), refresh=True)
+        yield lambda entries: live.update(_table(entries, console.size), refresh=True)
 
 
 def print_entries(entries: Sequence[Entry], stream: TextIO | None = None) -> None:
@@ -52,7 +52,7 @@ def print_entries(entries: Sequence[Entry], stream: TextIO | None = None) -> Non
         from rich.console import Console
 
         console = Console(file=stream)
-        console.print(_table(entries, console.height))
+        console.print(_table(entries, console.size))
         return
     for entry in entries:
         if entry.word in _FIRST:
@@ -105,34 +105,39 @@ class _Lines:
         print(text, file=self._stream, flush=True)
 
 
-def _table(entries: Sequence[Entry], height: int) -> Table:
+def _table(entries: Sequence[Entry], size: ConsoleDimensions) -> Group:
     """Return what fits on a screen: what is under way, has failed or has just ended."""
+    from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
     shown = sorted((e for e in entries if e.word in _FIRST), key=lambda e: _FIRST.index(e.word))
     ended = sorted((e for e in entries if e.word == "done"), key=lambda e: e.written)
     shown += reversed(ended[-_JUST_ENDED:])
-    fit = shown[: max(height - _AROUND, 1)]
+    fit = shown[: max(size.height - _AROUND, 1)]
     caption = counts(entries)
     if cut := len(shown) - len(fit):
         caption += f", {cut} more than fit here"
-    table = Table(caption=caption, caption_justify="left", box=None, pad_edge=False)
-    for column, justify in _COLUMNS.items():
-        table.add_column(column, justify=justify, overflow="ellipsis", no_wrap=True)
-    for entry in fit:
-        table.add_row(*(Text(printable(cell)) for cell in _cells(entry)))
-    return table
+    rows = [[printable(cell) for cell in _cells(entry)] for entry in fit]
+    table = Table(box=None, pad_edge=False)
+    for column, width in zip(_COLUMNS, _widths([_COLUMNS, *rows], size.width), strict=True):
+        table.add_column(column, width=width, overflow="ellipsis", no_wrap=True)
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return Group(table, Text(caption, "italic"))
 
 
-_COLUMNS: dict[str, Literal["left", "right"]] = {
-    "run": "left",
-    "state": "left",
-    "epoch": "right",
-    "mAP": "right",
-    "left": "right",
-    "where": "left",
-}
+_COLUMNS = ("run", "state", "epoch", "mAP", "left", "where")
+_LEAST = {"where": 12, "state": 12, "run": 16}  # what is cut, in this order, and to how much
+
+
+def _widths(rows: Sequence[Sequence[str]], room: int) -> list[int]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for column, least in _LEAST.items():
+        excess = sum(widths) + 2 * (len(widths) - 1) - room
+        number = _COLUMNS.index(column)
+        widths[number] -= min(max(excess, 0), max(widths[number] - least, 0))
+    return widths
 
 
 def _cells(entry: Entry) -> list[str]:

@@ -75,20 +75,21 @@ class LocalEngine:
         return told
 
     def stop(self) -> str:
-        """End all processes, which save what they have; wait for that."""
+        """End all processes, which save what they have; wait for that a minute at most."""
         number = len(self._running)
         self._queue.clear()
         for process, _ in self._running.values():
-            with contextlib.suppress(ProcessLookupError):
-                process.send_signal(signal.SIGTERM)
+            os.kill(process.pid, signal.SIGTERM)  # not its own method, which may wait for it
         until = time.monotonic() + _PATIENCE_S
         while self._running and time.monotonic() < until:
             time.sleep(_POLL_S)
             self._reap()
         for process, _ in self._running.values():
             _kill_session(process.pid)
-            process.wait()
-        return f"{number} running process{'' if number == 1 else 'es'} ended, with all kept"
+        told = f"{number} running process{'' if number == 1 else 'es'} ended, with all kept"
+        if late := len(self._running):
+            told += f", but for the last steps of {late} that had to be killed"
+        return told
 
     def _start(self) -> None:
         while self._queue and self._free:
@@ -132,7 +133,7 @@ def _cpu_places(resources: Resources) -> list[str | None]:
 
 def _gpu_places(share: float) -> list[str | None]:
     """Return the GPUs of each place; places are spread over all before two share one."""
-    found = _gpus()
+    found = visible_gpus()
     if share < 1:
         places: list[str | None] = [gpu for _ in range(int(1 / share + 1e-6)) for gpu in found]
     else:
@@ -146,7 +147,7 @@ def _gpu_places(share: float) -> list[str | None]:
     return places
 
 
-def _gpus() -> list[str]:
+def visible_gpus() -> list[str]:
     """Return the GPUs that this process may use, without torch."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
