@@ -114,8 +114,10 @@ LIGHT = (
     "run.study.estimate",
     "run.study.file",
     "run.study.job",
+    "run.study.launching",
     "run.study.planning",
     "run.study.watching",
+    "testing.launching",
     "testing.scenarios",
 )
 

@@ -48,12 +48,12 @@ def values(project: Path, data: Path, *options: str) -> tuple[Path, dict[str, fl
 
 
 def test_a_launched_session_finds_what_others_find(tmp_path: Path) -> None:
-    """A dozen drawn images stand for the photographs: two trainings in a minute."""
+    """Twenty drawn images stand for the photographs: two trainings in a minute."""
     data = tmp_path / "data"
-    draw_dataset(data / "images", train_images=8, val_images=4)
+    draw_dataset(data / "images", train_images=16, val_images=4)
     checkpoint = presets.variant("yolo10n").embedded_checkpoint
     assert checkpoint is not None
-    (data / "yolov10n.safetensors").symlink_to(checkpoint)
+    (data / "yolov10n.safetensors").symlink_to(checkpoint.absolute())
     found = {}
     for name, options in {
         "alone": (),

@@ -63,7 +63,7 @@ class ScenarioStudy:
         plan = plan_of(jobs.values(), recorded, {**launching.resources, "gpus": gpus})
         self._engine, _ = launched(launcher, plan.resources, self._out, launching)
         write_plan(plan, self._out)
-        # Not entered as a context manager: the folder is the session's already.
+        # Not entered, which would claim the folder: it is the session's already.
         self._controller = Controller(plan, self._out, self._engine)
 
     def run_root(self, scenario: Scenario) -> Path:

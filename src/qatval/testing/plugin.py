@@ -4,7 +4,8 @@ A scenario is one (dataset, variant, method, profile, seed). A test asks for it 
 fixture ``embedded_scenario`` or ``coco_scenario`` and for its run through ``validation_run``.
 Scenarios that differ only in the method share one training: whichever test comes first runs it
 under a file lock with every method that the session has selected, the others, also in other
-xdist workers, wait and read their own run root.
+xdist workers, wait and read their own run root (`training`). With ``--launcher`` they are jobs of a
+study instead, which whatever test waits for its run carries on (`launching`).
 
 A project asks for it in the ``conftest.py`` of its root: ``pytest_plugins =
 ["qatval.testing.plugin"]``. Nothing here imports torch, so collecting is quick.
@@ -137,10 +138,12 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """Stop what the session has placed, and note whether it came to its end."""
     stash = session.config.stash
-    ended = (pytest.ExitCode.INTERRUPTED, pytest.ExitCode.INTERNAL_ERROR)
+    cut_short = [pytest.ExitCode.INTERRUPTED, pytest.ExitCode.INTERNAL_ERROR]
+    if session.config.option.launcher is not None:  # what its study refuses can be put right
+        cut_short.append(pytest.ExitCode.USAGE_ERROR)
     left = stash[_STUDY].stop() if _STUDY in stash else None
     stash[_STOPPED] = left
-    stash[_INTERRUPTED] = exitstatus in ended or left is not None
+    stash[_INTERRUPTED] = exitstatus in cut_short or left is not None
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -248,7 +251,7 @@ def validation_run(
         try:
             root = root_of(scenario)
         except QatvalError as error:
-            pytest.fail(f"{scenario}: {error}", pytrace=False)
+            raise pytest.fail.Exception(f"{scenario}: {error}", pytrace=False) from None
         (run,), _ = collect([root])
         request.node.user_properties.extend(run_properties(run))
         if not run.completed:

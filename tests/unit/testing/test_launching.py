@@ -12,7 +12,7 @@ from tests.unit.testing.placed_runs import CALLS, STORED
 
 from qatval.core import presets
 from qatval.core.summary import write_summary
-from qatval.run.study.plan import read_plan
+from qatval.run.study.plan import PLAN_NAME, read_plan
 from qatval.run.study.standing import entries
 from qatval.testing import build_summary
 from qatval.testing.scenarios import COCO, Scenario, missing_resources
@@ -86,6 +86,7 @@ def test_a_failed_job_fails_every_test_of_its_scenarios(session: pytest.Pytester
     result = session.runpytest("--launcher=local", "-k", "seed0")
     result.assert_outcomes(failed=6, deselected=6)
     result.stdout.fnmatch_lines(["yolo10n-ema-smoke-seed0: the disk is full (*/log.txt)"])
+    result.stdout.no_fnmatch_line("*another exception*")
     assert len(placed(session)) == 1
 
 
@@ -103,6 +104,12 @@ def test_what_nobody_waits_for_is_stopped_and_goes_on(session: pytest.Pytester) 
     result = session.runpytest(*options)
     result.assert_outcomes(passed=1)
     result.stdout.fnmatch_lines(["qatval: 1 stopped"])
+    recorded = (folder_of(session) / PLAN_NAME).read_text()
+    (folder_of(session) / PLAN_NAME).write_text(recorded.replace('"smoke"', '"short"'))
+    refused = session.runpytest(*options)
+    assert refused.ret == pytest.ExitCode.USAGE_ERROR
+    refused.stderr.fnmatch_lines(["ERROR: *seed0/baseline was begun with other settings: give*"])
+    (folder_of(session) / PLAN_NAME).write_text(recorded)
     (session.path / "stopping").unlink()
     session.runpytest(*options).assert_outcomes(passed=12)
     assert [name.split("/")[1] for name in placed(session)] == ["seed0", "seed1", "seed1"]
