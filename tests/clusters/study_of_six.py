@@ -97,7 +97,7 @@ def differences(here: Path, there: Path) -> list[str]:
     return lines
 
 
-def wait(is_so: Callable[[], object], what: str, seconds: float = 120.0) -> None:
+def wait(is_so: Callable[[], object], what: str, seconds: float = 240.0) -> None:
     """Wait until something is so.
 
     Raises:

@@ -12,8 +12,8 @@ ROOT = Path(__file__).parents[2]
 OPTIONS = ROOT / "docs" / "options.md"
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 
-# Options of pytest's other plugins and of the scripts in benchmarks/.
-ELSEWHERE = {"--no-deps", "--dist", "--snapshot-update", "--photographs"}
+# Options of pytest's other plugins, of the scripts in benchmarks/, of other programs.
+ELSEWHERE = {"--no-deps", "--dist", "--snapshot-update", "--photographs", "--head"}
 
 of_every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 

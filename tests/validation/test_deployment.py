@@ -26,8 +26,8 @@ from qatval.data.shapes import draw_dataset  # noqa: E402
 from qatval.deploy.runtimes import installed  # noqa: E402
 from qatval.run import runner  # noqa: E402
 from qatval.run.configuration import configure  # noqa: E402
-from qatval.testing.plugin import Settings  # noqa: E402
 from qatval.testing.scenarios import PHOTOGRAPHS_IMGSZ  # noqa: E402
+from qatval.testing.settings import Settings  # noqa: E402
 
 pytestmark = [pytest.mark.cpu, pytest.mark.smoke]
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from qatval.testing.plugin import Settings
+from qatval.testing.settings import Settings
 
 if TYPE_CHECKING:  # collecting scenarios loads no torch
     import torch

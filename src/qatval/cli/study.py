@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,19 +11,13 @@ from typing import TYPE_CHECKING
 from qatval.cli.options import add_shared
 from qatval.core.errors import UsageError
 from qatval.core.formatting import terminal_line
-from qatval.core.interruption import Interrupted
 from qatval.core.option_types import positive
+from qatval.run.study.launching import LAUNCHERS
 
 if TYPE_CHECKING:
-    from qatval.run.study.controller import Controller
     from qatval.run.study.engines import Engine
-    from qatval.run.study.matrix import Study
     from qatval.run.study.plan import Plan
     from qatval.run.study.standing import Entry
-
-LAUNCHERS = ("local", "slurm", "ray")
-_ROUND_S = 0.2
-_SHOWN_S = 1.0
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -99,13 +92,14 @@ def _status(args: argparse.Namespace) -> int:
 def _run(args: argparse.Namespace) -> int:
     from qatval.run.study.estimate import estimate
     from qatval.run.study.file import load_study
+    from qatval.run.study.launching import launched
     from qatval.run.study.planning import planned
 
     if args.launcher != "local" and args.jobs is not None:
         raise UsageError("--jobs is for --launcher local: a cluster has limits of its own")
     asked = load_study(Path(args.file))
     plan = planned(asked, args.out, args.jobs)
-    engine, places = _engine(args, asked, plan)
+    engine, places = launched(args.launcher, plan.resources, args.out, asked, args.jobs)
     for line in estimate(plan, args.out, places).lines():
         print(terminal_line(line), flush=True)
     if args.dry_run:
@@ -124,36 +118,14 @@ def carry_out(
     """
     from qatval.run.study.controller import Controller
     from qatval.run.study.plan import write_plan
+    from qatval.run.study.watching import watching
 
     with Controller(plan, out, engine, retries=retries, cache_dir=cache_dir) as controller:
         write_plan(plan, out)
-        entries = _carried_out(controller)
+        with watching() as show:
+            entries = controller.run(show)
         _compare(plan, out, cache_dir)
     return _tell_failed(entries, out)
-
-
-def _carried_out(controller: Controller) -> list[Entry]:
-    """Advance a study to its end and show how it stands meanwhile."""
-    from qatval.run.study.watching import watching
-
-    with watching() as show:
-        try:
-            shown = 0.0
-            while not controller.finished:
-                controller.advance()
-                if time.monotonic() - shown >= _SHOWN_S:
-                    show(controller.entries())
-                    shown = time.monotonic()
-                time.sleep(_ROUND_S)
-        except KeyboardInterrupt as interrupted:
-            raise Interrupted(
-                f"interrupted by {interrupted}: {controller.stop()}; the same command goes on"
-            ) from interrupted
-        except BaseException:
-            controller.stop()
-            raise
-        show(controller.entries())
-    return controller.entries()
 
 
 def _compare(plan: Plan, out: Path, cache_dir: Path | None) -> None:
@@ -183,22 +155,6 @@ def _tell_failed(entries: Collection[Entry], out: Path) -> int:
         log = entry.job.folder(out) / LOG_NAME
         print(f"qatval: {line(entry)}; {log}", file=sys.stderr)
     return 1 if failed else 0
-
-
-def _engine(args: argparse.Namespace, asked: Study, plan: Plan) -> tuple[Engine, int]:
-    """Return where runs take place, and how many side by side as far as that is known."""
-    if args.launcher == "slurm":
-        from qatval.run.study.engines.slurm import SlurmEngine
-
-        return SlurmEngine(plan.resources, args.out, asked.slurm), 1
-    if args.launcher == "ray":
-        from qatval.run.study.engines.ray import RayEngine
-
-        return RayEngine(plan.resources, asked.ray.get("address")), 1
-    from qatval.run.study.engines.local import LocalEngine
-
-    engine = LocalEngine(plan.resources, args.jobs)
-    return engine, len(engine.places)
 
 
 def _retries(text: str) -> int:

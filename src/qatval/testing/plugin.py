@@ -12,16 +12,14 @@ A project asks for it in the ``conftest.py`` of its root: ``pytest_plugins =
 
 from __future__ import annotations
 
-import contextlib
 import os
 import secrets
 import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import filelock
 import pytest
 
 from qatval.analysis import thresholds
@@ -29,10 +27,10 @@ from qatval.analysis.runs import LoadedRun, collect
 from qatval.core import presets
 from qatval.core.environment import available_cores, prepare_process
 from qatval.core.errors import QatvalError
-from qatval.core.files import atomic_write
-from qatval.run.folder import is_finished
+from qatval.core.locks import exclusive
 from qatval.testing.continuity import KeptSession
-from qatval.testing.options import add_options
+from qatval.testing.launching import ScenarioStudy
+from qatval.testing.options import add_options, refuse_unfit
 from qatval.testing.scenarios import (
     COCO,
     EMBEDDED,
@@ -45,35 +43,14 @@ from qatval.testing.scenarios import (
     scenarios,
 )
 from qatval.testing.session import NOT_JUDGED, UNAVAILABLE, run_properties, show_session
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What holds for the validation in every worker: the options of the same names, and more.
-
-    Attributes:
-        real_data: Photographs and a checkpoint for the CPU.
-        session_dir: Holds the session's runs, their locks and the comparison.
-        session: Tells this session from others that used the same folder.
-    """
-
-    profile: str
-    seeds: tuple[int, ...]
-    coco_root: Path
-    device: str | None
-    runs_per_gpu: int
-    gate_root: Path | None
-    strict_resources: bool
-    with_controls: bool
-    update_thresholds: bool
-    real_data: RealData
-    session_dir: Path
-    session: str
-
+from qatval.testing.settings import Settings
+from qatval.testing.training import trained
 
 _DATASETS = {"embedded_scenario": (EMBEDDED,), "coco_scenario": (COCO, PHOTOGRAPHS)}
 _SETTINGS = pytest.StashKey[Settings]()
-_SELECTED = pytest.StashKey[dict[str, tuple[str, ...]]]()
+_SELECTED = pytest.StashKey[list[Scenario]]()
+_STUDY = pytest.StashKey[ScenarioStudy]()
+_STOPPED = pytest.StashKey[str | None]()
 _KEPT = pytest.StashKey[KeptSession]()
 _INTERRUPTED = pytest.StashKey[bool]()
 
@@ -84,13 +61,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register the markers, settle the session's folder and share the cores among workers."""
+    """Register the markers, refuse options that do not go together, share the cores."""
     for marker, meaning in {
         "gpu": "needs a GPU, real COCO and the official checkpoint",
         "cpu": "runs on the CPU, with the embedded dataset or a folder of photographs",
         **{name: f"runs under the profile {name}" for name in presets.profile_names()},
     }.items():
         config.addinivalue_line("markers", f"{marker}: {meaning}")
+    refuse_unfit(config.option)
     if config.pluginmanager.hasplugin("xdist"):
         config.pluginmanager.register(_SharedWithWorkers())
     prepare_process()
@@ -157,9 +135,12 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """Note whether the session came to its end."""
+    """Stop what the session has placed, and note whether it came to its end."""
+    stash = session.config.stash
     ended = (pytest.ExitCode.INTERRUPTED, pytest.ExitCode.INTERNAL_ERROR)
-    session.config.stash[_INTERRUPTED] = exitstatus in ended
+    left = stash[_STUDY].stop() if _STUDY in stash else None
+    stash[_STOPPED] = left
+    stash[_INTERRUPTED] = exitstatus in ended or left is not None
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -168,11 +149,17 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         kept.end(interrupted=config.stash.get(_INTERRUPTED, True))
 
 
-def pytest_report_header(config: pytest.Config) -> str:
+def pytest_report_header(config: pytest.Config) -> list[str]:
     """Show the settings in force."""
     option = config.option
     seeds = ",".join(map(str, option.seeds))
-    return f"qatval: profile={option.profile}, seeds={seeds}, coco-root={option.coco_root}"
+    header = [f"qatval: profile={option.profile}, seeds={seeds}, coco-root={option.coco_root}"]
+    if option.launcher is not None:
+        folder = _settings(config).session_dir
+        header.append(
+            f"qatval: launcher={option.launcher}; 'qatval study status {folder}' shows it"
+        )
+    return header
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -196,15 +183,26 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Note which methods the session has selected of each training."""
-    selected: dict[str, tuple[str, ...]] = {}
-    for item in session.items:
-        callspec = getattr(item, "callspec", None)
-        for value in callspec.params.values() if callspec else ():
-            if isinstance(value, Scenario):
-                methods = selected.get(value.training, ())
-                selected[value.training] = tuple(dict.fromkeys((*methods, value.method)))
-    session.config.stash[_SELECTED] = selected
+    """Note which scenarios the session has selected, and plan their study if they get one."""
+    config = session.config
+    found = [
+        value
+        for item in session.items
+        if (callspec := getattr(item, "callspec", None))
+        for value in callspec.params.values()
+        if isinstance(value, Scenario)
+    ]
+    selected = config.stash[_SELECTED] = list(dict.fromkeys(found))
+    settings = _settings(config)
+    if settings.launcher is None or config.option.collectonly:
+        return
+    data = {s: _data(s, settings) for s in selected if not _missing(s, settings)}
+    if not data:
+        return
+    try:
+        config.stash[_STUDY] = ScenarioStudy(data, settings.launcher, settings)
+    except QatvalError as error:
+        raise pytest.UsageError(str(error)) from error
 
 
 @pytest.fixture(scope="session")
@@ -218,39 +216,39 @@ def embedded_dataset(qatval_settings: Settings) -> Path:
     """Return the root of the embedded dataset, drawn once for all workers."""
     from qatval.data.shapes import draw_dataset
 
-    root = qatval_settings.session_dir / EMBEDDED
-    root.parent.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(f"{root}.lock"):
-        draw_dataset(root)
-    return root
+    folder = qatval_settings.session_dir
+    folder.mkdir(parents=True, exist_ok=True)
+    with exclusive(folder / f".{EMBEDDED}.lock"):  # as `Job.draw` has it
+        draw_dataset(folder / EMBEDDED)
+    return folder / EMBEDDED
 
 
 @pytest.fixture
 def validation_run(
     request: pytest.FixtureRequest, qatval_settings: Settings
 ) -> Callable[[Scenario], LoadedRun]:
-    """Return a function that gives a scenario's run, training it if nobody has yet.
+    """Return a function that gives a scenario's run, after its training if nobody has begun that.
 
     The function skips the test where a GPU, the dataset or the checkpoint is missing (or fails
     it, with ``--strict-resources``), and fails it where the run is incomplete.
     """
-    selected = request.config.stash[_SELECTED]
+    stash = request.config.stash
+
+    def root_of(scenario: Scenario) -> Path:
+        if _STUDY in stash:
+            return stash[_STUDY].run_root(scenario)
+        data = _data(scenario, qatval_settings)
+        if scenario.dataset == EMBEDDED:
+            data["coco_root"] = request.getfixturevalue("embedded_dataset")
+        together = [s.method for s in stash[_SELECTED] if s.training == scenario.training]
+        return trained(scenario, together, data, qatval_settings)
 
     def give(scenario: Scenario) -> LoadedRun:
-        settings = qatval_settings
-        if scenario.dataset == EMBEDDED:
-            where = {"coco_root": request.getfixturevalue("embedded_dataset")}
-        else:
-            where = _require(request.node, settings, scenario)
-        folder = settings.session_dir / scenario.training
-        folder.mkdir(parents=True, exist_ok=True)
-        root = folder / scenario.method
-        with filelock.FileLock(f"{folder}.lock"):
-            if not is_finished(root) and _is_first_attempt(folder, settings.session):
-                try:
-                    _train(scenario, selected[scenario.training], folder, where, settings)
-                except QatvalError as error:
-                    pytest.fail(f"{scenario}: {error}", pytrace=False)
+        _require(request.node, scenario, qatval_settings)
+        try:
+            root = root_of(scenario)
+        except QatvalError as error:
+            pytest.fail(f"{scenario}: {error}", pytrace=False)
         (run,), _ = collect([root])
         request.node.user_properties.extend(run_properties(run))
         if not run.completed:
@@ -259,15 +257,6 @@ def validation_run(
         return run
 
     return give
-
-
-def _is_first_attempt(folder: Path, session: str) -> bool:
-    """Whether nobody has begun a training in this session, and note that somebody does now."""
-    attempt = folder.with_name(f"{folder.name}.attempt")
-    if attempt.exists() and attempt.read_text("utf-8") == session:
-        return False
-    atomic_write(attempt, session)
-    return True
 
 
 @pytest.fixture
@@ -290,75 +279,46 @@ def threshold_failures(
     return check
 
 
-def _require(item: pytest.Item, settings: Settings, scenario: Scenario) -> dict[str, Any]:
-    """Return a scenario's data and what else `configure` is told of it, unless some are missing."""
-    coco_root, real_data = settings.coco_root, settings.real_data
-    where: dict[str, Any] = {"coco_root": coco_root}
+def _missing(scenario: Scenario, settings: Settings) -> list[str]:
+    """Say what a scenario lacks, each with the remedy."""
+    if scenario.dataset == EMBEDDED:
+        return []
     if scenario.dataset == PHOTOGRAPHS:
-        missing = real_data.missing(scenario.variant)
-        where = {"coco_root": real_data.coco_root, "imgsz": PHOTOGRAPHS_IMGSZ}
-        where["checkpoint"] = real_data.checkpoint(scenario.variant)
-    else:
-        missing = missing_resources(scenario, coco_root, settings.device, settings.gate_root)
-    if missing:
+        return settings.real_data.missing(scenario.variant)
+    here = settings.launcher in (None, "local")  # a cluster's GPUs are in other machines
+    gpu = here and settings.device != "cpu"
+    return missing_resources(scenario, settings.coco_root, settings.gate_root, gpu=gpu)
+
+
+def _data(scenario: Scenario, settings: Settings) -> dict[str, Any]:
+    """Return what `configure` is told of a scenario's data; of the embedded ones nothing."""
+    if scenario.dataset == EMBEDDED:
+        return {}
+    if scenario.dataset == COCO:
+        return {"coco_root": settings.coco_root}
+    real_data = settings.real_data
+    return {
+        "coco_root": real_data.coco_root,
+        "imgsz": PHOTOGRAPHS_IMGSZ,
+        "checkpoint": real_data.checkpoint(scenario.variant),
+    }
+
+
+def _require(item: pytest.Item, scenario: Scenario, settings: Settings) -> None:
+    """Skip a test whose scenario lacks something, or fail it."""
+    if missing := _missing(scenario, settings):
         reason = "; ".join(missing)
         item.user_properties.append((UNAVAILABLE, reason))
         if settings.strict_resources:
             pytest.fail(f"{scenario} cannot run: {reason}", pytrace=False)
         pytest.skip(reason)
-    return where
-
-
-def _train(
-    scenario: Scenario,
-    methods: tuple[str, ...],
-    folder: Path,
-    where: dict[str, Any],
-    settings: Settings,
-) -> None:
-    """Run all selected methods of a training; whatever ends it is in their summaries."""
-    from qatval.core.progress import Progress
-    from qatval.run import runner
-    from qatval.run.configuration import configure
-
-    with _device(scenario, settings) as device:
-        settled = configure(
-            variant=scenario.variant,
-            methods=methods,
-            profile=scenario.profile,
-            run_root=folder if len(methods) > 1 else folder / methods[0],
-            **where,
-            seed=scenario.seed,
-            device=device,
-            gate_root=settings.gate_root,
-        )
-        runner.run(settled, Progress(str(scenario), quiet=True))
-
-
-@contextlib.contextmanager
-def _device(scenario: Scenario, settings: Settings) -> Iterator[str]:
-    if scenario.dataset in (EMBEDDED, PHOTOGRAPHS):
-        yield "cpu"
-    elif settings.device is not None:
-        yield settings.device
-    else:
-        import torch
-
-        from qatval.testing.gpus import gpu_slot
-
-        with gpu_slot(
-            settings.session_dir / "gpus",
-            gpus=torch.cuda.device_count(),
-            runs_per_gpu=settings.runs_per_gpu,
-        ) as device:
-            # A run that needs more than its share fails by itself, and not its neighbours.
-            torch.cuda.set_per_process_memory_fraction(1 / settings.runs_per_gpu, int(device))
-            yield device
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     """Show the session's runs, write their comparison, count what could not run."""
     settings = _settings(config)
+    if stopped := config.stash.get(_STOPPED, None):
+        terminalreporter.write_line(f"qatval: {stopped}")
     show_session(
         terminalreporter, settings.session_dir, update_thresholds=settings.update_thresholds
     )

@@ -101,11 +101,11 @@ class RealData:
 
 
 def missing_resources(
-    scenario: Scenario, coco_root: Path, device: str | None, gate_root: Path | None
+    scenario: Scenario, coco_root: Path, gate_root: Path | None, *, gpu: bool
 ) -> list[str]:
     """Say what a COCO scenario needs and this machine lacks, each with the remedy.
 
-    Looks at files first: torch is imported only when all else is there.
+    Looks at files first: torch is imported only when all else is there, and for a ``gpu``.
     """
     missing = []
     if not _holds_coco(coco_root):
@@ -120,7 +120,7 @@ def missing_resources(
                 f"the stage gate for {scenario.variant} is closed (give the runs that open it "
                 "with --gate-root; 'qatval gate' says what they lack)"
             )
-    if not missing and device != "cpu":
+    if not missing and gpu:
         import torch
 
         if not torch.cuda.is_available():

@@ -68,7 +68,6 @@ def demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Demo:
     monkeypatch.setattr(module, "LocalEngine", Engine)
     monkeypatch.setattr(module, "visible_gpus", lambda: ["0", "3"])
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    monkeypatch.setattr("qatval.cli.study._ROUND_S", 0.0)
     places = ["--out", str(tmp_path / "demo"), "--data", str(tmp_path / "shapes")]
 
     def run(*options: str, interrupted: Sequence[int] = ()) -> int:

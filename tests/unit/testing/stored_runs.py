@@ -17,7 +17,7 @@ from qatval.core.summary import load_summary, write_summary
 from qatval.data.shapes import MANIFEST_NAME
 from qatval.run import runner
 from qatval.run.configuration import RunConfig
-from qatval.testing.plugin import Settings
+from qatval.testing.settings import Settings
 
 STORED = "stored"
 """Holds the summary of each run in a folder ``method-seed``."""

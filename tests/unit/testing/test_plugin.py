@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import scipy.special  # noqa: F401  # pytester forgets what its sessions import; it loads but once
 from tests.unit.testing.stored_runs import CALLS, STORED
 
 from qatval.core.summary import write_summary

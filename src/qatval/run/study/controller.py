@@ -10,13 +10,16 @@ import contextlib
 import os
 import socket
 import sys
-from collections.abc import Collection, Mapping
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
 from msgspec.structs import replace
 
+from qatval.core import interruption
 from qatval.core.errors import QatvalError
+from qatval.core.interruption import Interrupted
 from qatval.data.cache import ENVIRONMENT_VARIABLE
 from qatval.run.claim import Claim
 from qatval.run.study.engines import Attempt, Engine
@@ -25,6 +28,8 @@ from qatval.run.study.standing import Entry, entry
 from qatval.run.study.state import JobState, write_state
 
 LOG_NAME = "log.txt"
+_ROUND_S = 0.1
+_SHOWN_S = 1.0
 
 _Reach = tuple[int, float]  # whole epochs, and of the steps of a stage the share
 
@@ -112,6 +117,38 @@ class Controller:
                 attempts.append(self._attempt(job))
         if attempts:
             self._engine.place(attempts)
+
+    def run(self, show: Callable[[Sequence[Entry]], None]) -> list[Entry]:
+        """Advance to the end; stop the engine if anything comes between.
+
+        Args:
+            show: Is given every second how the jobs stand, and at the end.
+
+        Returns:
+            How they stand then.
+
+        Raises:
+            Interrupted: If a signal has come; it says what has become of what was placed.
+            QatvalError: As `advance`.
+        """
+        shown = 0.0
+        try:
+            while not self.finished:
+                self.advance()
+                if time.monotonic() - shown >= _SHOWN_S:
+                    show(self.entries())
+                    shown = time.monotonic()
+                time.sleep(_ROUND_S)
+        except KeyboardInterrupt as interrupted:
+            name = interruption.by() or "SIGINT"
+            raise Interrupted(
+                f"interrupted by {name}: {self.stop()}; the same command goes on"
+            ) from interrupted
+        except BaseException:
+            self.stop()
+            raise
+        show(self.entries())
+        return self.entries()
 
     def entries(self) -> list[Entry]:
         """Return how the wanted jobs stand; what has failed before and is tried again waits."""

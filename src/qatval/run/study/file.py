@@ -17,6 +17,7 @@ from qatval.core.files import read_regular
 from qatval.core.formatting import nearest
 from qatval.quant.methods import with_controls
 from qatval.run.study.engines import Resources
+from qatval.run.study.launching import Launching
 from qatval.run.study.matrix import EMBEDDED, Precision, Schedule, Study
 
 _LARGEST = 1_000_000  # bytes
@@ -40,13 +41,30 @@ def load_study(path: Path) -> Study:
     Raises:
         QatvalError: If it cannot be read, or says what cannot be; the message names file and key.
     """
-    content = read_regular(path, _LARGEST, expected="a study file")
+    return _loaded(path, "a study file", lambda document: _study(document, path))
+
+
+def load_launching(path: Path) -> Launching:
+    """Read the tables ``[resources]``, ``[slurm]`` and ``[ray]`` from a file that has no others.
+
+    Raises:
+        QatvalError: If it cannot be read, or says what cannot be; the message names file and key.
+    """
+    return _loaded(
+        path,
+        "a file with [resources], [slurm] and [ray]",
+        lambda document: _read(Launching, document, "", _LAUNCHING),
+    )
+
+
+def _loaded(path: Path, expected: str, convert: Callable[[dict[str, Any]], _Struct]) -> _Struct:
+    content = read_regular(path, _LARGEST, expected=expected)
     try:
         document = tomllib.loads(content.decode("utf-8"))
     except (ValueError, RecursionError) as error:  # text that is no UTF-8 is a ValueError
         raise QatvalError(f"{path}: is no TOML: {error}") from error
     try:
-        return _study(document, path)
+        return convert(document)
     except (UsageError, argparse.ArgumentTypeError) as error:
         raise QatvalError(f"{path}: {error}") from error
 
@@ -79,13 +97,12 @@ def _study(document: dict[str, Any], file: Path) -> Study:
         "",
         {
             **lists,
+            **_LAUNCHING,
             "dataset": lambda value: EMBEDDED if value == EMBEDDED else path(value),
             "gate_root": path,
             "primary": lambda value: option_types.contrast(msgspec.convert(value, str)),
             "quantizations": lambda value: _tables("quantizations", value, precision),
             "trainings": lambda value: _tables("trainings", value, schedule),
-            "resources": _resources,
-            "ray": _ray,
         },
         source=str(file),
     )
@@ -179,6 +196,9 @@ def _ray(value: Any) -> dict[str, str]:
         if key != "address":
             raise UsageError(f"ray.{key}: no such key; expected address")
     return msgspec.convert(value, dict[str, str])
+
+
+_LAUNCHING: _Parsers = {"resources": _resources, "ray": _ray}
 
 
 def _shown(value: Any) -> str:

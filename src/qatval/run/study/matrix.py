@@ -15,6 +15,7 @@ from qatval.core.errors import UsageError, quoted
 from qatval.core.formatting import nearest
 from qatval.core.quantization import ScaleGranularity, Scaling, StartScale, Statistics
 from qatval.quant.methods import method, primary_contrast
+from qatval.run.study.launching import Launching
 
 EMBEDDED = "embedded"
 """What a study calls the embedded dataset."""
@@ -102,7 +103,7 @@ class Schedule(msgspec.Struct, frozen=True, omit_defaults=True):
         }
 
 
-class Study(msgspec.Struct, frozen=True, kw_only=True):
+class Study(Launching, frozen=True, kw_only=True):
     """A matrix of runs.
 
     Attributes:
@@ -116,10 +117,6 @@ class Study(msgspec.Struct, frozen=True, kw_only=True):
         quantizations, trainings: By the names that folders have; without a training there is one,
             named like the profile.
         gate_root: Absolute path of the runs that open the stage gate of a variant behind it.
-        resources: What each job takes, as far as the study says: fields of
-            `qatval.run.study.engines.Resources`.
-        slurm: What submitit is told beside that, without the prefix ``slurm_``.
-        ray: ``address`` of the cluster.
 
     Raises:
         UsageError: From the constructor, for what cannot be; it begins with the key.
@@ -134,14 +131,12 @@ class Study(msgspec.Struct, frozen=True, kw_only=True):
     primary: tuple[str, str] = field(default_factory=primary_contrast)
     margin: Annotated[float, Meta(gt=0, lt=1)] | None = None
     quantizations: dict[str, Precision] = field(default_factory=lambda: {"w4a16": Precision()})
-    trainings: dict[str, Schedule] = {}
+    trainings: dict[str, Schedule] = field(default_factory=dict)
     gate_root: str | None = None
-    resources: dict[str, Any] = {}
-    slurm: dict[str, Any] = {}
-    ray: dict[str, str] = {}
 
     def __post_init__(self) -> None:
         """Refuse what names nothing, or one thing twice."""
+        super().__post_init__()
         for name in (*self.quantizations, *self.trainings):
             if not _NAME.fullmatch(name):
                 raise UsageError(
@@ -159,9 +154,6 @@ class Study(msgspec.Struct, frozen=True, kw_only=True):
             raise UsageError("profile: missing; name one, or trainings that have one each")
         for name, schedule in self.trainings.items():
             self._check(schedule, f"trainings.{name}.")
-        gpus = self.resources.get("gpus", 0)
-        if gpus > 1 and gpus != int(gpus):
-            raise UsageError(f"resources.gpus: expected a share of one or whole ones, got {gpus}")
 
     def _check(self, schedule: Schedule, place: str) -> None:
         if schedule.profile is None and self.profile is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ from qatval.core.errors import QatvalError
 from qatval.data.coco import coco_files
 from qatval.quant.methods import method
 from qatval.run import runner
+from qatval.run.configuration import RunConfig
 from qatval.run.study.engines import Resources
 from qatval.run.study.matrix import EMBEDDED, FIELDS, Schedule, Study
 from qatval.run.study.plan import PLAN_NAME, Job, Plan, read_plan
@@ -58,13 +59,8 @@ def planned(study: Study, out: Path, places: int | None = None) -> Plan:
     jobs = _Jobs(study, out, recorded.jobs if recorded else ())
     for asked in _asked(study):
         jobs.add(asked)
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    plan = Plan(
-        created_at=now,
-        directory=str(Path.cwd()),
-        resources=_resources(study, recorded, min(len(jobs.wanted), places or len(jobs.wanted))),
-        jobs=tuple(jobs.wanted.values()),
-        margin=study.margin,
+    plan = replace(
+        plan_of(jobs.wanted.values(), recorded, study.resources, places), margin=study.margin
     )
     if recorded is None:
         return plan
@@ -74,7 +70,53 @@ def planned(study: Study, out: Path, places: int | None = None) -> Plan:
     ):
         if was != now_is:
             raise _changed(study, out, key, was, now_is)
-    return replace(plan, created_at=recorded.created_at)
+    return plan
+
+
+def plan_of(
+    jobs: Collection[Job],
+    recorded: Plan | None,
+    resources: Mapping[str, Any],
+    places: int | None = None,
+) -> Plan:
+    """Return a plan of jobs.
+
+    Args:
+        jobs: In the order in which they are to be placed.
+        recorded: What the study's folder holds already; it says when the study was planned, and
+            the threads of a job where ``resources`` does not.
+        resources: What a job takes, as far as it is said; threads, if nobody says, so that all
+            cores compute.
+        places: The most jobs that are to run side by side, None for as many as there are cores.
+    """
+    if recorded:
+        created_at, threads = recorded.created_at, recorded.resources.threads
+    else:
+        created_at = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        cores, side = available_cores(), min(len(jobs), places or len(jobs))
+        threads = max(1, cores // min(cores, side))
+    return Plan(
+        created_at=created_at,
+        directory=str(Path.cwd()),
+        resources=Resources(**{"threads": threads, **resources}),
+        jobs=tuple(jobs),
+    )
+
+
+def divided(config: RunConfig) -> list[tuple[str, ...]]:
+    """Divide methods by the training that they share; what trains nothing goes with the first.
+
+    Returns:
+        The names of each job's methods, in the order of the configuration's.
+    """
+    trainings = config.trainings()
+    trained = [methods for training, methods in trainings if training is not None]
+    others = [methods for training, methods in trainings if training is None]
+    first = (*(trained[0] if trained else ()), *(others[0] if others else ()))
+    return [
+        tuple(one.name for one in config.methods if one in methods)
+        for methods in (first, *trained[1:])
+    ]
 
 
 def _asked(study: Study) -> Iterator[Job]:
@@ -103,15 +145,15 @@ def _arguments(
         given["coco_root"] = study.dataset
     if study.gate_root is not None:
         given["gate_root"] = study.gate_root
-    given["device"] = _device(study.resources.get("gpus", 0))
+    given["device"] = device_of(study.resources.get("gpus", 0))
     given |= schedule.arguments()
     if schedule.overrides:
         given["schedule"] = training
     return given | study.quantizations[quantization].arguments()
 
 
-def _device(gpus: float) -> str:
-    """Return the device of a job that sees no other GPUs than its own."""
+def device_of(gpus: float) -> str:
+    """Return the device of a job that takes so many GPUs and sees no others."""
     return ",".join(map(str, range(max(1, int(gpus))))) if gpus else "cpu"
 
 
@@ -151,7 +193,7 @@ class _Jobs:
             self._known |= dict.fromkeys(_places(job), job)
 
     def _divided(self, asked: Job) -> list[tuple[str, ...]]:
-        """Divide methods by the training that they share; what trains nothing goes with the first.
+        """Divide methods as `divided` does.
 
         What can be wrong with the setting is refused; it is the same for all seeds.
         """
@@ -161,15 +203,7 @@ class _Jobs:
                 config = asked.config(self._out)
                 drawn = "coco_root" in asked.arguments or config.coco_root.exists()
                 runner.check(config, drawn=drawn)
-            trainings = config.trainings()
-            trained = [methods for training, methods in trainings if training is not None]
-            others = [methods for training, methods in trainings if training is None]
-            first = (*(trained[0] if trained else ()), *(others[0] if others else ()))
-            order = asked.methods.index
-            self._groups[key] = [
-                tuple(sorted((m.name for m in methods), key=order))
-                for methods in (first, *trained[1:])
-            ]
+            self._groups[key] = divided(config)
         return self._groups[key]
 
     def _hold(self, job: Job, asked: Job) -> None:
@@ -228,13 +262,6 @@ def _changed(study: Study, out: Path, key: str, was: Any, now: Any) -> QatvalErr
     if "." in key and not key.startswith("resources"):
         remedy += f", or {'.'.join(key.split('.')[:2])} another name"
     return QatvalError(f"{study.source}: {key}: it was {was}, is {now} in {out}; {remedy}")
-
-
-def _resources(study: Study, recorded: Plan | None, places: int) -> Resources:
-    """Return what a job takes: threads, if nobody has said, so that all cores compute."""
-    cores = available_cores()
-    threads = recorded.resources.threads if recorded else max(1, cores // min(cores, places))
-    return Resources(**{"threads": threads, **study.resources})
 
 
 @contextlib.contextmanager

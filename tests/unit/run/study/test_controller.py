@@ -328,8 +328,8 @@ class Adversary(RuleBasedStateMachine):
             write_summary(job.run_root(self.out), build_summary("baseline"))
         if how == "gained":
             self.gains[name] += 1
-        if how == "failed" and name in self.engine.holds:
-            self.failed.add(name)
+        if how == "failed" and name in self.engine.holds and self.begun[name]:
+            self.failed.add(name)  # one of an earlier controller is tried again
         last: Any = {"gained": "interrupted", "done without a word": "running", "killed": "running"}
         epoch = state.epoch + 2 * (how == "gained")
         fields = {"standing": last.get(how, how), "epoch": epoch}

@@ -75,7 +75,7 @@ class LocalEngine:
         return told
 
     def stop(self) -> str:
-        """End all processes, which save what they have; wait for that."""
+        """End all processes, which save what they have; wait for that a minute at most."""
         number = len(self._running)
         self._queue.clear()
         for process, _ in self._running.values():
@@ -86,7 +86,10 @@ class LocalEngine:
             self._reap()
         for process, _ in self._running.values():
             _kill_session(process.pid)
-        return f"{number} running process{'' if number == 1 else 'es'} ended, with all kept"
+        told = f"{number} running process{'' if number == 1 else 'es'} ended, with all kept"
+        if late := len(self._running):
+            told += f", but for the last steps of {late} that had to be killed"
+        return told
 
     def _start(self) -> None:
         while self._queue and self._free:

@@ -17,84 +17,30 @@ import os
 import re
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import msgspec
 
 from qatval.core.errors import QatvalError
 from qatval.core.files import atomic_write
 from qatval.run.study.engines import Attempt, Resources
+from qatval.run.study.engines.slurm_parameters import LARGEST_ARRAY, settled
+from qatval.run.study.engines.slurm_task import Command
 from qatval.run.study.engines.squeue import Queue
 
 NAME = "slurm"
-_LARGEST_ARRAY = 1000  # Slurm's own default is 1001
 _TIMEOUTS = 1000  # a job may take as many time limits
 _AGAIN_S = 30.0
 
-# Results, signals and the number of processes hang on these.
-_SETTLED = {"time", "nodes", "ntasks_per_node", "num_gpus", "stderr_to_stdout", "use_srun"}
 _BUSY = re.compile("unable to contact|timed out|temporarily|connection refused", re.IGNORECASE)
 _FULL = re.compile("MaxSubmitJob")  # AssocMaxSubmitJobLimit, QOSMaxSubmitJobPerUserLimit, ...
-
-
-@dataclass
-class Command:
-    """What a task calls: the process of an attempt, which is told to save when the task has to go.
-
-    Attributes:
-        attempt: What it starts.
-        patience_s: Seconds that the process has to save what it has.
-    """
-
-    attempt: Attempt
-    patience_s: float
-
-    def __call__(self) -> NoReturn:
-        """Run it and end with its exit code, by which Slurm then knows the task."""
-        attempt = self.attempt
-        # Slurm sends the signal by which it announces a task's end to all of its processes, and
-        # it kills those that do not know it. What is blocked here is blocked in what is started.
-        announcing = {signal.SIGUSR1, signal.SIGUSR2}
-        signal.pthread_sigmask(signal.SIG_BLOCK, announcing)
-        try:
-            with attempt.log.open("ab") as log:
-                self._process = subprocess.Popen(
-                    attempt.command,
-                    cwd=attempt.directory,
-                    env=os.environ | attempt.environment,
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                )
-        finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, announcing)
-        # Not Popen.wait, which `checkpoint` could not ask meanwhile: that holds a lock.
-        os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
-        signal.pthread_sigmask(signal.SIG_BLOCK, announcing)  # nothing is left to be saved
-        code = self._process.wait()
-        sys.exit(code if code >= 0 else 128 - code)
-
-    def checkpoint(self) -> Any:
-        """Have the process save what it has and end, and say what to call when the task is back.
-
-        submitit calls this where Slurm's signal has interrupted the call, and requeues the task.
-        """
-        from submitit.helpers import DelayedSubmission
-
-        self._process.terminate()
-        end = time.monotonic() + self.patience_s
-        ended = os.WEXITED | os.WNOWAIT | os.WNOHANG
-        while not os.waitid(os.P_PID, self._process.pid, ended) and time.monotonic() < end:
-            time.sleep(0.1)
-        return DelayedSubmission(Command(self.attempt, self.patience_s))
 
 
 class SlurmEngine:
@@ -124,7 +70,7 @@ class SlurmEngine:
         self._folder = folder / NAME
         self._record = self._folder / "placed.json"
         self._cluster = cluster
-        self._parameters = _settled(resources, parameters)
+        self._parameters = settled(resources, parameters)
         if cluster == "slurm":
             _require_slurm()
         self._placed = _read(self._record)
@@ -244,65 +190,6 @@ class SlurmEngine:
         self._placed = placed
 
 
-class _Parameters(msgspec.Struct):
-    """Those of submitit's parameters that are no plain options of ``sbatch``."""
-
-    setup: list[str] = []
-    teardown: list[str] = []
-    srun_args: list[str] = []
-    additional_parameters: dict[str, str | int | float | bool] = {}
-    signal_delay_s: int = 90  # from the signal to the end of what Slurm ends
-    array_parallelism: int = _LARGEST_ARRAY
-
-
-def _settled(resources: Resources, parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what submitit's executor is told."""
-    try:
-        import submitit
-    except ModuleNotFoundError as error:
-        raise QatvalError(
-            "jobs go to Slurm through submitit, which is not installed: pip install 'qatval[slurm]'"
-        ) from error
-    known = submitit.SlurmExecutor._valid_parameters() - _SETTLED
-    if unknown := sorted(parameters.keys() - known):
-        raise QatvalError(
-            f"[slurm] takes no {unknown[0]!r}: time and processes are settled by [resources], the "
-            f"rest are {', '.join(sorted(known))}"
-        )
-    try:
-        given = msgspec.convert(dict(parameters), _Parameters)
-    except msgspec.ValidationError as error:
-        raise QatvalError(f"[slurm]: {error}") from error
-    if resources.minutes is None:
-        raise QatvalError(
-            "[resources] names no minutes: say after how long Slurm may end an attempt; the next "
-            "one goes on from there"
-        )
-    gpus = math.ceil(resources.gpus) if "gres" not in parameters else 0
-    settled = {
-        "name": "qatval",
-        "timeout_min": resources.minutes,
-        "cpus_per_task": resources.threads,
-        "mem_gb": resources.memory_gb,
-        "gpus_per_node": gpus or None,
-        "stderr_to_stdout": True,
-        **{f"slurm_{name}": value for name, value in parameters.items()},
-        "slurm_signal_delay_s": given.signal_delay_s,
-        "slurm_array_parallelism": given.array_parallelism,
-        # Since 22.05 a step has one processor of the task's, unless it asks for them as well.
-        "slurm_srun_args": [
-            "--open-mode=append",  # a requeued task goes on with its logs
-            f"--cpus-per-task={parameters.get('cpus_per_task', resources.threads)}",
-            *given.srun_args,
-        ],
-        "slurm_additional_parameters": {
-            "requeue": True,  # whatever the cluster's JobRequeue is
-            **given.additional_parameters,
-        },
-    }
-    return {name: value for name, value in settled.items() if value is not None}
-
-
 def _require_slurm() -> None:
     for program in ("sbatch", "squeue", "srun"):
         if shutil.which(program) is None:
@@ -319,8 +206,8 @@ def _largest_array() -> int:
             ["scontrol", "show", "config"], capture_output=True, text=True, timeout=30, check=True
         ).stdout
         if found := re.search(r"^MaxArraySize\s*=\s*(\d+)", configuration, re.MULTILINE):
-            return max(1, min(int(found[1]), _LARGEST_ARRAY))
-    return _LARGEST_ARRAY
+            return max(1, min(int(found[1]), LARGEST_ARRAY))
+    return LARGEST_ARRAY
 
 
 def _read(record: Path) -> dict[str, str]:

@@ -17,6 +17,7 @@ from qatval.core.errors import QatvalError
 from qatval.run.study.engines import Attempt, Resources
 from qatval.run.study.engines import squeue as squeue_module
 from qatval.run.study.engines.slurm import SlurmEngine
+from qatval.run.study.engines.slurm_task import Command
 
 pytest.importorskip("submitit", reason="what the extra 'slurm' installs")
 
@@ -186,7 +187,7 @@ def test_who_does_not_end_is_not_waited_for_for_ever(programs: Path, tmp_path: P
     program = f"""
 import pathlib, signal, sys
 from qatval.run.study.engines import Attempt
-from qatval.run.study.engines.slurm import Command
+from qatval.run.study.engines.slurm_task import Command
 deaf = "import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(60)"
 log = pathlib.Path({str(tmp_path / "log")!r})
 command = Command(Attempt("a", (sys.executable, "-c", deaf), {{}}, log.parent, log), 0.2)
@@ -208,8 +209,6 @@ command()
     ("end", "code"), [("sys.exit(3)", 3), ("os.kill(os.getpid(), 9)", 137), ("1", 0)]
 )
 def test_a_task_ends_with_the_code_of_its_process(tmp_path: Path, end: str, code: int) -> None:
-    from qatval.run.study.engines.slurm import Command
-
     with pytest.raises(SystemExit) as ended:
         Command(attempt(tmp_path, f"import os, sys; {end}"), 1.0)()
     assert ended.value.code == code
@@ -224,7 +223,8 @@ def test_tasks_outlive_their_engine(local: Callable[[], SlurmEngine], tmp_path: 
     assert second.held() == {"a/seed0"}
     task = second._placed["a/seed0"]
     assert said == (
-        f"1 job stays in Slurm's queue and will be taken up again, unless 'scancel {task}' ends them"
+        "1 job stays in Slurm's queue and will be taken up again, unless "
+        f"'scancel {task}' ends them"
     )
     assert answers(second) == {}
     (tmp_path / "go").touch()
