@@ -1,7 +1,7 @@
 """A study on a Ray cluster that loses its nodes, held to the same study on this machine alone.
 
 ``python tests/clusters/ray.py [FOLDER]``, where ``qatval[ray]`` is installed. Exit code 1 if
-anything differs, 2 if Ray is not there. Imported here, "ray" is this file.
+anything differs, 2 if Ray is not there. Nothing here imports Ray: its name is this script's.
 """
 
 from __future__ import annotations

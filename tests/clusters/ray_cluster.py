@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import shutil
 import socket
 import subprocess
@@ -31,6 +32,8 @@ class Cluster:
             self.address = f"127.0.0.1:{server.getsockname()[1]}"
 
     def __enter__(self) -> Cluster:
+        # Newer versions let nobody in without a token, older ones do not know it.
+        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         try:
             port = self.address.rpartition(":")[2]
             place = f"--temp-dir={self._folder}"

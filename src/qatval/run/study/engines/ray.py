@@ -176,9 +176,16 @@ def _require_answer(address: str) -> None:
     ray = [sys.executable, "-m", "ray.scripts.scripts"]
     check = [*ray, "health-check", "--skip-version-check", "--address", address]
     with contextlib.suppress(subprocess.TimeoutExpired):
-        answer = subprocess.run(check, capture_output=True, timeout=_ANSWER_S, check=False)
+        answer = subprocess.run(
+            check, capture_output=True, text=True, timeout=_ANSWER_S, check=False
+        )
         if answer.returncode == 0:
             return
+        if "AuthenticationError" in answer.stderr:
+            raise QatvalError(
+                f"the Ray cluster at '{address}' lets nobody in without its token: set "
+                "RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN to what its head has in ~/.ray/auth_token"
+            )
     raise QatvalError(
         f"no Ray cluster answers at '{address}': expected HOST:PORT as 'ray start --head' prints "
         "it, or 'auto' on a machine of the cluster; give it under [ray] or in "

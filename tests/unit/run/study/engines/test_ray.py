@@ -49,10 +49,21 @@ def cluster() -> Iterator[Any]:
 
 
 @pytest.fixture
-def engine(cluster: Any) -> Iterator[RayEngine]:
-    made = RayEngine(Resources(), cluster.address)
-    yield made
-    made.stop()
+def connect(cluster: Any) -> Iterator[Callable[..., RayEngine]]:
+    made = []
+
+    def engine(**resources: Any) -> RayEngine:
+        made.append(RayEngine(Resources(**resources), cluster.address))
+        return made[-1]
+
+    yield engine
+    for one in made:
+        one.stop()
+
+
+@pytest.fixture
+def engine(connect: Callable[..., RayEngine]) -> RayEngine:
+    return connect()
 
 
 @pytest.fixture
@@ -124,9 +135,8 @@ def test_no_more_run_at_a_time_than_the_cluster_has_room_for(
 
 
 def test_processes_that_are_stopped_may_save_what_they_have(
-    cluster: Any, tmp_path: Path, attempt: Callable[..., Attempt]
+    engine: RayEngine, tmp_path: Path, attempt: Callable[..., Attempt]
 ) -> None:
-    engine = RayEngine(Resources(), cluster.address)
     engine.place([attempt("one", _JOB), attempt("queued", "open('begun', 'w')")])
     appears(tmp_path / "one.txt")
     engine.stop()
@@ -146,16 +156,18 @@ def test_processes_of_a_killed_worker_may_save_what_they_have(
 
 
 def test_processes_of_a_lost_node_may_save_what_they_have(
-    cluster: Any, tmp_path: Path, attempt: Callable[..., Attempt]
+    cluster: Any,
+    connect: Callable[..., RayEngine],
+    tmp_path: Path,
+    attempt: Callable[..., Attempt],
 ) -> None:
     node = cluster.add_node(num_cpus=2, object_store_memory=100 * 2**20)
-    engine = RayEngine(Resources(threads=2), cluster.address)  # which the other one cannot carry
+    engine = connect(threads=2)  # which the other one cannot carry
     engine.place([attempt("one", _JOB)])
     appears(tmp_path / "one.txt")
     cluster.remove_node(node, allow_graceful=False)
     assert until(engine, "one")["one"].startswith("lost by Ray (")
     assert appears(tmp_path / "saved") == "saved"
-    engine.stop()
 
 
 def test_processes_of_a_killed_controller_may_save_what_they_have(
@@ -179,16 +191,16 @@ time.sleep(60)
 
 
 def test_a_cluster_that_cannot_carry_a_run_is_waited_for_aloud(
-    cluster: Any, caplog: pytest.LogCaptureFixture
+    connect: Callable[..., RayEngine], caplog: pytest.LogCaptureFixture
 ) -> None:
-    RayEngine(Resources(threads=64, gpus=0.5), cluster.address).stop()
+    connect(threads=64, gpus=0.5)
     assert "no node of the Ray cluster has 64 threads, 0.5 GPUs: runs wait" in caplog.text
 
 
-def test_signals_stay_with_the_command(cluster: Any) -> None:
+def test_signals_stay_with_the_command(connect: Callable[..., RayEngine]) -> None:
     before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
-        RayEngine(Resources(), cluster.address).stop()
+        connect().stop()
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGTERM, before)
