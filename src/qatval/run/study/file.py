@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -79,6 +79,12 @@ def _study(document: dict[str, Any], file: Path) -> Study:
             raise argparse.ArgumentTypeError(f"expected a path, got {_shown(value)}")
         return str((file.parent / Path(value).expanduser()).resolve())
 
+    def image_list(value: Any) -> str:
+        found = path(value)
+        if not Path(found).is_file():
+            raise argparse.ArgumentTypeError(f"expected a file of image names, {found} is none")
+        return found
+
     def methods(value: Any) -> tuple[str, ...]:
         names = msgspec.convert(value, tuple[str, ...])
         return with_controls(names) if controlled else names
@@ -89,7 +95,9 @@ def _study(document: dict[str, Any], file: Path) -> Study:
         return _read(Precision, table, f"{key}.", {"activation_bits": _activation_bits})
 
     def schedule(key: str, table: Any) -> Schedule:
-        return _read(Schedule, table, f"{key}.", {**lists, "checkpoint": path, "image_list": path})
+        return _read(
+            Schedule, table, f"{key}.", {**lists, "checkpoint": path, "image_list": image_list}
+        )
 
     return _read(
         Study,
@@ -104,6 +112,7 @@ def _study(document: dict[str, Any], file: Path) -> Study:
             "quantizations": lambda value: _tables("quantizations", value, precision),
             "trainings": lambda value: _tables("trainings", value, schedule),
         },
+        taken=["with_controls"],
         source=str(file),
     )
 
@@ -115,7 +124,12 @@ def _tables(key: str, value: Any, read: Callable[[str, Any], _Struct]) -> dict[s
 
 
 def _read(
-    kind: type[_Struct], table: Any, place: str, parsers: _Parsers, **settled: Any
+    kind: type[_Struct],
+    table: Any,
+    place: str,
+    parsers: _Parsers,
+    taken: Collection[str] = (),
+    **settled: Any,
 ) -> _Struct:
     """Return a table as what it stands for.
 
@@ -124,6 +138,7 @@ def _read(
         table: Its fields by name.
         place: What stands before the keys in messages.
         parsers: Of the fields whose form in a file is another one.
+        taken: Keys that are read elsewhere, for messages.
         settled: Fields that a file does not have.
 
     Raises:
@@ -136,7 +151,7 @@ def _read(
     values = dict(settled)
     for key, value in table.items():
         if key not in known:
-            raise UsageError(f"{place}{key}: no such key{nearest(key, known)}")
+            raise UsageError(f"{place}{key}: no such key{nearest(key, (*known, *taken))}")
         try:
             parser = parsers.get(key)
             if parser is None:
@@ -157,7 +172,7 @@ def _wrong(error: msgspec.ValidationError, found: FieldInfo, value: Any) -> str:
         return f"expected one of {', '.join(choices)}, got {_shown(value)}"
     said, _, where = str(error).partition(" - at `$")
     where = where.rstrip("`")
-    said = said[:1].lower() + said[1:].replace("`", "")
+    said = said[:1].lower() + said[1:].replace("`", "").replace(" | null", "")  # TOML has no null
     return f"{said}{f' at {where}' if where else ''}" if "got" in said else f"{said}, got {value!r}"
 
 
@@ -195,6 +210,8 @@ def _ray(value: Any) -> dict[str, str]:
     for key in value if isinstance(value, dict) else ():
         if key != "address":
             raise UsageError(f"ray.{key}: no such key; expected address")
+        if not isinstance(value[key], str):
+            raise UsageError(f"ray.address: expected str, got {_shown(value[key])}")
     return msgspec.convert(value, dict[str, str])
 
 

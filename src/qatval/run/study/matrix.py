@@ -137,11 +137,13 @@ class Study(Launching, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         """Refuse what names nothing, or one thing twice."""
         super().__post_init__()
-        for name in (*self.quantizations, *self.trainings):
-            if not _NAME.fullmatch(name):
-                raise UsageError(
-                    f"{quoted(name)} names a folder: expected a-z, 0-9, '.', '_' and '-', up to 40"
-                )
+        for key, names in (("quantizations", self.quantizations), ("trainings", self.trainings)):
+            for name in names:
+                if not _NAME.fullmatch(name):
+                    raise UsageError(
+                        f"{key}: {quoted(name)} names a folder: expected a-z, 0-9, '.', '_' and "
+                        "'-', up to 40"
+                    )
         for key, values in (("quantizations", self.quantizations), *_lists(self, "")):
             _refuse_repeated(key, values)
         _refuse_unknown("variants", self.variants, presets.variant)
@@ -169,6 +171,13 @@ class Study(Launching, frozen=True, kw_only=True):
             raise UsageError(
                 f"{place}checkpoint: is of one variant; name that in {place}variants, and others "
                 "in another training"
+            )
+        gpus = self.resources.get("gpus", 0)
+        if schedule.device is not None and (schedule.device == "cpu") != (gpus == 0):
+            expected = "a GPU" if gpus else "cpu"  # else jobs share a GPU that nobody counts
+            raise UsageError(
+                f"{place}device: expected {expected}, as resources.gpus is {gpus}, "
+                f"got {schedule.device}"
             )
         try:
             training_arguments.refuse_unfit(schedule.overrides)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qatval.core.errors import QatvalError, UsageError
@@ -104,12 +104,20 @@ def test_the_start_is_a_part_of_the_precision(load: Load) -> None:
     [
         ("metods = []", "metods: no such key, is it 'methods'?"),
         ("source = 'x'", "source: no such key"),
+        ("with_control = true", "with_control: no such key, is it 'with_controls'?"),
         ("with_controls = 1", "with_controls: expected true or false, got 1"),
         ("margin = 2", "margin: expected float < 1.0, got 2"),
+        ("margin = 'x'", "margin: expected float, got str"),
         ("gate_root = 3", "gate_root: expected a path, got 3"),
         ("trainings = 1", "trainings: expected tables [trainings.NAME], got 1"),
         ("[trainings]\na = 1", "trainings.a: expected a table, got 1"),
         ("[trainings.a]\nepochs = 0", "trainings.a.epochs: expected int >= 1, got 0"),
+        ("[trainings.a]\nimage_list = 'no.txt'", "a.image_list: expected a file of image names"),
+        ("[trainings.a]\ndevice = '0'", "trainings.a.device: expected cpu, as resources.gpus is 0"),
+        (
+            "[trainings.a]\ndevice = 'cpu'\n[resources]\ngpus = 1",
+            "trainings.a.device: expected a GPU, as resources.gpus is 1.0, got cpu",
+        ),
         ("[trainings.a]\nepoch = 1", "trainings.a.epoch: no such key, is it 'epochs'?"),
         ("[trainings.a]\nmethods = ['emma']", "trainings.a.methods: emma is none of the study's"),
         ("[trainings.a]\nmethods = []", "trainings.a.methods: expected at least one"),
@@ -118,9 +126,9 @@ def test_the_start_is_a_part_of_the_precision(load: Load) -> None:
         ("[trainings.a]\noverrides = {lfr = 1.0}", "trainings.a.overrides.lfr: no training"),
         ("[trainings.a]\noverrides = {epochs = 1}", "overrides.epochs: no training argument"),
         ("[trainings.a]\noverrides = {lrf = 2}", "lrf: expected a number in 0..1, got 2"),
-        ("[quantizations.W4]", "'W4' names a folder"),
-        ("[quantizations.'..']", "'..' names a folder"),
-        ("[trainings.'a/b']", "'a/b' names a folder"),
+        ("[quantizations.W4]", "quantizations: 'W4' names a folder"),
+        ("[quantizations.'..']", "quantizations: '..' names a folder"),
+        ("[trainings.'a/b']", "trainings: 'a/b' names a folder"),
         ("[quantizations.a]\nweight_bits = 9", "a.weight_bits: expected int <= 8, got 9"),
         ("[quantizations.a]\nactivation_bits = 9", "a.activation_bits: expected an integer in"),
         ("[quantizations.a]\nscale = 'x'", "a.scale: expected one of per-tensor, per-channel"),
@@ -129,6 +137,7 @@ def test_the_start_is_a_part_of_the_precision(load: Load) -> None:
         ("[resources]\nthreads = 0", "resources.threads: expected at least 1, got 0"),
         ("[resources]\ngpus = 1.5", "resources.gpus: expected a share of one or whole ones"),
         ("[ray]\nadress = 'x'", "ray.adress: no such key; expected address"),
+        ("[ray]\naddress = 1", "ray.address: expected str, got 1"),
     ],
 )
 def test_what_is_wrong_is_told_with_its_key(more: str, said: str, load: Load) -> None:
@@ -170,6 +179,7 @@ def test_a_checkpoint_is_of_one_variant(load: Load) -> None:
     load(f"{two}[trainings.a]\ncheckpoint = 'a.pt'\nvariants = ['yolo10s']")
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # examples are trees
 @given(
     st.dictionaries(
         st.sampled_from(["variants", "methods", "seeds", "trainings", "resources", "x"]),
