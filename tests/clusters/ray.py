@@ -1,7 +1,7 @@
 """A study on a Ray cluster that loses its nodes, held to the same study on this machine alone.
 
 ``python tests/clusters/ray.py [FOLDER]``, where ``qatval[ray]`` is installed. Exit code 1 if
-anything differs, 2 if Ray is not there. It has Ray's name, so what is imported here as that is this.
+anything differs, 2 if Ray is not there. It has the name of Ray, which is not what it imports by it.
 """
 
 from __future__ import annotations
