@@ -29,9 +29,10 @@ from typing import Any, NoReturn
 
 import msgspec
 
+from qatval.core import interruption
 from qatval.core.errors import QatvalError
 from qatval.core.files import atomic_write
-from qatval.run.study.engines import Attempt, Resources
+from qatval.run.study.engines import Attempt, Resources, process
 from qatval.run.study.engines.squeue import Queue
 
 NAME = "slurm"
@@ -59,21 +60,12 @@ class Command:
 
     def __call__(self) -> NoReturn:
         """Run it and end with its exit code, by which Slurm then knows the task."""
-        attempt = self.attempt
         # Slurm sends the signal by which it announces a task's end to all of its processes, and
         # it kills those that do not know it. What is blocked here is blocked in what is started.
         announcing = {signal.SIGUSR1, signal.SIGUSR2}
         signal.pthread_sigmask(signal.SIG_BLOCK, announcing)
         try:
-            with attempt.log.open("ab") as log:
-                self._process = subprocess.Popen(
-                    attempt.command,
-                    cwd=attempt.directory,
-                    env=os.environ | attempt.environment,
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                )
+            self._process = process.start(self.attempt, own_session=False)
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, announcing)
         # Not Popen.wait, which `checkpoint` could not ask meanwhile: that holds a lock.
@@ -89,11 +81,8 @@ class Command:
         """
         from submitit.helpers import DelayedSubmission
 
-        self._process.terminate()
-        end = time.monotonic() + self.patience_s
-        ended = os.WEXITED | os.WNOWAIT | os.WNOHANG
-        while not os.waitid(os.P_PID, self._process.pid, ended) and time.monotonic() < end:
-            time.sleep(0.1)
+        process.ask_to_end(self._process)
+        process.wait(self._process, self.patience_s, poll_s=0.1)
         return DelayedSubmission(Command(self.attempt, self.patience_s))
 
 
@@ -190,7 +179,8 @@ class SlurmEngine:
         while self._waiting:
             batch = self._waiting[: self._array_size]
             try:
-                tasks = self._submitted(batch)
+                with interruption.deferred():  # what Slurm has taken is recorded
+                    self._write(self._placed | self._submitted(batch))
             except (FailedJobError, FailedSubmissionError) as error:
                 reason = str(error)
                 if _FULL.search(reason) and len(batch) > 1:
@@ -204,7 +194,6 @@ class SlurmEngine:
                         f"sbatch: {_one_line(reason)}; change [slurm] or [resources] of the study"
                     ) from error
             else:
-                self._write(self._placed | tasks)
                 del self._waiting[: len(batch)]
 
     def _submitted(self, attempts: Sequence[Attempt]) -> dict[str, str]:
