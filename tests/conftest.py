@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from qatval.core import interruption
 from qatval.core.summary import RunSummary, write_summary
 from qatval.testing import build_summary
 
@@ -32,5 +33,6 @@ def heeded_signals() -> Iterator[None]:
     for number in ignored:
         signal.signal(number, signal.SIG_DFL)  # a process that is started inherits that
     yield
+    interruption._received = None  # a command that has heeded one ends, and a session goes on
     for number in ignored:
         signal.signal(number, signal.SIG_IGN)

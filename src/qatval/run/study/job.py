@@ -30,6 +30,7 @@ from qatval.core.progress import Progress
 from qatval.run import runner
 from qatval.run.claim import Claim, HeldError
 from qatval.run.configuration import RunConfig
+from qatval.run.study.engines import PARENT
 from qatval.run.study.estimate import remember
 from qatval.run.study.plan import Job, Plan, read_plan
 from qatval.run.study.standing import entry, finished
@@ -178,7 +179,8 @@ class Heart:
         self._folder, self._claim = folder, claim
         self._before_s = before.seconds if before else 0.0
         self._since = time.monotonic()
-        self._parent = os.getppid()
+        # Not asked for only now: it may be gone, and another have taken its place.
+        self._parent = int(os.environ.pop(PARENT, os.getppid()))
         self._stopped = threading.Event()
         self._write()
         self._thread = threading.Thread(target=self._beat, daemon=True)

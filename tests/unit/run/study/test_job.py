@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -21,6 +22,7 @@ from qatval.core.summary import RunSummary, write_summary
 from qatval.run.claim import Claim
 from qatval.run.configuration import RunConfig
 from qatval.run.study import job as attempts
+from qatval.run.study.engines import Attempt
 from qatval.run.study.plan import Job, Plan, write_plan
 from qatval.run.study.state import JobState, read_state
 from qatval.testing import build_summary
@@ -312,3 +314,22 @@ def test_a_process_whose_parent_is_gone_saves_and_ends(job: Job, out: Path) -> N
     finally:
         if state_of(job, out).standing == "running":
             os.kill(pid, signal.SIGKILL)
+
+
+def test_a_process_whose_parent_was_gone_before_it_looked_ends_as_well(job: Job, out: Path) -> None:
+    attempt = Attempt(
+        job.name, (sys.executable, "-c", ORPHAN, str(out), job.name), {}, out, out / "log.txt"
+    )
+    program = f"""
+from pathlib import PosixPath
+from qatval.run.study.engines import Attempt, process
+print(process.start({attempt!r}).pid, flush=True)
+import os; os._exit(0)
+"""
+    started = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+    try:
+        until(lambda: read_state(job.folder(out))[0])
+        until(lambda: state_of(job, out).standing == "interrupted")
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(started.stdout), signal.SIGKILL)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from qatval.core import interruption
 from qatval.core.environment import available_cores
 from qatval.core.errors import QatvalError
-from qatval.run.study.engines import Attempt, Resources
+from qatval.run.study.engines import Attempt, Resources, process
 from qatval.run.study.engines.local import LocalEngine
 
 _DEADLINE_S = 20
@@ -145,6 +148,40 @@ time.sleep(60)
     assert engine.ended() == {"one": "interrupted"}
     assert engine.held() == set()
     assert not (tmp_path / "begun").exists()
+
+
+def test_who_does_not_end_is_killed_and_leaves_nothing_to_be_waited_for(
+    tmp_path: Path, attempt: Callable[..., Attempt], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "PATIENCE_S", 0.1)
+    engine = LocalEngine(Resources(), jobs=1)
+    deaf = "import os, signal, time; signal.signal(15, signal.SIG_IGN); print(os.getpid(), flush=1)"
+    engine.place([attempt("one", f"{deaf}; time.sleep(60)")])
+    pid = int(appears(tmp_path / "one.txt"))
+    assert "but for the last steps of 1 that had to be killed" in engine.stop()
+    assert not Path(f"/proc/{pid}").exists()
+
+
+def test_a_signal_that_comes_while_one_is_started_leaves_none_unknown(
+    tmp_path: Path,
+    attempt: Callable[..., Attempt],
+    monkeypatch: pytest.MonkeyPatch,
+    heeded_signals: None,
+) -> None:
+    started = process.start
+
+    def start(*given: Any) -> Any:
+        running = started(*given)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return running
+
+    monkeypatch.setattr(process, "start", start)
+    engine = LocalEngine(Resources(), jobs=1)
+    with interruption.listening():
+        with pytest.raises(interruption.Interrupted):
+            engine.place([attempt("one", "import time; time.sleep(60)")])
+        assert engine.held() == {"one"}
+        assert engine.stop().startswith("1 running process ended")
 
 
 def test_cores_are_divided_by_threads(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,12 @@ from typing import Protocol
 
 import msgspec
 
+PARENT = "QATVAL_PARENT"
+"""Variable by which an attempt's process knows the number of the one that started it.
+
+Asked for by itself it may get the number of another already: that of whoever adopts orphans.
+"""
+
 
 class Resources(msgspec.Struct, frozen=True, omit_defaults=True):
     """What one job takes of a machine.

@@ -6,29 +6,18 @@ itself, and one that is bound to it waits there for whatever else runs, while an
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
 import subprocess
 import time
 from collections import deque
 from collections.abc import Sequence
 
+from qatval.core import interruption
 from qatval.core.environment import available_cores
 from qatval.core.errors import QatvalError
-from qatval.core.interruption import EXIT_CODE
-from qatval.run.study.engines import Attempt, Resources
+from qatval.run.study.engines import Attempt, Resources, process
 
-_PATIENCE_S = 60.0
-"""Seconds that a process has to save its state before it is killed."""
 _POLL_S = 0.05
-
-_SIGNALS = {
-    signal.SIGKILL: "killed by SIGKILL, as the system does where memory has run out",
-    signal.SIGSEGV: "crashed (SIGSEGV), which is a defect of a library or of the machine",
-    signal.SIGBUS: "crashed (SIGBUS), as where a disk or /dev/shm is full",
-    signal.SIGABRT: "aborted (SIGABRT), as libraries do that cannot go on",
-}
 
 
 class LocalEngine:
@@ -78,17 +67,17 @@ class LocalEngine:
         """End all processes, which save what they have; wait for that a minute at most."""
         number = len(self._running)
         self._queue.clear()
-        for process, _ in self._running.values():
-            os.kill(process.pid, signal.SIGTERM)  # not its own method, which may wait for it
-        until = time.monotonic() + _PATIENCE_S
+        for running, _ in self._running.values():
+            process.ask_to_end(running)
+        until = time.monotonic() + process.PATIENCE_S
         while self._running and time.monotonic() < until:
             time.sleep(_POLL_S)
             self._reap()
-        for process, _ in self._running.values():
-            _kill_session(process.pid)
         told = f"{number} running process{'' if number == 1 else 'es'} ended, with all kept"
         if late := len(self._running):
             told += f", but for the last steps of {late} that had to be killed"
+        for job in list(self._running):
+            self._end(job)
         return told
 
     def _start(self) -> None:
@@ -96,31 +85,21 @@ class LocalEngine:
             attempt, place = self._queue.popleft(), self._free.pop()
             gpus = {} if place is None else {"CUDA_VISIBLE_DEVICES": place}
             try:
-                with attempt.log.open("ab") as log:
-                    process = subprocess.Popen(
-                        attempt.command,
-                        cwd=attempt.directory,
-                        env={**os.environ, **attempt.environment, **gpus},
-                        stdin=subprocess.DEVNULL,
-                        stdout=log,
-                        stderr=subprocess.STDOUT,
-                        start_new_session=True,  # a terminal's Ctrl-C is for the controller alone
-                    )
+                with interruption.deferred():  # what is started is known, and can be stopped
+                    self._running[attempt.job] = process.start(attempt, gpus), place
             except OSError as error:
                 self._ended[attempt.job] = f"could not be started ({error})"
                 self._free.append(place)
-            else:
-                self._running[attempt.job] = process, place
 
     def _reap(self) -> None:
-        for job, (process, place) in list(self._running.items()):
-            # Not poll(): as long as nobody has waited for it, its number is no other session's.
-            if os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
-                continue
-            _kill_session(process.pid)  # loaders and ranks that a killed process leaves
-            self._ended[job] = _words(process.wait())
-            self._free.append(place)
-            del self._running[job]
+        for job, (running, _) in list(self._running.items()):
+            if process.has_ended(running):
+                self._end(job)
+
+    def _end(self, job: str) -> None:
+        running, place = self._running.pop(job)
+        self._ended[job] = process.end(running)  # with loaders and ranks that a killed one leaves
+        self._free.append(place)
 
 
 def _cpu_places(resources: Resources) -> list[str | None]:
@@ -158,19 +137,3 @@ def visible_gpus() -> list[str]:
     except (OSError, subprocess.SubprocessError):
         return []
     return listed.stdout.split()
-
-
-def _kill_session(leader: int) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(leader, signal.SIGKILL)
-
-
-def _words(code: int) -> str:
-    """Say how a process has ended."""
-    if code >= 0:
-        return {0: "ended", EXIT_CODE: "interrupted"}.get(code, f"ended with exit code {code}")
-    try:
-        number = signal.Signals(-code)
-    except ValueError:
-        return f"killed by signal {-code}"
-    return _SIGNALS.get(number, f"killed by {number.name}")

@@ -9,27 +9,22 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from qatval.core.environment import available_cores
 from qatval.core.errors import QatvalError
-from qatval.core.interruption import EXIT_CODE
-from qatval.run.study.engines import Attempt, Resources
+from qatval.run.study.engines import Attempt, Resources, process
 
 _LOCAL = "local"
 _ADDRESS = "RAY_ADDRESS"
 _ANSWER_S = 20.0
 """Seconds that a cluster has to answer; Ray itself asks for minutes."""
-_PATIENCE_S = 60.0
-"""Seconds that a process has to save its state before it is killed."""
 _POLL_S = 0.2
 _STORE = 100 * 2**20  # bytes, about the least that Ray takes: nothing is kept in it
 
@@ -80,9 +75,8 @@ class RayEngine:
     def place(self, attempts: Sequence[Attempt]) -> None:
         """Hand attempts to Ray, which keeps them until there is room."""
         for one in attempts:
-            environment = dict(one.environment)
-            task = self._task.remote(one.command, environment, one.directory, one.log)
-            self._jobs[task] = one.job
+            plain = replace(one, environment=dict(one.environment))  # which can be sent
+            self._jobs[self._task.remote(plain)] = one.job
 
     def held(self) -> set[str]:
         """Return the jobs of the tasks that wait or run, or have ended without being told of."""
@@ -97,7 +91,7 @@ class RayEngine:
         """Call off all tasks, whose processes save what they have; wait for that."""
         for task in self._jobs:
             self._ray.cancel(task)
-        self._done(_PATIENCE_S + 10.0)
+        self._done(process.PATIENCE_S + 10.0)
         self._ray.shutdown()
         self._jobs.clear()
         return "what ran on Ray has ended, with all kept"
@@ -193,49 +187,20 @@ def _require_answer(address: str) -> None:
     )
 
 
-def _carry_out(
-    command: tuple[str, ...], environment: Mapping[str, str], directory: Path, log: Path
-) -> str:
-    """Run a process in a worker of Ray's; return in a few words how it has ended.
+def _carry_out(attempt: Attempt) -> str:
+    """Run an attempt's process in a worker of Ray's; return in a few words how it has ended.
 
     What ends the task ends the process, by SIGTERM and after its time to save by SIGKILL.
     """
-    try:
-        with log.open("ab") as output:
-            process = subprocess.Popen(
-                command,
-                cwd=directory,
-                env={**os.environ, **environment},
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # not of the group that Ray may kill with its worker
-            )
+    try:  # in a session of its own it is not of the group that Ray may kill with its worker
+        running = process.start(attempt)
     except OSError as error:
         return f"could not be started ({error})"
     try:
-        _wait(process)
+        process.wait(running, poll_s=_POLL_S)
     except BaseException:
-        os.kill(process.pid, signal.SIGTERM)  # not its own method, which may wait for it
-        _wait(process, _PATIENCE_S)
-        _kill_session(process)
+        process.ask_to_end(running)
+        process.wait(running, process.PATIENCE_S, poll_s=_POLL_S)
+        process.end(running)
         raise
-    code = _kill_session(process)
-    if code < 0:
-        return f"killed by signal {-code}"
-    return {0: "ended", EXIT_CODE: "interrupted"}.get(code, f"ended with exit code {code}")
-
-
-def _wait(process: subprocess.Popen[bytes], seconds: float = math.inf) -> None:
-    """Wait for the end of a process, which keeps its number until it is asked for its exit code."""
-    until = time.monotonic() + seconds
-    how = os.WEXITED | os.WNOHANG | os.WNOWAIT
-    while os.waitid(os.P_PID, process.pid, how) is None and time.monotonic() < until:
-        time.sleep(_POLL_S)
-
-
-def _kill_session(process: subprocess.Popen[bytes]) -> int:
-    """Kill what is left of a process and of those that it has started; return its exit code."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    return process.wait()
+    return process.end(running)

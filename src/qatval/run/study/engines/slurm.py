@@ -28,6 +28,7 @@ from typing import Any
 
 import msgspec
 
+from qatval.core import interruption
 from qatval.core.errors import QatvalError
 from qatval.core.files import atomic_write
 from qatval.run.study.engines import Attempt, Resources
@@ -136,7 +137,8 @@ class SlurmEngine:
         while self._waiting:
             batch = self._waiting[: self._array_size]
             try:
-                tasks = self._submitted(batch)
+                with interruption.deferred():  # what Slurm has taken is recorded
+                    self._write(self._placed | self._submitted(batch))
             except (FailedJobError, FailedSubmissionError) as error:
                 reason = str(error)
                 if _FULL.search(reason) and len(batch) > 1:
@@ -150,7 +152,6 @@ class SlurmEngine:
                         f"sbatch: {_one_line(reason)}; change [slurm] or [resources] of the study"
                     ) from error
             else:
-                self._write(self._placed | tasks)
                 del self._waiting[: len(batch)]
 
     def _submitted(self, attempts: Sequence[Attempt]) -> dict[str, str]:

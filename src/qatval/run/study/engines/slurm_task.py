@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from qatval.run.study.engines import Attempt
+from qatval.run.study.engines import Attempt, process
 
 
 @dataclass
@@ -27,21 +25,12 @@ class Command:
 
     def __call__(self) -> NoReturn:
         """Run it and end with its exit code, by which Slurm then knows the task."""
-        attempt = self.attempt
         # Slurm sends the signal by which it announces a task's end to all of its processes, and
         # it kills those that do not know it. What is blocked here is blocked in what is started.
         announcing = {signal.SIGUSR1, signal.SIGUSR2}
         signal.pthread_sigmask(signal.SIG_BLOCK, announcing)
         try:
-            with attempt.log.open("ab") as log:
-                self._process = subprocess.Popen(
-                    attempt.command,
-                    cwd=attempt.directory,
-                    env=os.environ | attempt.environment,
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                )
+            self._process = process.start(self.attempt, own_session=False)
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, announcing)
         # Not Popen.wait, which `checkpoint` could not ask meanwhile: that holds a lock.
@@ -57,9 +46,6 @@ class Command:
         """
         from submitit.helpers import DelayedSubmission
 
-        self._process.terminate()
-        end = time.monotonic() + self.patience_s
-        ended = os.WEXITED | os.WNOWAIT | os.WNOHANG
-        while not os.waitid(os.P_PID, self._process.pid, ended) and time.monotonic() < end:
-            time.sleep(0.1)
+        process.ask_to_end(self._process)
+        process.wait(self._process, self.patience_s, poll_s=0.1)
         return DelayedSubmission(Command(self.attempt, self.patience_s))

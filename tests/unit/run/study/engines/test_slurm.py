@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from qatval.core import interruption
 from qatval.core.errors import QatvalError
 from qatval.run.study.engines import Attempt, Resources
 from qatval.run.study.engines import squeue as squeue_module
@@ -230,6 +231,16 @@ def test_tasks_outlive_their_engine(local: Callable[[], SlurmEngine], tmp_path: 
     (tmp_path / "go").touch()
     assert ends(second) == {"a/seed0": f"Slurm {task}: COMPLETED"}
     assert local().held() == set()
+
+
+def test_what_slurm_has_taken_is_recorded_whatever_signal_comes(
+    programs: Path, tmp_path: Path, heeded_signals: None
+) -> None:
+    program(programs, "sbatch", f"kill -TERM {os.getpid()}{SBATCH}")
+    placed = engine(tmp_path)
+    with interruption.listening(), pytest.raises(interruption.Interrupted):
+        placed.place(attempts(tmp_path, 2))
+    assert engine(tmp_path).held() == {"a/seed0", "a/seed1"}
 
 
 def test_arrays_are_as_large_as_the_cluster_takes_them(programs: Path, tmp_path: Path) -> None:
