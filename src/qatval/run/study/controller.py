@@ -122,7 +122,8 @@ class Controller:
         """Advance to the end; stop the engine if anything comes between.
 
         Args:
-            show: Is given every second how the jobs stand, and at the end.
+            show: Is given how the jobs stand, every second if that is quickly found out, and at
+                the end.
 
         Returns:
             How they stand then.
@@ -131,13 +132,14 @@ class Controller:
             Interrupted: If a signal has come; it says what has become of what was placed.
             QatvalError: As `advance`.
         """
-        shown = 0.0
+        shows_at = 0.0
         try:
             while not self.finished:
                 self.advance()
-                if time.monotonic() - shown >= _SHOWN_S:
+                if (now := time.monotonic()) >= shows_at:
                     show(self.entries())
-                    shown = time.monotonic()
+                    took = time.monotonic() - now  # seconds, where files are many or far away
+                    shows_at = now + max(_SHOWN_S, 10 * took)
                 time.sleep(_ROUND_S)
         except KeyboardInterrupt as interrupted:
             name = interruption.by() or "SIGINT"

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from qatval.core.summary import SUMMARY_NAME
 from qatval.run.folder import is_finished
 from qatval.run.study.plan import Job, Plan
 from qatval.run.study.state import SILENT_S, JobState, read_state
@@ -24,7 +25,8 @@ class Entry:
     Attributes:
         job: The job.
         word: "silent" is one that says "running" and has not written for long, or whose process
-            is gone; "waiting" one that nobody has begun.
+            is gone; "waiting" one that nobody has begun,
+            or whose runs were removed.
         state: What its last process said of it, None before the first.
         written: When that was, in seconds since 1970.
     """
@@ -44,11 +46,14 @@ def entry(job: Job, out: Path) -> Entry:
     """Return how one job stands.
 
     Its run roots decide where its state does not say that it is done: a process that was killed
-    between its last result and its last word has done its job.
+    between its last result and its last word has done its job. What is done waits again when a run
+    root of it was removed.
     """
     state, written = read_state(job.folder(out))
     if state is not None and state.standing == "done":
-        return Entry(job, "done", state, written)
+        roots = job.run_roots(out).values()
+        kept = all((root / SUMMARY_NAME).exists() for root in roots)  # reading them takes longer
+        return Entry(job, "done" if kept else "waiting", state, written)
     if state is not None and _at_work(state, written):
         return Entry(job, "running", state, written)
     if finished(job, out):
@@ -66,8 +71,8 @@ def finished(job: Job, out: Path) -> bool:
 
 
 def _at_work(state: JobState, written: float) -> bool:
-    """Whether a process may be at work on a job; clocks of machines agree to half a minute."""
-    if state.standing != "running" or time.time() - written > SILENT_S:
+    """Whether a process may be at work on a job; their clocks agree to half a minute."""
+    if state.standing != "running" or abs(time.time() - written) > SILENT_S:
         return False
     return state.host != socket.gethostname() or _exists(state.pid)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import time
@@ -34,12 +35,23 @@ def test_a_job_that_nobody_has_begun_waits(plan: Plan, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("standing", ["done", "failed", "interrupted", "running"])
 def test_a_job_stands_as_its_process_says(
-    job: Job, tmp_path: Path, say: Say, standing: Word
+    job: Job, tmp_path: Path, say: Say, finish: Callable[..., None], standing: Word
 ) -> None:
     state = say(job, standing)
+    if standing == "done":
+        finish(job)
     found = entry(job, tmp_path)
     assert (found.word, found.state) == (standing, state)
     assert found.written == pytest.approx(time.time(), abs=5)
+
+
+def test_what_is_done_waits_again_when_a_run_of_it_is_removed(
+    job: Job, tmp_path: Path, say: Say, finish: Callable[..., None]
+) -> None:
+    say(job, "done")
+    finish(job)
+    shutil.rmtree(job.run_roots(tmp_path)["ema"])
+    assert entry(job, tmp_path).word == "waiting"
 
 
 def test_a_process_that_has_not_written_for_long_is_silent(
