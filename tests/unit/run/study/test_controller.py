@@ -368,4 +368,4 @@ class Adversary(RuleBasedStateMachine):
 _FIELDS = ("attempt", "host", "pid", "started_at")
 
 TestAdversary = Adversary.TestCase
-TestAdversary.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
+TestAdversary.settings = settings(max_examples=30, stateful_step_count=25, deadline=None)

@@ -340,7 +340,7 @@ def studies(draw: Any) -> Study:
     )
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(studies(), min_size=1, max_size=4))
 def test_whatever_is_asked_for_in_turn_each_method_has_one_job(
     tmp_path_factory: pytest.TempPathFactory, asked: list[Study]

@@ -18,9 +18,6 @@ from qatval.run.study.engines import Attempt, Resources
 from qatval.run.study.engines import ray as ray_engine
 from qatval.run.study.engines.ray import RayEngine
 
-pytest.importorskip("ray", reason="needs Ray: pip install 'qatval[ray]'")
-cluster_utils = pytest.importorskip("ray.cluster_utils")
-
 _DEADLINE_S = 60
 # Ends as a job does: told to, or once the process that started it is gone; takes its time to save.
 _JOB = """
@@ -38,8 +35,14 @@ save()
 """
 
 
+@pytest.fixture(scope="module", autouse=True)
+def cluster_utils() -> Any:
+    pytest.importorskip("ray", reason="needs Ray: pip install 'qatval[ray]'")
+    return pytest.importorskip("ray.cluster_utils")  # not before: collecting is to be quick
+
+
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Any]:
+def cluster(cluster_utils: Any) -> Iterator[Any]:
     node = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
     made = cluster_utils.Cluster(
         initialize_head=True, head_node_args={**node, "include_dashboard": False}
