@@ -27,7 +27,7 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 	@echo "qatval: $(VENV) is ready"
 
-demo: $(READY) ## is training in 4 bits better than rounding? three seeds, embedded data (3 to 10 minutes)
+demo: $(READY) ## is training in 4 bits better than rounding? three seeds, embedded data (2 to 10 minutes)
 	@$(BIN)/qatval demo
 
 test: unit validation ## run the unit tests and the CPU validation scenarios
