@@ -16,7 +16,6 @@ from qatval.run.study.file import load_launching
 from qatval.run.study.launching import Launching, launched
 from qatval.run.study.plan import PLAN_NAME, Job, read_plan, write_plan
 from qatval.run.study.planning import device_of, divided, plan_of
-from qatval.run.study.standing import Entry
 from qatval.testing.scenarios import COCO, Scenario
 from qatval.testing.settings import Settings
 
@@ -75,7 +74,7 @@ class ScenarioStudy:
         """
         job = self._jobs[scenario]
         root = job.run_roots(self._out)[scenario.method]
-        while (entry := self._entry(job)).word not in _ENDED:
+        while (entry := self._controller.entry(job.name)).word not in _ENDED:
             self._controller.advance()
             time.sleep(_ROUND_S)
         if entry.word == "failed" and not is_finished(root):
@@ -92,9 +91,6 @@ class ScenarioStudy:
         ]
         said = self._controller.stop()
         return said if left else None
-
-    def _entry(self, job: Job) -> Entry:
-        return next(e for e in self._controller.entries() if e.job.name == job.name)
 
 
 def _gpus(scenarios: Iterable[Scenario], launching: Launching, settings: Settings) -> float:

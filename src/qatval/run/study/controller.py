@@ -154,15 +154,18 @@ class Controller:
 
     def entries(self) -> list[Entry]:
         """Return how the wanted jobs stand; what has failed before and is tried again waits."""
-        return [self._final.get(name) or self._entry(job) for name, job in self._jobs.items()]
+        return [self.entry(name) for name in self._jobs]
+
+    def entry(self, name: str) -> Entry:
+        """Return how one of the wanted jobs stands."""
+        if name in self._final:
+            return self._final[name]
+        found = entry(self._jobs[name], self._out)
+        return Entry(found.job, "waiting", found.state) if found.word == "failed" else found
 
     def stop(self) -> str:
         """Stop the engine; return in a line what becomes of what was placed."""
         return self._engine.stop()
-
-    def _entry(self, job: Job) -> Entry:
-        found = entry(job, self._out)
-        return Entry(job, "waiting", found.state) if found.word == "failed" else found
 
     def _note(self, found: Entry) -> None:
         name = found.job.name
