@@ -15,7 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from ray_cluster import Cluster
-from study_of_six import Diary, attempts, differences, standing, start, wait, write_study
+from study_of_six import Diary, standing, start, told, wait, write_study
 
 
 def main(folder: Path) -> int:
@@ -25,7 +25,7 @@ def main(folder: Path) -> int:
     except PackageNotFoundError:
         print("no Ray here: pip install 'qatval[ray]'")
         return 2
-    os.environ["QATVAL_CACHE"] = str(folder / "cache")
+    os.environ["QATVAL_CACHE_DIR"] = str(folder / "cache")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that nodes end as well
     diary = Diary()
     file, here, there = write_study(folder), folder / "local", folder / "ray"
@@ -36,14 +36,7 @@ def main(folder: Path) -> int:
         cluster.start("n1")
         diary.add("a head and a node started, each with one place")
         code = disturbed(cluster, file, there, diary)
-    wrong = differences(here, there)
-    if code:
-        wrong.append(f"the controller's exit code is {code}, expected 0")
-    print(f"\n{diary.table()}\n")
-    for job, number in attempts(there).items():
-        print(f"{job}: {number} attempts on Ray, {attempts(here)[job]} here")
-    print("\n".join(wrong) or "six runs complete, codes and metrics equal to those of this machine")
-    return 1 if wrong else 0
+    return told(here, there, code, diary, "Ray")
 
 
 def disturbed(cluster: Cluster, file: Path, out: Path, diary: Diary) -> int:

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from slurm_cluster import Cluster, command, missing
-from study_of_six import Diary, attempts, differences, standing, start, wait, write_study
+from study_of_six import Diary, standing, start, told, wait, write_study
 
 MORE = """
 [slurm]
@@ -37,14 +37,7 @@ def main(folder: Path) -> int:
     with Cluster() as cluster:
         diary.add("munged, slurmctld, two slurmd started", str(cluster.nodes()))
         code = disturbed(cluster, file, there, diary)
-    wrong = differences(here, there)
-    if code:
-        wrong.append(f"the controller's exit code is {code}, expected 0")
-    print(f"\n{diary.table()}\n")
-    for job, number in attempts(there).items():
-        print(f"{job}: {number} attempts on Slurm, {attempts(here)[job]} here")
-    print("\n".join(wrong) or "six runs complete, codes and metrics equal to those of this machine")
-    return 1 if wrong else 0
+    return told(here, there, code, diary, "Slurm")
 
 
 def disturbed(cluster: Cluster, file: Path, out: Path, diary: Diary) -> int:

@@ -143,3 +143,23 @@ class Diary:
     def table(self) -> str:
         rows = [("when", "what was done", "what came of it"), ("---",) * 3, *self._rows]
         return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def told(here: Path, there: Path, code: int, diary: Diary, cluster: str) -> int:
+    """Print what was done and what came of it; return the script's exit code.
+
+    Args:
+        here: The study as this machine alone ran it.
+        there: The study as the cluster ran it.
+        code: Exit code of its last controller.
+        diary: What was done meanwhile.
+        cluster: What it is called.
+    """
+    wrong = differences(here, there)
+    if code:
+        wrong.append(f"the controller's exit code is {code}, expected 0")
+    print(f"\n{diary.table()}\n")
+    for job, number in attempts(there).items():
+        print(f"{job}: {number} attempts on {cluster}, {attempts(here)[job]} here")
+    print("\n".join(wrong) or "six runs complete, codes and metrics equal to those of this machine")
+    return 1 if wrong else 0

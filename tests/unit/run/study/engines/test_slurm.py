@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -134,9 +135,8 @@ def answers(engine: SlurmEngine, count: int = 3) -> dict[str, str]:
         seen += asked is not None and engine._queue._answer is not asked
         return known
 
-    engine._queue.look = counting  # type: ignore[method-assign]
-    until(lambda: found.update(engine.ended()) or seen >= count)
-    engine._queue.look = look  # type: ignore[method-assign]
+    with mock.patch.object(engine._queue, "look", counting):
+        until(lambda: found.update(engine.ended()) or seen >= count)
     return found
 
 
