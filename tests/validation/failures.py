@@ -45,7 +45,7 @@ class SignedAverage(QatTrainer):
 
     def optimizer_step(self) -> None:
         super().optimizer_step()
-        if self.ema.updates == int(HALF_WAY * self._updates) + 3:
+        if self.ema.updates == int(HALF_WAY * self._updates) + 4:
             change(self, lambda scale: scale.neg_())
 
 
@@ -96,7 +96,7 @@ FAILURES = {
     "learning rate in FP32": Failure("fp32", "training", overrides=(("lr0", 0.3),)),
     "signed average": Failure("ema", "averaged scale", LAYER, SignedAverage),
     "scale driven to zero": Failure("baseline", "scale", LAYER, VanishingScale),
-    "stale statistics": Failure("baseline", "statistics", None, StaleStatistics, (("lr0", 0.005),)),
+    "stale statistics": Failure("baseline", "statistics", None, StaleStatistics, (("lr0", 0.01),)),
 }
 
 PROFILE = Profile(
