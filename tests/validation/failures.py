@@ -6,9 +6,10 @@ training or all the time; everything else is as always.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import torch
@@ -99,6 +100,9 @@ FAILURES = {
     "stale statistics": Failure("baseline", "statistics", None, StaleStatistics, (("lr0", 0.01),)),
 }
 
+STABLE = Failure("baseline", "")
+"""The same training with nothing wrong."""
+
 PROFILE = Profile(
     dataset="shapes",
     name="smoke",
@@ -122,13 +126,33 @@ PROFILE = Profile(
 )
 
 
-def run(failure: Failure, seed: int, root: Path, coco_root: Path) -> RunSummary:
-    """Run a training that fails and return its summary."""
+def run(
+    failure: Failure,
+    seed: int,
+    root: Path,
+    coco_root: Path,
+    methods: Sequence[str] = (),
+    **changes: Any,
+) -> list[RunSummary]:
+    """Run a training that fails.
+
+    Args:
+        failure: What is wrong with it.
+        seed: Of the run.
+        root: The run root.
+        coco_root: The embedded data.
+        methods: That read it off, None but the failure's own by default.
+        changes: Of `PROFILE`.
+
+    Returns:
+        The methods' summaries.
+    """
     variant = presets.variant("yolo10n")
+    overrides = {**PROFILE.overrides, **dict(failure.overrides)}
     config = RunConfig(
         variant=variant,
-        methods=(method(failure.method),),
-        profile=replace(PROFILE, overrides={**PROFILE.overrides, **dict(failure.overrides)}),
+        methods=tuple(map(method, methods or [failure.method])),
+        profile=replace(PROFILE, overrides=overrides, **changes),
         quantization=presets.quantization("w4a16"),
         seed=seed,
         run_root=root,
@@ -138,5 +162,4 @@ def run(failure: Failure, seed: int, root: Path, coco_root: Path) -> RunSummary:
         cache_dir=coco_root.parent / "cache",
     )
     with mock.patch.object(training, "QatTrainer", failure.trainer):
-        (summary,) = runner.run(config, Progress("failing", quiet=True))
-    return summary
+        return runner.run(config, Progress("failing", quiet=True))
