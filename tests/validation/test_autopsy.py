@@ -59,6 +59,17 @@ def test_the_cause_is_named(name: str, dataset: Path, tmp_path: Path) -> None:
     assert "cause: " in (tmp_path / "run" / "summary.md").read_text("utf-8").lower()
 
 
+def test_weights_that_are_no_numbers_are_not_probed(dataset: Path, tmp_path: Path) -> None:
+    from .failures import Failure, run
+
+    failure = Failure("ema", "training", overrides=(("lr0", 1e30),))
+    size = {"train_images": 32, "val_images": 16, "imgsz": 64, "epochs": 2}
+    (summary,) = run(failure, 0, tmp_path / "run", dataset, **size)
+    assert summary.training.stopped is not None
+    (found,) = summary.autopsies
+    assert found == Autopsy(epoch=1, images=0, cause="training")
+
+
 def without_traces(root: Path) -> dict[str, Any]:
     """Return a summary without its autopsies and what names, places and times it."""
     summary = json.loads((root / "run_summary.json").read_text("utf-8"))
