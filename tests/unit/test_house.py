@@ -98,6 +98,7 @@ LIGHT = (
     "core.summary",
     "core.trajectory",
     "quant.methods",
+    "analysis.autopsies",
     "analysis.comparison",
     "analysis.gate",
     "analysis.falls",

@@ -68,6 +68,14 @@ class StaleStatistics(QatTrainer):
             layer.momentum = 1e-4
 
 
+class NoNumbers(QatTrainer):
+    """Makes a weight no number at once."""
+
+    def optimizer_step(self) -> None:
+        super().optimizer_step()
+        change(self, lambda scale: scale.fill_(torch.nan))
+
+
 @torch.no_grad()
 def change(trainer: QatTrainer, by: Callable[[torch.Tensor], object]) -> None:
     layers = dict(quantized_layers(unwrapped(trainer.model)))
@@ -99,6 +107,8 @@ FAILURES = {
     "scale driven to zero": Failure("baseline", "scale", LAYER, VanishingScale),
     "stale statistics": Failure("baseline", "statistics", None, StaleStatistics, (("lr0", 0.01),)),
 }
+
+NO_NUMBERS = Failure("ema", "training", trainer=NoNumbers)
 
 STABLE = Failure("baseline", "")
 """The same training with nothing wrong."""
