@@ -13,7 +13,6 @@ import pytest
 
 from qatval.core.measurements import Autopsy
 from qatval.core.summary import RunSummary
-from qatval.run import autopsy, delivery
 
 pytestmark = [pytest.mark.cpu, pytest.mark.smoke]
 
@@ -37,6 +36,8 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_cause_is_named(name: str, dataset: Path, tmp_path: Path) -> None:
+    from qatval.run.autopsy import RESTORED
+
     from .failures import FAILURES, run
 
     assert set(NAMES) == set(FAILURES)
@@ -53,7 +54,7 @@ def test_the_cause_is_named(name: str, dataset: Path, tmp_path: Path) -> None:
         assert one.broken < 0.5 * one.good
         if failure.cause != "training":
             assert one.restored is not None
-            assert one.restored > autopsy.RESTORED
+            assert one.restored > RESTORED
         scored = one.images * (2 + len(one.probes))
         assert scored <= summary.dataset.val_images  # type: ignore[operator]
     assert "cause: " in (tmp_path / "run" / "summary.md").read_text("utf-8").lower()
@@ -98,6 +99,8 @@ def never(summary: RunSummary) -> bool:
 def test_an_autopsy_changes_nothing_and_can_be_interrupted(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from qatval.run import autopsy, delivery
+
     from .failures import FAILURES, run
 
     failure = FAILURES["scale driven to zero"]
