@@ -25,8 +25,7 @@ from qatval.quant.quantized_conv import learned_scales, quantize_nothing, quanti
 SUSPICIOUS: Final = 2.0
 """A scale that differs from another by this factor or more has left its value.
 
-In the trainings of ``docs/study.md`` scales moved by a tenth, in the collapse that one number made
-by a factor of 18.
+Chosen here: in the collapse that one number made it was 18 (``docs/collapse.md``).
 """
 
 _MOST_LAYERS: Final = 3  # that are repaired alone

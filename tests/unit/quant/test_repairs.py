@@ -65,12 +65,13 @@ def test_several_scales_that_left_their_values_are_named_together():
     good = well()
     broken = deepcopy(good)
     with torch.no_grad():
-        for name in LAYERS:
-            scale_of(broken, name).mul_(0.2)
+        for name, factor in zip(LAYERS, (0.2, 0.1, 8.0), strict=True):
+            scale_of(broken, name).mul_(factor)
     found = restoring(fallen(broken, good), good)
     assert found is not None
     assert (found.of, found.layer) == ("scale", None)
-    assert {repair.layer for repair in found.within} == set(LAYERS)
+    furthest_first = [LAYERS[1], LAYERS[2], LAYERS[0]]
+    assert [repair.layer for repair in found.within] == furthest_first
 
 
 def test_a_scale_that_moved_by_less_than_two_is_no_suspect():
