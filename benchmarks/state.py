@@ -14,7 +14,7 @@ import argparse
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from qatval.core.environment import prepare_process
 
@@ -27,7 +27,6 @@ from qatval.core import presets  # noqa: E402
 from qatval.data.shapes import draw_dataset  # noqa: E402
 from qatval.data.subset import build_subset, presets_of  # noqa: E402
 from qatval.quant.methods import method  # noqa: E402
-from qatval.quant.methods.part import Weights  # noqa: E402
 from qatval.train import state, trainer  # noqa: E402
 from qatval.train.trajectory import TrainingPlan  # noqa: E402
 
@@ -51,8 +50,7 @@ class Measured(trainer.QatTrainer):
             super().save_state()
             Measured.bytes_saved = (self._work / state.NAME).stat().st_size
         elif self.saving() != "nothing":
-            for which in get_args(Weights):
-                self._save_weights(which, "last")
+            self.kept.keep_last()
         self.saves_took[self.saving()].append(time.perf_counter() - started)
 
     def _train_epoch(self) -> bool:

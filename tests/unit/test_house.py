@@ -100,6 +100,7 @@ LIGHT = (
     "core.summary",
     "core.trajectory",
     "quant.methods",
+    "analysis.autopsies",
     "analysis.comparison",
     "analysis.gate",
     "analysis.falls",

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from qatval.analysis import effects, family, gate, thresholds
+from qatval.analysis.autopsies import causes
 from qatval.analysis.claims import (
     AgainstPostTraining,
     CollapseDifference,
@@ -314,6 +315,12 @@ def _saying_across(group: Group, runs: Sequence[LoadedRun], across: Collection[s
     )
 
 
+def _course(run: LoadedRun) -> str | None:
+    """Say what became of a run epoch by epoch and why, None where it simply held."""
+    said = (remarkable(run.course, run.summary.method.afterwards), causes(run.summary.autopsies))
+    return "; ".join(filter(None, said)) or None
+
+
 def _run_entry(run: LoadedRun, groups: list[str], check: Check | None) -> RunEntry:
     summary, metrics, error = run.summary, run.summary.metrics, run.summary.error
     stage = f" (in {error.stage})" if error and error.stage else ""
@@ -342,7 +349,7 @@ def _run_entry(run: LoadedRun, groups: list[str], check: Check | None) -> RunEnt
         failed_checks=list(summary.failed_checks or ()),
         before_qc_value=metrics.before_qc_value,
         before_bn_value=metrics.before_bn_value,
-        course=remarkable(run.course, summary.method.afterwards),
+        course=_course(run),
         reference=None if check is None else Reference(check.result, check.detail),
         error=f"{error.message}{stage}" if error else None,
     )

@@ -51,8 +51,8 @@ class RunEntry(Part, frozen=True):
         group, groups: The first, and all, of the groups of comparable runs that it is in.
         mode: Its quantization, ``"fp32"`` for a float control.
         share_of_fp32: Final value over the FP32 checkpoint's on the same images.
-        course: What became of it epoch by epoch, in words; None where it simply held, or no epochs
-            are recorded.
+        course: What became of it epoch by epoch and why, in words; None where it simply held, or
+            no epochs are recorded.
         reference: None for an incomplete run.
         error: Why it is incomplete, on one line.
     """

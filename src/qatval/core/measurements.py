@@ -162,6 +162,56 @@ class TrajectoryRecord(Record, frozen=True):
     loss_not_finite: Count | None = None
 
 
+Cause = Literal["averaged scale", "scale", "statistics", "average", "rounding", "training"]
+"""What broke a model, by the repair that restores it; see `qatval.quant.repairs`.
+
+``training``: no repair does, and the training loss rose or the weights are not finite.
+"""
+
+
+class Probe(Record, frozen=True):
+    """A broken model with one thing repaired, scored again.
+
+    Attributes:
+        repaired: What was repaired.
+        layer: Where, by full name; None for everywhere.
+        value: mAP 50-95 on the images of the autopsy.
+        restored: What of the loss that is, as a share; below 0 where the repair made it worse, None
+            where on these images nothing was lost.
+    """
+
+    repaired: Cause
+    layer: str | None
+    value: float
+    restored: float | None
+
+
+class Autopsy(Record, frozen=True, kw_only=True):
+    """Why a model fell below the collapse line, as far as repairing one thing at a time tells.
+
+    Attributes:
+        epoch: Whose weights were looked at.
+        images: On how many validation images each model was scored; 0 where none was, as the
+            weights are not finite.
+        good: mAP 50-95 on these images of the best weights before the fall.
+        broken: Of the weights looked at.
+        cause: What the repair that restored more than half of the loss repaired, None where none
+            did and the training did not diverge either.
+        layer: The one layer that it suffices to repair.
+        restored: Share of the loss that is restored then.
+        probes: In the order in which they were made.
+    """
+
+    epoch: Number
+    images: Count
+    good: float | None = None
+    broken: float | None = None
+    cause: Cause | None = None
+    layer: str | None = None
+    restored: float | None = None
+    probes: tuple[Probe, ...] = ()
+
+
 class StabilityRecord(Record, frozen=True):
     """The verdict, see `qatval.core.stability`; None in a run that did not finish.
 

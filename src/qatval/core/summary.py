@@ -22,6 +22,7 @@ from qatval.core.errors import QatvalError
 from qatval.core.files import encoded
 from qatval.core.formatting import printable
 from qatval.core.measurements import (
+    Autopsy,
     BatchNormDrift,
     Count,
     Coverage,
@@ -253,6 +254,7 @@ class RunSummary(Record, frozen=True):
             runs of the same command still write to; by name relative to the root, with /.
         primary: What it was declared to tell before it started; older tools declared nothing.
         series: The plan of the series that it is one run of, None where it was run for itself.
+        autopsies: Of the epochs in which it fell, and of its last one if it is below the line.
     """
 
     schema_version: Annotated[str, Meta(pattern=r"^1\.[0-9]+$")]
@@ -283,6 +285,7 @@ class RunSummary(Record, frozen=True):
     resumed: tuple[Resumption, ...] = ()
     files: dict[str, FileDigest] | None = None
     deployment: DeploymentRecord | None = None
+    autopsies: tuple[Autopsy, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse a summary whose parts contradict each other."""

@@ -98,6 +98,11 @@ def of_run(summary: RunSummary) -> TrajectoryRecord | None:
     return judge(points, after, metrics.fp32_value)
 
 
+def begins_fall(values: Sequence[float]) -> bool:
+    """Return whether a fall begins with the last of the values so far."""
+    return any(begin == len(values) - 1 for _, begin, _ in _stretches(values, 0.0))
+
+
 def _stretches(values: Sequence[float], least: float) -> Iterator[tuple[int, int, int]]:
     """Yield of each fall the place of the best value so far, its first place, and the one after."""
     worth = _worth(least)

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,19 @@ class Split:
     def __len__(self) -> int:
         """Return the number of images."""
         return len(self.image_ids)
+
+    def first(self, images: int) -> Split:
+        """Return the split's first images alone, all of them if there are no more."""
+        offsets = self.offsets[: images + 1]
+        return replace(
+            self,
+            image_ids=self.image_ids[:images],
+            file_names=self.file_names[:images],
+            sizes=self.sizes[:images],
+            offsets=offsets,
+            classes=self.classes[: offsets[-1]],
+            boxes=self.boxes[: offsets[-1]],
+        )
 
 
 @dataclass(frozen=True)

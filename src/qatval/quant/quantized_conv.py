@@ -132,7 +132,7 @@ def input_grid(layer: QuantConv2d) -> Grid | None:
 
 def _input_quantizer(layer: QuantConv2d) -> Any | None:
     proxy = layer.input_quant.fused_activation_quant_proxy
-    return None if proxy is None else proxy.tensor_quant
+    return None if proxy is None or layer.input_quant.disable_quant else proxy.tensor_quant
 
 
 def _grid(quantizer: Any) -> Grid:
@@ -148,20 +148,32 @@ def _grid(quantizer: Any) -> Grid:
     )
 
 
-def quantize_nothing(model: nn.Module) -> None:
-    """Let the layers of a fake-quantized model compute in float from now on."""
-    for _, layer in quantized_layers(model):
-        layer.weight_quant.disable_quant = layer.input_quant.disable_quant = True
+def quantize_nothing(model: nn.Module, below: str = "") -> None:
+    """Let the layers of a fake-quantized model, or of a part of it, compute in float from now on.
+
+    Args:
+        model: The model.
+        below: What the full names of the part's layers begin with.
+    """
+    for name, layer in quantized_layers(model):
+        if name.startswith(below):
+            layer.weight_quant.disable_quant = layer.input_quant.disable_quant = True
+
+
+def learned_scales(model: nn.Module) -> dict[str, list[nn.Parameter]]:
+    """Return the parameters behind each layer's learned scales, by the layer's full name.
+
+    Those of its weights come before that of its input.
+    """
+    return {
+        name: [*layer.weight_quant.parameters(), *layer.input_quant.parameters()]
+        for name, layer in quantized_layers(model)
+    }
 
 
 def scale_parameters(model: nn.Module) -> set[nn.Parameter]:
     """Return the learned scales of a model, those of weights and those of activations."""
-    return {
-        parameter
-        for _, layer in quantized_layers(model)
-        for proxy in (layer.weight_quant, layer.input_quant)
-        for parameter in proxy.parameters()
-    }
+    return {scale for scales in learned_scales(model).values() for scale in scales}
 
 
 @torch.no_grad()
@@ -188,9 +200,9 @@ def input_scale(layer: QuantConv2d) -> Tensor | None:
 
 
 def quantized_weight(layer: QuantConv2d) -> Tensor:
-    """Return a layer's fake-quantized weight, differentiable."""
-    weight: Tensor = layer.quant_weight().value
-    return weight
+    """Return a layer's weight as it computes with it, differentiable."""
+    quantized: Tensor = layer.quant_weight()
+    return getattr(quantized, "value", quantized)
 
 
 def weight_scale_value(layer: QuantConv2d) -> Tensor:

@@ -12,7 +12,7 @@ from statistics import stdev
 
 import msgspec
 
-from qatval.analysis import falls
+from qatval.analysis import autopsies, falls
 from qatval.core import formatting
 from qatval.core.measurements import Oscillation, TrajectoryRecord
 from qatval.core.quantization import in_words, quantization_label
@@ -41,6 +41,9 @@ def render_run(summary: RunSummary) -> str:
         *verdict,
         f"**{repaired[:1].upper()}{repaired[1:]}.**" if repaired else "",
         f"Epoch by epoch: {course}." if (course := falls.remarkable(found, after)) else "",
+        f"{escape(cause[:1].upper() + cause[1:])}."
+        if (cause := autopsies.causes(summary.autopsies))
+        else "",
         *section("Warnings", [bullets(map(escape, summary.warnings))]),
         *section("Accuracy", _accuracy(summary)),
         *section("Deployment", _deployment(summary)),
@@ -212,6 +215,9 @@ def _history(summary: RunSummary, found: TrajectoryRecord | None) -> Iterator[st
     if found.falls:
         yield "Falls below half of the best value so far:"
         yield bullets(falls.fall_lines(found, summary.method.afterwards))
+    if summary.autopsies:
+        yield "What broke it, by repairing one thing at a time on copies of the weights:"
+        yield bullets(map(escape, autopsies.lines(summary.autopsies)))
 
 
 def _oscillation(summary: RunSummary) -> Iterator[str]:

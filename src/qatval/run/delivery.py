@@ -34,6 +34,7 @@ from qatval.quant.batchnorm import drift
 from qatval.quant.integer import integer_layers
 from qatval.quant.methods import Method
 from qatval.quant.methods.part import Context
+from qatval.run.autopsy import autopsies, has_fallen
 from qatval.run.configuration import RunConfig
 from qatval.run.folder import RunFolder
 from qatval.run.models import TrainedModels
@@ -78,6 +79,10 @@ def deliver(
     if doubt := doubt_of_checkpoint(setup.fp32_value):
         failed.append(FailedCheck("checkpoint", doubt))
     summary = finished(summary, series, failed)
+    if has_fallen(summary):
+        folder.enter("autopsy")
+        progress.stage(f"{method.name}: autopsy")
+        summary = replace(summary, autopsies=autopsies(method, summary, trained))
     folder.finish(summary)
     value = summary.metrics.final_value
     shown = "not a number" if value is None else f"{value:.4f}"

@@ -202,6 +202,7 @@ def _train(
         teacher=training.teacher,
         batchnorm=profile.batchnorm,
         reference=str(config.checkpoint.resolve()),
+        start_value=setup.start_value(methods[0]),
     )
     try:
         trajectory = train(directory, plan, setup.arguments, _callbacks(progress))

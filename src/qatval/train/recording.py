@@ -11,6 +11,7 @@ from typing import Any
 from qatval.core.files import atomic_write
 from qatval.core.measurements import EpochRecord
 from qatval.core.stability import PRIMARY_METRIC
+from qatval.core.trajectory import begins_fall
 from qatval.quant.methods.part import Weights
 from qatval.train.trajectory import SHARED_FILES
 
@@ -44,6 +45,16 @@ class EpochLog:
         record = EpochRecord(epoch, finite[PRIMARY_METRIC], finite, round(seconds, 3))
         self.history[which].append(record)
         self._show(which, record)
+
+    def falls(self, which: Weights, start: float | None) -> bool:
+        """Return whether a fall begins with the latest epoch of some weights.
+
+        Args:
+            which: The weights.
+            start: What the training started from, None where it is not known.
+        """
+        values = [math.nan if e.value is None else e.value for e in self.history[which]]
+        return begins_fall(values if start is None else [start, *values])
 
     def append(self, table: str, rows: Sequence[Mapping[str, float | str]]) -> None:
         """Add rows to a CSV file, with a header where it is new."""

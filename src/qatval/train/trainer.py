@@ -41,8 +41,9 @@ from qatval.train.conditions import record_conditions, refuse_other
 from qatval.train.dataset import SubsetDataset
 from qatval.train.distillation import DistilledCriterion
 from qatval.train.evaluation import Evaluation, Evaluator, same_randomness
+from qatval.train.kept_weights import KeptWeights
 from qatval.train.loop import ResumableTrainer
-from qatval.train.models import CheckpointInfo, load_pretrained, save_checkpoint, starting_model
+from qatval.train.models import CheckpointInfo, Kind, load_pretrained, starting_model
 from qatval.train.patches import own_setup
 from qatval.train.recording import EpochLog
 from qatval.train.trajectory import (
@@ -132,6 +133,7 @@ class QatTrainer(ResumableTrainer):
         Attributes:
             plan, subset: What is trained and on what.
             log: What is recorded by epoch.
+            kept: The weights that it leaves.
             best_values: Of all weights that are scored.
             stabilizers, tracker: What takes part in the steps and what watches them.
             memory_before: Peak memory in MiB of the processes before an interruption.
@@ -150,6 +152,10 @@ class QatTrainer(ResumableTrainer):
         self._anchor: Anchor | None = None
         super().__init__(cfg, overrides, _callbacks)
         self.log = EpochLog(self.save_dir, self.plan.scored)
+        spec = self.plan.quantization
+        kind: Kind = "float" if spec is None else "latent"
+        info = CheckpointInfo(kind, self.plan.architecture, self.subset.class_names, spec)
+        self.kept = KeptWeights(self.save_dir, info, self._model_of)
         # Ultralytics leaves a core idle on CPU, which costs nearly half the speed on two cores.
         torch.set_num_threads(self.plan.threads)
 
@@ -326,11 +332,16 @@ class QatTrainer(ResumableTrainer):
             self.log.add(which, epoch, seconds, losses | evaluation.metrics | val | rates)
 
     def save_model(self) -> bool:
-        """Keep the best latent weights of those that are scored, and how far the training is."""
+        """Keep the best latent weights of those that are scored, and how far the training is.
+
+        Where a value fell below the collapse line, both weights are kept for an autopsy.
+        """
+        if any(self.log.falls(which, self.plan.start_value) for which in self._evaluations):
+            self.kept.keep_fallen(self.epoch + 1)
         for which, evaluation in self._evaluations.items():
             if evaluation.value > self.best_values.get(which, -1.0):
                 self.best_values[which] = evaluation.value
-                self._save_weights(which, "best")
+                self.kept.keep_best(which)
         self._write_trajectory(complete=False)
         return True
 
@@ -342,21 +353,9 @@ class QatTrainer(ResumableTrainer):
         if RANK > 0:
             return
         with contextlib.nullcontext() if complete else contextlib.suppress(Exception):
-            for which in get_args(Weights):
-                self._save_weights(which, "last")
+            self.kept.keep_last()
             self._write_trajectory(complete=complete)
             self.log.close()
-
-    def _save_weights(self, which: Weights, name: str) -> None:
-        quantization = self.plan.quantization
-        info = CheckpointInfo(
-            kind="float" if quantization is None else "latent",
-            architecture=self.plan.architecture,
-            class_names=self.subset.class_names,
-            quantization=quantization,
-        )
-        path = self.save_dir / which / "weights" / f"{name}.safetensors"
-        save_checkpoint(path, self._model_of(which), info)
 
     def _write_trajectory(self, *, complete: bool) -> None:
         trajectory = Trajectory(

@@ -48,6 +48,8 @@ class TrainingPlan:
         teacher: How the FP32 checkpoint teaches, None if it does not.
         batchnorm: What statistics the model is scored and saved with.
         reference: The FP32 checkpoint, for a teacher and for anchored statistics.
+        start_value: mAP 50-95 of what the training starts from, None where it is not known: that
+            too can be what it falls from.
     """
 
     subset: str
@@ -63,6 +65,7 @@ class TrainingPlan:
     teacher: Teacher | None = None
     batchnorm: BatchNorm = "running"
     reference: str | None = None
+    start_value: float | None = None
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,21 @@ class Trajectory:
 
     def checkpoint(self, weights: Weights, name: Literal["last", "best"] = "last") -> Path:
         """Return the path of the latent weights, as they are or averaged."""
-        return Path(self.directory) / weights / "weights" / f"{name}.safetensors"
+        return weights_file(Path(self.directory), weights, name)
+
+    def fallen(self, epoch: int, weights: Weights, *, best: bool = False) -> Path:
+        """Return the path of those of an epoch in which they fell, or of the best until then."""
+        return fallen_file(Path(self.directory), epoch, weights, best=best)
+
+
+def weights_file(folder: Path, weights: Weights, name: Literal["last", "best"]) -> Path:
+    """Return where a training's folder has its latent weights, as they are or averaged."""
+    return folder / weights / "weights" / f"{name}.safetensors"
+
+
+def fallen_file(folder: Path, epoch: int, weights: Weights, *, best: bool = False) -> Path:
+    """Return where it has those of an epoch in which they fell, or the best until then."""
+    return folder / "falls" / str(epoch) / f"{weights}{'-best' if best else ''}.safetensors"
 
 
 def read_trajectory(directory: Path) -> Trajectory:

@@ -94,6 +94,21 @@ ALL_ELSE = {
     },
     "failed_checks": [{"name": "reload", "detail": "0.3 and 0.4"}],
     "configuration": {"variant": "yolo10n"},
+    "autopsies": [
+        {
+            "epoch": 2,
+            "images": 16,
+            "good": 0.6,
+            "broken": 0.001,
+            "cause": "scale",
+            "layer": "model.0.conv",
+            "restored": 0.9,
+            "probes": [
+                {"repaired": "averaged scale", "layer": None, "value": 0.0, "restored": None},
+                {"repaired": "scale", "layer": "model.0.conv", "value": 0.54, "restored": 0.9},
+            ],
+        }
+    ],
     "resumed": [{"at": "2026-01-01T00:00:00+00:00", "stage": "training", "steps": 34}],
 }
 

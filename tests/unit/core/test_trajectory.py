@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qatval.core.stability import stability
-from qatval.core.trajectory import Point, judge, of_run, training_loss
+from qatval.core.trajectory import Point, begins_fall, judge, of_run, training_loss
 from qatval.testing import build_summary, reduced_to_required
 
 VALUES = st.lists(
@@ -234,3 +234,10 @@ def test_an_incomplete_run_is_judged_as_far_as_it_came():
     found = of_run(build_summary("ema+qc", values=(0.6, 0.1, 0.1), error="interrupted"))
     assert epochs_of(found) == [2]
     assert not found.falls[0].repaired
+
+
+@given(VALUES)
+def test_every_fall_begins_when_it_does_by_the_values_until_then(values):
+    begun = [n for n in range(1, len(values) + 1) if begins_fall(values[:n])]
+    assert set(epochs_of(judge(points(values)))) <= set(begun)
+    assert begun == epochs_of(judge(points(values), fp32=0.0))

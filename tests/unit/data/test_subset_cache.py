@@ -301,3 +301,16 @@ def test_categories_that_nothing_is_annotated_with_are_told(
         r"no annotation is of these categories (4): 'unused\n0', 'unused\n1', 'unused\n2', ...",
         r"no annotation is of these categories (3): 'unused\n0', 'unused\n1', 'unused\n3'",
     ]
+
+
+def test_the_first_images_of_a_split_keep_their_boxes(write_coco: Any, build: Build) -> None:
+    val = build(write_coco()).val
+    for images in (1, 3, len(val), len(val) + 1):
+        part, count = val.first(images), min(images, len(val))
+        assert len(part) == count
+        assert part.file_names == val.file_names[:count]
+        boxes = [val.boxes[val.offsets[n] : val.offsets[n + 1]] for n in range(count)]
+        own = [part.boxes[part.offsets[n] : part.offsets[n + 1]] for n in range(count)]
+        assert all(np.array_equal(a, b) for a, b in zip(boxes, own, strict=True))
+        assert len(part.boxes) == len(part.classes) == part.offsets[-1]
+        assert len(part.sizes) == count

@@ -86,6 +86,13 @@ def test_a_damaged_state_is_one_line(damage: str, tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_a_start_that_scores_otherwise_in_the_last_digit_is_the_same(
+    plan: TrainingPlan, tmp_path: Path
+) -> None:
+    record_conditions(tmp_path, dataclasses.replace(plan, start_value=0.5), ARGUMENTS)
+    refuse_other(tmp_path, dataclasses.replace(plan, start_value=0.5000001), ARGUMENTS)
+
+
 def test_the_same_training_goes_on_from_other_places(plan: TrainingPlan, tmp_path: Path) -> None:
     record_conditions(tmp_path, plan, ARGUMENTS)
     refuse_other(tmp_path, plan, ARGUMENTS)
