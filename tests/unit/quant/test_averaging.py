@@ -6,8 +6,11 @@ import math
 
 import pytest
 import torch
+from brevitas.nn import QuantConv2d
+from brevitas.quant.scaled_int import Int4WeightPerTensorFloatDecoupled
 from tests.unit.quant.conftest import LAYERS, W4A16, images, quantized_model
 from torch import nn
+from ultralytics.utils.torch_utils import ModelEMA
 
 from qatval.core.errors import UsageError
 from qatval.quant.averaging import WeightAverage
@@ -154,3 +157,26 @@ def test_impossible_averaging_is_refused(change: dict[str, float]) -> None:
     values = {"max_decay": 0.9, "max_tau": 1.0, "window": 0.2, "ramp": 0.1, **change}
     with pytest.raises(UsageError):
         Averaging("ema", **values)
+
+
+def test_the_average_of_ultralytics_leaves_scales_that_brevitas_has_not_set_yet() -> None:
+    """What docs/collapse.md says of it: a newer version may do better."""
+    model = nn.Sequential(QuantConv2d(2, 3, 3, weight_quant=Int4WeightPerTensorFloatDecoupled))
+
+    def scale_of(model: nn.Module) -> float:
+        return float(model[0].weight_quant.tensor_quant.scaling_impl.value.detach())
+
+    average = ModelEMA(model, decay=0.5, tau=0.1)
+    pixels = images(1)[:, :2]
+    model(pixels)
+    average.update(model)
+    average.ema(pixels)
+    first = scale_of(average.ema)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(5.0)
+    for _ in range(20):
+        average.update(model)
+    assert torch.allclose(average.ema[0].weight, model[0].weight)
+    assert scale_of(model) == 5.0
+    assert scale_of(average.ema) == first < 1.0
