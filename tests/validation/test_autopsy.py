@@ -21,6 +21,7 @@ NAMES = (
     "learning rate in FP32",
     "signed average",
     "scale driven to zero",
+    "overflow in float16",
     "stale statistics",
 )
 

@@ -110,6 +110,16 @@ def test_stale_statistics_are_named_and_their_layer(spec):
     assert (found.of, found.layer) == ("statistics", None)
 
 
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_an_overflow_is_named_where_it_began(number):
+    good = well()
+    broken = deepcopy(good)
+    for layer in ("1.bn", "0.bn"):  # it goes on through all layers behind
+        broken.get_submodule(layer).running_var.fill_(number)
+    found = next(r for r in repairs(fallen(broken, good)) if distance(r.made(), good) < 1e-3)
+    assert (found.of, found.layer) == ("overflow", "0.bn")
+
+
 def test_an_average_between_weights_that_each_hold_is_named():
     good = well()
     average = deepcopy(good)
