@@ -124,7 +124,7 @@ FAILURES = {
     "learning rate in FP32": Failure("fp32", "training", overrides=(("lr0", 0.3),)),
     "signed average": Failure("ema", "averaged scale", LAYER, SignedAverage),
     "scale driven to zero": Failure("baseline", "scale", LAYER, VanishingScale),
-    "overflow in float16": Failure("baseline", "overflow", BEHIND, Overflow),
+    "overflow in float16": Failure("ema+qc", "overflow", BEHIND, Overflow),
     "stale statistics": Failure("baseline", "statistics", None, StaleStatistics, (("lr0", 0.01),)),
 }
 
