@@ -104,9 +104,8 @@ class _Examiner:
                 yield self._examine(fall, fall.epoch, file_of, bool(fall.loss_rose))
         last, epochs = falls[-1], kept.history[weights]
         if last.recovered is None and last.epoch != len(epochs):
-            loss = training_loss(epochs[-1].metrics or {})
-            known = loss is not None and last.loss_before is not None
-            rose = known and rises(last.loss_before, loss)
+            before, then = last.loss_before, training_loss(epochs[-1].metrics or {})
+            rose = before is not None and then is not None and rises(before, then)
             yield self._examine(last, len(epochs), self._at_the_end, rose)
 
     def _at_the_end(self, name: Weights | Literal["best"]) -> Path:
