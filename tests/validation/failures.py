@@ -30,6 +30,8 @@ from qatval.train.trainer import QatTrainer
 LAYER = "model.23.one2one_cv2.0.1.conv"
 """Whose scale is tampered with: one that docs/collapse.md found broken by itself."""
 
+BEHIND = LAYER.removesuffix("conv") + "bn"
+
 HALF_WAY = 0.5
 
 
@@ -66,6 +68,23 @@ class StaleStatistics(QatTrainer):
         super().setup_model()
         for _, layer in tracking(self.model):
             layer.momentum = 1e-4
+
+
+class Overflow(QatTrainer):
+    """Goes over to float16 half-way, and a convolution's numbers grow beyond its largest.
+
+    BatchNorm divides by what its inputs grow by, so in float32 the network stays the same.
+    """
+
+    def optimizer_step(self) -> None:
+        super().optimizer_step()
+        if self.ema.updates == int(HALF_WAY * self._updates) + 4:
+            self.amp = torch.float16
+            self.scaler = torch.amp.GradScaler("cpu")
+            layer = dict(quantized_layers(unwrapped(self.model)))[LAYER]
+            with torch.no_grad():
+                for parameter in layer.parameters():
+                    parameter.mul_(2.0**20)
 
 
 class NoNumbers(QatTrainer):
@@ -105,6 +124,7 @@ FAILURES = {
     "learning rate in FP32": Failure("fp32", "training", overrides=(("lr0", 0.3),)),
     "signed average": Failure("ema", "averaged scale", LAYER, SignedAverage),
     "scale driven to zero": Failure("baseline", "scale", LAYER, VanishingScale),
+    "overflow in float16": Failure("ema+qc", "overflow", BEHIND, Overflow),
     "stale statistics": Failure("baseline", "statistics", None, StaleStatistics, (("lr0", 0.01),)),
 }
 

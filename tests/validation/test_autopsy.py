@@ -5,12 +5,16 @@ One seed of each; ``benchmarks/autopsy.py`` has more, beside trainings that hold
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from qatval.core.errors import QatvalError
 from qatval.core.measurements import Autopsy
 from qatval.core.summary import RunSummary
 
@@ -21,6 +25,7 @@ NAMES = (
     "learning rate in FP32",
     "signed average",
     "scale driven to zero",
+    "overflow in float16",
     "stale statistics",
 )
 
@@ -84,22 +89,23 @@ def without_traces(root: Path) -> dict[str, Any]:
     return summary
 
 
-class Interrupted(BaseException):
-    """The process would be gone."""
-
-
 def interrupted(*_: Any) -> None:
-    raise Interrupted
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def full(*_: Any) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def never(summary: RunSummary) -> bool:
     return False
 
 
-def test_an_autopsy_changes_nothing_and_can_be_interrupted(
+def test_an_autopsy_changes_nothing_and_goes_on_where_it_was_stopped(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from qatval.run import autopsy, delivery
+    from qatval.train import kept_weights
 
     from .failures import FAILURES, run
 
@@ -115,11 +121,16 @@ def test_an_autopsy_changes_nothing_and_can_be_interrupted(
     found, examined = go("examined")
     assert found[0]
 
+    monkeypatch.setattr(kept_weights.shutil, "copyfile", full)
+    with pytest.raises(QatvalError, match=r"a disk is full .*No space left on device"):
+        go("interrupted")
+    monkeypatch.undo()
     monkeypatch.setattr(autopsy, "repairs", interrupted)
-    with pytest.raises(Interrupted):
+    with pytest.raises(KeyboardInterrupt, match="interrupted by SIGINT"):
         go("interrupted")
     monkeypatch.undo()
     assert go("interrupted") == (found, examined)
+    assert list((tmp_path / "interrupted").rglob(".*")) == []  # nor the weights kept of falls
 
     monkeypatch.setattr(delivery, "has_fallen", never)
     assert go("not examined") == ([(), ()], examined)

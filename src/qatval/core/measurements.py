@@ -162,8 +162,11 @@ class TrajectoryRecord(Record, frozen=True):
     loss_not_finite: Count | None = None
 
 
-Cause = Literal["averaged scale", "scale", "statistics", "average", "rounding", "training"]
-"""What broke a model, by the repair that restores it; see `qatval.quant.repairs`.
+Repaired = Literal["averaged scale", "scale", "overflow", "statistics", "average", "rounding"]
+"""What can be repaired in a model that broke; see `qatval.quant.repairs`."""
+
+Cause = Literal[Repaired, "training"]
+"""What broke a model, by the repair that restores it.
 
 ``training``: no repair does, and the training loss rose or the weights are not finite.
 """
@@ -174,16 +177,15 @@ class Probe(Record, frozen=True):
 
     Attributes:
         repaired: What was repaired.
-        layer: Where, by full name; None for everywhere.
+        layer: Where, by full name, or where an overflow began; None for everywhere.
         value: mAP 50-95 on the images of the autopsy.
-        restored: What of the loss that is, as a share; below 0 where the repair made it worse, None
-            where on these images nothing was lost.
+        restored: What of the loss that is, as a share; below 0 where the repair made it worse.
     """
 
-    repaired: Cause
+    repaired: Repaired
     layer: str | None
     value: float
-    restored: float | None
+    restored: float
 
 
 class Autopsy(Record, frozen=True, kw_only=True):
@@ -197,9 +199,10 @@ class Autopsy(Record, frozen=True, kw_only=True):
         broken: Of the weights looked at.
         cause: What the repair that restored more than half of the loss repaired, None where none
             did and the training did not diverge either.
-        layer: The one layer that it suffices to repair.
+        layer: The one layer that it suffices to repair, or where an overflow began.
         restored: Share of the loss that is restored then.
-        probes: In the order in which they were made.
+        probes: In the order in which they were made; none where on these images the weights hold
+            the line.
     """
 
     epoch: Number

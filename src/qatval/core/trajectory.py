@@ -65,7 +65,7 @@ def judge(
         fp32: The FP32 checkpoint's value on the same images, where it is known.
     """
     values = [point.value for point in points] + ([] if after is None else [after])
-    least = LEAST_FP32 if fp32 is None or not math.isfinite(fp32) else DEGENERATE_SHARE * fp32
+    least = _least(fp32)
     stretches = list(_stretches(values, least))
     bend = _bend(points, stretches)
     falls = tuple(_fall(points, values, *where, bend) for where in stretches)
@@ -98,9 +98,9 @@ def of_run(summary: RunSummary) -> TrajectoryRecord | None:
     return judge(points, after, metrics.fp32_value)
 
 
-def begins_fall(values: Sequence[float]) -> bool:
-    """Return whether a fall begins with the last of the values so far."""
-    return any(begin == len(values) - 1 for _, begin, _ in _stretches(values, 0.0))
+def begins_fall(values: Sequence[float], fp32: float | None = None) -> bool:
+    """Return whether a fall begins with the last of the values so far; see `judge`."""
+    return any(begin == len(values) - 1 for _, begin, _ in _stretches(values, _least(fp32)))
 
 
 def _stretches(values: Sequence[float], least: float) -> Iterator[tuple[int, int, int]]:
@@ -120,6 +120,11 @@ def _stretches(values: Sequence[float], least: float) -> Iterator[tuple[int, int
             best = place
     if best is not None and begin is not None:
         yield best, begin, len(values)
+
+
+def _least(fp32: float | None) -> float:
+    """Return the least value that could fall."""
+    return LEAST_FP32 if fp32 is None or not math.isfinite(fp32) else DEGENERATE_SHARE * fp32
 
 
 def _worth(least: float) -> Callable[[float], bool]:
@@ -181,8 +186,15 @@ def _rise(
         return min(before, default=None), math.nan, True
     # In the first epoch there is nothing before; that epoch's mean began before the fall.
     lowest, highest = min(before or then[:1]), max(then)
-    rose = highest - lowest > max(_LEAST_RISE, _USUAL_BENDS * bend) * abs(lowest)
-    return lowest, highest, rose or (False if before else None)
+    return lowest, highest, rises(lowest, highest, bend) or (False if before else None)
+
+
+def rises(before: float, then: float, bend: float = 0.0) -> bool:
+    """Return whether one training loss is clearly above another, given how much it usually bends.
+
+    One that is not a number is.
+    """
+    return not then - before <= max(_LEAST_RISE, _USUAL_BENDS * bend) * abs(before)
 
 
 def _bend(points: Sequence[Point], stretches: Sequence[tuple[int, int, int]]) -> float:

@@ -18,8 +18,8 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from qatval.core.measurements import Cause
-from qatval.quant.batchnorm import drift, measure, replace
+from qatval.core.measurements import Repaired
+from qatval.quant.batchnorm import drift, measure, replace, statistics, tracking
 from qatval.quant.quantized_conv import learned_scales, quantize_nothing, quantized_layers
 
 SUSPICIOUS: Final = 2.0
@@ -59,13 +59,13 @@ class Repair:
 
     Attributes:
         of: What was repaired.
-        layer: Where, by full name; None for everywhere.
+        layer: Where, by full name, or where it began; None for everywhere.
         made: Returns the model.
         within: Repairs of the same in one place each, the likeliest first, to look at only if this
             one restores the model.
     """
 
-    of: Cause
+    of: Repaired
     layer: str | None
     made: Callable[[], nn.Module]
     within: Sequence[Repair] = ()
@@ -85,7 +85,7 @@ def repairs(fallen: Fallen) -> Iterator[Repair]:
         yield Repair("rounding", None, lambda: _in_float(fallen, ""), [head])
 
 
-def _scales(of: Cause, model: nn.Module, source: nn.Module) -> Iterator[Repair]:
+def _scales(of: Repaired, model: nn.Module, source: nn.Module) -> Iterator[Repair]:
     """Yield the model with the magnitudes of another's scales where they are far apart."""
     apart = _apart(learned_scales(model), learned_scales(source))
 
@@ -127,12 +127,19 @@ def _with_scales(model: nn.Module, source: nn.Module, layers: Iterable[str]) -> 
 
 
 def _statistics(fallen: Fallen) -> Repair:
-    """Return the model with fresh BatchNorm statistics; within, behind the layer furthest off."""
+    """Return the model with fresh BatchNorm statistics; within, behind the layer furthest off.
+
+    Statistics that are not finite are left of an overflow, for good, and weights may not know of
+    it: in mixed precision its step is skipped. All layers behind have them too.
+    """
     fresh = measure(fallen.model, fallen.images())
 
     def everywhere() -> nn.Module:
         return _with_statistics(fallen.model, fresh)
 
+    for name, layer in tracking(fallen.model):
+        if not all(bool(torch.isfinite(kept).all()) for kept in statistics(layer)):
+            return Repair("overflow", name, everywhere)
     worst = drift(fallen.model, everywhere(), images=1).worst_layer
     alone = Repair(
         "statistics", worst, lambda: _with_statistics(fallen.model, {worst: fresh[worst]})

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from qatval.core.classes import ClassMatch
-from qatval.core.measurements import LayerCoverage
+from qatval.core.measurements import Autopsy, LayerCoverage
 from qatval.data.subset import Subset
 from qatval.quant.batchnorm import reestimate
 from qatval.quant.integer import to_integer
@@ -98,6 +98,7 @@ class TrainedModels:
         setup: What the training shares with others.
         trajectory: What it left, None if there was none: the quantized checkpoint as it is.
         identity: Identifies the training.
+        autopsies: Those made so far, by weights.
     """
 
     def __init__(
@@ -107,6 +108,7 @@ class TrainedModels:
         self.setup = setup
         self.trajectory = trajectory
         self.identity = identity
+        self.autopsies: dict[Weights, tuple[Autopsy, ...]] = {}
         self._frozen: dict[Any, nn.Module] = {}
         self._reestimated: dict[Any, nn.Module] = {}
 

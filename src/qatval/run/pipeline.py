@@ -203,6 +203,7 @@ def _train(
         batchnorm=profile.batchnorm,
         reference=str(config.checkpoint.resolve()),
         start_value=setup.start_value(methods[0]),
+        fp32_value=setup.fp32_value,
     )
     try:
         trajectory = train(directory, plan, setup.arguments, _callbacks(progress))

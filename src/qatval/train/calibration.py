@@ -84,7 +84,7 @@ def learn_correction(
     """Learn gamma and beta with Adam on the task loss and fold them into the model.
 
     The loss's terms weigh what they do at the end of a training. Arithmetic is float32 on every
-    device.
+    device. A model whose loss is not finite, as its statistics overflowed, teaches nothing.
 
     Args:
         model: Model to correct; it is left as it is.
@@ -109,6 +109,8 @@ def learn_correction(
     batches = (batch for _ in range(epochs) for batch in images)
     for step, batch in enumerate(batches, start=1):
         loss = corrected.loss(batch, corrected(batch["img"]))[0].sum()
+        if not torch.isfinite(loss):
+            break
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -56,7 +56,8 @@ def record_conditions(directory: Path, plan: TrainingPlan, arguments: Mapping[st
 def _conditions(plan: TrainingPlan, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Return everything that a training depends on, by names such as ``quantization.scale``."""
     record = {**msgspec.to_builtins(plan), **arguments}
-    del record["start_value"]  # of the checkpoint, measured again, on a GPU not to the last digit
+    for name in ("start_value", "fp32_value"):  # measured again, on a GPU not to the last digit
+        del record[name]
     paths = {name: record.pop(name) for name in ("subset", "checkpoint", "reference")}
     if plan.quantization is not None and plan.reference is not None:
         # Made from the reference, on a GPU perhaps not to the bit; its weights are in the state.

@@ -3,14 +3,16 @@
 All are latent weights, raw and averaged::
 
     <folder>/<raw or ema>/weights/last.safetensors  best.safetensors
-    <folder>/falls/<epoch>/raw.safetensors  ema.safetensors         of an epoch in which either fell
-                           raw-best.safetensors  ema-best.safetensors   the best until then
+                          falls/<epoch>/raw.safetensors    of an epoch in which they fell
+                                        ema.safetensors    only where it is the average that fell
+                                        best.safetensors   the best until then
 """
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Final, get_args
 
@@ -21,7 +23,7 @@ from qatval.train.models import CheckpointInfo, save_checkpoint
 from qatval.train.trajectory import fallen_file, weights_file
 
 MOST_FALLS: Final = 5
-"""Of a training whose weights are kept. What falls again and again fills no disk."""
+"""Of either kind of weights. What falls again and again fills no disk."""
 
 
 class KeptWeights:
@@ -44,19 +46,20 @@ class KeptWeights:
         """Keep weights that are better than any before."""
         self._save(weights_file(self._folder, which, "best"), which)
 
-    def keep_fallen(self, epoch: int) -> None:
-        """Keep the weights of an epoch in which they fell, and the best until then.
+    def keep_fallen(self, which: Weights, epoch: int) -> None:
+        """Keep weights that fell in an epoch, what they are made of, and the best until then.
 
         An interrupted training that scores the epoch again keeps them again.
         """
-        folder = fallen_file(self._folder, epoch, "raw").parent
+        file_of = partial(fallen_file, self._folder, which, epoch)
+        folder = file_of("best").parent
         if not folder.exists() and len(list(folder.parent.glob("*"))) >= MOST_FALLS:
             return
-        for which in get_args(Weights):
-            self._save(fallen_file(self._folder, epoch, which), which)
-            best = weights_file(self._folder, which, "best")
-            if best.exists():
-                shutil.copyfile(best, fallen_file(self._folder, epoch, which, best=True))
+        for name in dict.fromkeys((which, "raw")):
+            self._save(file_of(name), name)
+        best = weights_file(self._folder, which, "best")
+        if best.exists():
+            shutil.copyfile(best, file_of("best"))
 
     def _save(self, path: Path, which: Weights) -> None:
         save_checkpoint(path, self._model_of(which), self._info)

@@ -46,15 +46,16 @@ class EpochLog:
         self.history[which].append(record)
         self._show(which, record)
 
-    def falls(self, which: Weights, start: float | None) -> bool:
+    def falls(self, which: Weights, start: float | None, fp32: float | None) -> bool:
         """Return whether a fall begins with the latest epoch of some weights.
 
         Args:
             which: The weights.
             start: What the training started from, None where it is not known.
+            fp32: What the FP32 checkpoint has, likewise.
         """
         values = [math.nan if e.value is None else e.value for e in self.history[which]]
-        return begins_fall(values if start is None else [start, *values])
+        return begins_fall(values if start is None else [start, *values], fp32)
 
     def append(self, table: str, rows: Sequence[Mapping[str, float | str]]) -> None:
         """Add rows to a CSV file, with a header where it is new."""

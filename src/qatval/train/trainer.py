@@ -334,10 +334,11 @@ class QatTrainer(ResumableTrainer):
     def save_model(self) -> bool:
         """Keep the best latent weights of those that are scored, and how far the training is.
 
-        Where a value fell below the collapse line, both weights are kept for an autopsy.
+        What fell below the collapse line is kept for an autopsy.
         """
-        if any(self.log.falls(which, self.plan.start_value) for which in self._evaluations):
-            self.kept.keep_fallen(self.epoch + 1)
+        for which in self._evaluations:
+            if self.log.falls(which, self.plan.start_value, self.plan.fp32_value):
+                self.kept.keep_fallen(which, self.epoch + 1)
         for which, evaluation in self._evaluations.items():
             if evaluation.value > self.best_values.get(which, -1.0):
                 self.best_values[which] = evaluation.value

@@ -50,6 +50,8 @@ class TrainingPlan:
         reference: The FP32 checkpoint, for a teacher and for anchored statistics.
         start_value: mAP 50-95 of what the training starts from, None where it is not known: that
             too can be what it falls from.
+        fp32_value: Of the FP32 checkpoint on the same images, None where it is not known: what is
+            next to nothing of it is nothing that falls.
     """
 
     subset: str
@@ -66,6 +68,7 @@ class TrainingPlan:
     batchnorm: BatchNorm = "running"
     reference: str | None = None
     start_value: float | None = None
+    fp32_value: float | None = None
 
 
 @dataclass(frozen=True)
@@ -104,9 +107,9 @@ class Trajectory:
         """Return the path of the latent weights, as they are or averaged."""
         return weights_file(Path(self.directory), weights, name)
 
-    def fallen(self, epoch: int, weights: Weights, *, best: bool = False) -> Path:
-        """Return the path of those of an epoch in which they fell, or of the best until then."""
-        return fallen_file(Path(self.directory), epoch, weights, best=best)
+    def fallen(self, weights: Weights, epoch: int, name: Weights | Literal["best"]) -> Path:
+        """Return the path of what is kept of an epoch in which weights fell, see `fallen_file`."""
+        return fallen_file(Path(self.directory), weights, epoch, name)
 
 
 def weights_file(folder: Path, weights: Weights, name: Literal["last", "best"]) -> Path:
@@ -114,9 +117,11 @@ def weights_file(folder: Path, weights: Weights, name: Literal["last", "best"]) 
     return folder / weights / "weights" / f"{name}.safetensors"
 
 
-def fallen_file(folder: Path, epoch: int, weights: Weights, *, best: bool = False) -> Path:
-    """Return where it has those of an epoch in which they fell, or the best until then."""
-    return folder / "falls" / str(epoch) / f"{weights}{'-best' if best else ''}.safetensors"
+def fallen_file(
+    folder: Path, weights: Weights, epoch: int, name: Weights | Literal["best"]
+) -> Path:
+    """Return where it has those of an epoch in which weights fell, or the best until then."""
+    return folder / weights / "falls" / str(epoch) / f"{name}.safetensors"
 
 
 def read_trajectory(directory: Path) -> Trajectory:

@@ -104,7 +104,7 @@ ALL_ELSE = {
             "layer": "model.0.conv",
             "restored": 0.9,
             "probes": [
-                {"repaired": "averaged scale", "layer": None, "value": 0.0, "restored": None},
+                {"repaired": "averaged scale", "layer": None, "value": 0.0, "restored": 0.0},
                 {"repaired": "scale", "layer": "model.0.conv", "value": 0.54, "restored": 0.9},
             ],
         }

@@ -11,6 +11,7 @@ from torch import nn
 from qatval.quant.batchnorm import reestimate
 from qatval.quant.quantized_conv import quantized_layers, weight_scale_value
 from qatval.quant.repairs import Fallen, Repair, repairs
+from qatval.run.autopsy import MOST_MEASURED, MOST_SCORED
 
 from .conftest import LAYERS, W4A4, W4A16, float_model, images, quantized_model
 
@@ -110,6 +111,16 @@ def test_stale_statistics_are_named_and_their_layer(spec):
     assert (found.of, found.layer) == ("statistics", None)
 
 
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_an_overflow_is_named_where_it_began(number):
+    good = well()
+    broken = deepcopy(good)
+    for layer in ("1.bn", "0.bn"):  # it goes on through all layers behind
+        broken.get_submodule(layer).running_var.fill_(number)
+    found = next(r for r in repairs(fallen(broken, good)) if distance(r.made(), good) < 1e-3)
+    assert (found.of, found.layer) == ("overflow", "0.bn")
+
+
 def test_an_average_between_weights_that_each_hold_is_named():
     good = well()
     average = deepcopy(good)
@@ -145,9 +156,15 @@ def test_repairs_leave_the_models_as_they_are_and_end_within_the_budget():
         for name in LAYERS:
             scale_of(model, name).mul_(0.1)
     before = [deepcopy(m.state_dict()) for m in (model, good, raw)]
+    measured = []
+
+    def counted():
+        measured.append(1)
+        return batches()
+
     state = torch.get_rng_state()
     ways = []
-    for repair in repairs(fallen(model, good, raw)):
+    for repair in repairs(Fallen(model, good, raw, counted, "2")):
         repair.made()
         for narrower in repair.within:
             narrower.made()
@@ -158,4 +175,5 @@ def test_repairs_leave_the_models_as_they_are_and_end_within_the_budget():
     assert torch.equal(state, torch.get_rng_state())
     longest = max(number + within for number, within in enumerate(ways, start=1))
     assert len(ways) == 5
-    assert 2 + longest <= 8  # the broken model and the best one are scored too
+    assert 2 + longest <= MOST_SCORED  # the broken model and the best one are scored too
+    assert len(measured) <= MOST_MEASURED

@@ -43,34 +43,41 @@ def number(path: Path) -> float:
     return float(load_file(path)["weight"])
 
 
-def test_both_weights_of_a_fall_are_kept_and_the_best_until_then(tmp_path: Path) -> None:
+def test_the_weights_of_a_fall_are_kept_and_the_best_until_then(tmp_path: Path) -> None:
     training = Training(tmp_path)
     training.become(8.0)
     training.kept.keep_best("raw")
     training.become(2.0)
-    training.kept.keep_fallen(3)
+    training.kept.keep_fallen("raw", 3)
+    training.become(4.0)
+    training.kept.keep_fallen("ema", 4)
     training.become(16.0)
     training.kept.keep_best("raw")  # after it has recovered
     training.kept.keep_last()
     left = training.left
-    assert number(left.fallen(3, "raw")) == 2.0
-    assert number(left.fallen(3, "ema")) == 1.0
-    assert number(left.fallen(3, "raw", best=True)) == 8.0
-    assert not left.fallen(3, "ema", best=True).exists()
+    assert number(left.fallen("raw", 3, "raw")) == 2.0
+    assert number(left.fallen("raw", 3, "best")) == 8.0
+    assert not left.fallen("raw", 3, "ema").exists()  # an average is not what raw weights are of
+    assert number(left.fallen("ema", 4, "ema")) == 2.0
+    assert number(left.fallen("ema", 4, "raw")) == 4.0
+    assert not left.fallen("ema", 4, "best").exists()  # it never was better than the start
     assert number(left.checkpoint("raw", "best")) == number(left.checkpoint("raw")) == 16.0
     assert number(left.checkpoint("ema")) == 8.0
 
 
 def test_a_training_that_falls_again_and_again_fills_no_disk(tmp_path: Path) -> None:
     training = Training(tmp_path)
-    for epoch in range(1, MOST_FALLS + 4):
+    epochs = range(1, MOST_FALLS + 4)
+    for epoch in epochs:
         training.become(epoch)
-        training.kept.keep_fallen(epoch)
-    kept = [e for e in range(1, MOST_FALLS + 4) if training.left.fallen(e, "raw").exists()]
+        training.kept.keep_fallen("raw", epoch)
+    kept = [e for e in epochs if training.left.fallen("raw", e, "raw").exists()]
     assert kept == list(range(1, MOST_FALLS + 1))
     training.become(99.0)
-    training.kept.keep_fallen(MOST_FALLS)  # an interrupted training scores its epoch again
-    assert number(training.left.fallen(MOST_FALLS, "raw")) == 99.0
+    training.kept.keep_fallen("raw", MOST_FALLS)  # an interrupted training scores its epoch again
+    assert number(training.left.fallen("raw", MOST_FALLS, "raw")) == 99.0
+    training.kept.keep_fallen("ema", MOST_FALLS + 4)  # the average is still the first time
+    assert training.left.fallen("ema", MOST_FALLS + 4, "ema").exists()
 
 
 @pytest.mark.parametrize(
@@ -82,6 +89,8 @@ def test_a_training_that_falls_again_and_again_fills_no_disk(tmp_path: Path) -> 
         (0.5, [0.3, 0.2], True),  # against the start, not against the epoch before
         (None, [0.5, float("nan")], True),
         (None, [0.5, 0.25], False),
+        (None, [0.004, 0.0], False),  # a training from scratch that has not learned anything yet
+        (None, [0.0051, 0.0], True),
     ],
 )
 def test_a_fall_begins(
@@ -92,4 +101,4 @@ def test_a_fall_begins(
         (tmp_path / "raw").mkdir(exist_ok=True)
         log.add("raw", epoch, 1.0, {METRIC: value})
     log.close()
-    assert log.falls("raw", start) is falls
+    assert log.falls("raw", start, fp32=0.5) is falls

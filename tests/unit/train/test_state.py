@@ -89,8 +89,10 @@ def test_a_damaged_state_is_one_line(damage: str, tmp_path: Path) -> None:
 def test_a_start_that_scores_otherwise_in_the_last_digit_is_the_same(
     plan: TrainingPlan, tmp_path: Path
 ) -> None:
-    record_conditions(tmp_path, dataclasses.replace(plan, start_value=0.5), ARGUMENTS)
-    refuse_other(tmp_path, dataclasses.replace(plan, start_value=0.5000001), ARGUMENTS)
+    begun = dataclasses.replace(plan, start_value=0.5, fp32_value=0.6)
+    record_conditions(tmp_path, begun, ARGUMENTS)
+    refuse_other(tmp_path, dataclasses.replace(begun, start_value=0.5000001), ARGUMENTS)
+    refuse_other(tmp_path, dataclasses.replace(begun, fp32_value=0.6000001), ARGUMENTS)
 
 
 def test_the_same_training_goes_on_from_other_places(plan: TrainingPlan, tmp_path: Path) -> None:
