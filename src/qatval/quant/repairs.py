@@ -20,7 +20,13 @@ from torch import Tensor, nn
 
 from qatval.core.measurements import Repaired
 from qatval.quant.batchnorm import drift, measure, replace, statistics, tracking
-from qatval.quant.quantized_conv import learned_scales, quantize_nothing, quantized_layers
+from qatval.quant.layers import batchnorm_after
+from qatval.quant.quantized_conv import (
+    learned_scales,
+    quantize_nothing,
+    quantized_layers,
+    weight_scale_value,
+)
 
 SUSPICIOUS: Final = 2.0
 """A scale that differs from another by this factor or more has left its value.
@@ -31,6 +37,9 @@ Chosen here: in the collapse that one number made it was 18 (``docs/collapse.md`
 _MOST_LAYERS: Final = 3  # that are repaired alone
 
 Batches = Callable[[], Iterable[Tensor]]
+
+Scales = Mapping[str, Sequence[Tensor]]
+"""The parameters behind each layer's learned scales, see `learned_scales`, or values for them."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +84,8 @@ def repairs(fallen: Fallen) -> Iterator[Repair]:
     """Yield what may restore a model; what it takes to make one is done when it is asked for."""
     model, raw = fallen.model, fallen.raw
     if raw is not None:
-        yield from _scales("averaged scale", model, raw)
-    yield from _scales("scale", model, fallen.good)
+        yield from _scales("averaged scale", model, _held_by_statistics(model, raw))
+    yield from _scales("scale", model, learned_scales(fallen.good))
     yield _statistics(fallen)
     if raw is not None:
         yield Repair("average", None, lambda: raw)
@@ -85,23 +94,46 @@ def repairs(fallen: Fallen) -> Iterator[Repair]:
         yield Repair("rounding", None, lambda: _in_float(fallen, ""), [head])
 
 
-def _scales(of: Repaired, model: nn.Module, source: nn.Module) -> Iterator[Repair]:
-    """Yield the model with the magnitudes of another's scales where they are far apart."""
-    apart = _apart(learned_scales(model), learned_scales(source))
+def _scales(of: Repaired, model: nn.Module, sound: Scales) -> Iterator[Repair]:
+    """Yield the model with the magnitudes of sound scales where its own are far from them."""
+    apart = _apart(learned_scales(model), sound)
 
     def repair(layers: Sequence[str]) -> Repair:
         alone = layers[0] if len(layers) == 1 else None
         within = [] if alone else [repair([name]) for name in layers[:_MOST_LAYERS]]
-        return Repair(of, alone, lambda: _with_scales(model, source, layers), within)
+        return Repair(of, alone, lambda: _with_scales(model, sound, layers), within)
 
     if apart:
         yield repair(apart)
 
 
 @torch.no_grad()
-def _apart(
-    ours: Mapping[str, Sequence[Tensor]], theirs: Mapping[str, Sequence[Tensor]]
-) -> list[str]:
+def _held_by_statistics(model: nn.Module, raw: nn.Module) -> Scales:
+    """Return the scales that the BatchNorm statistics of an average fit.
+
+    What a layer puts out varies with the square of its scale, and the variance behind it was
+    averaged over the same steps. So the root of what that has changed by, times the raw scale, is
+    the root mean square of the scale, whatever signs it had. The raw scale itself, where it has
+    just jumped, would fit its own statistics and not these.
+    """
+    scales, found = learned_scales(raw), dict[str, list[Tensor]]()
+    for name, layer in quantized_layers(raw):
+        weight = weight_scale_value(layer)
+        ours, theirs = batchnorm_after(model, name), batchnorm_after(raw, name)
+        change = torch.ones_like(weight)
+        if ours is not None and theirs is not None:
+            _, averaged = statistics(ours)
+            _, latest = statistics(theirs)
+            ratio = (averaged / latest.clamp_min(torch.finfo(latest.dtype).tiny)).sqrt()
+            change = (ratio if weight.numel() > 1 else ratio.median()).view(weight.shape)
+        found[name] = [
+            scale.abs() * change if scale is weight else scale.abs() for scale in scales[name]
+        ]
+    return found
+
+
+@torch.no_grad()
+def _apart(ours: Scales, theirs: Scales) -> list[str]:
     """Return the layers whose scales differ by `SUSPICIOUS` or more, the furthest apart first."""
     least = torch.finfo(torch.float32).tiny  # a scale of 0 is infinitely far from no other 0
     octaves = {
@@ -117,11 +149,11 @@ def _apart(
 
 
 @torch.no_grad()
-def _with_scales(model: nn.Module, source: nn.Module, layers: Iterable[str]) -> nn.Module:
+def _with_scales(model: nn.Module, sound: Scales, layers: Iterable[str]) -> nn.Module:
     repaired = deepcopy(model)
-    ours, theirs = learned_scales(repaired), learned_scales(source)
+    scales = learned_scales(repaired)
     for name in layers:
-        for scale, value in zip(ours[name], theirs[name], strict=True):
+        for scale, value in zip(scales[name], sound[name], strict=True):
             scale.copy_(value.abs())
     return repaired
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from copy import deepcopy
 
 import pytest
@@ -93,6 +94,33 @@ def test_an_average_on_its_way_through_zero_is_no_fault_of_the_raw_scale():
     found = restoring(fallen(average, good, raw), good)
     assert found is not None
     assert (found.of, found.layer) == ("averaged scale", LAYERS[1])
+
+
+@pytest.mark.parametrize("granularity", ["per-tensor", "per-channel"])
+@pytest.mark.parametrize("spec", [W4A16, W4A4], ids=["w4a16", "w4a4"])
+def test_an_average_of_a_scale_that_jumped_past_zero_is_set_to_what_its_statistics_hold(
+    spec, granularity
+):
+    """Of two steps: 1 and -9 make an average of -4, statistics of the root of 41, and a raw -9."""
+    good = well(dataclasses.replace(spec, scale=granularity))
+    name = LAYERS[1]
+    raw, average = deepcopy(good), deepcopy(good)
+    with torch.no_grad():
+        raw_bn, average_bn = raw.get_submodule("1.bn"), average.get_submodule("1.bn")
+        scale_of(raw, name).mul_(-9.0)
+        raw_bn.running_var.mul_(81.0)
+        raw_bn.running_mean.mul_(9.0)
+        scale_of(average, name).mul_(-4.0)
+        average_bn.running_var.mul_(41.0)
+        average_bn.running_mean.mul_(5.0)
+    first = next(iter(repairs(fallen(average, good, raw))), None)
+    assert first is None or first.of != "averaged scale"  # 4 and 6.4 are not a factor of 2 apart
+    with torch.no_grad():
+        scale_of(average, name).mul_(-0.05)
+    first = next(iter(repairs(fallen(average, good, raw))))
+    assert (first.of, first.layer) == ("averaged scale", name)
+    expected = scale_of(good, name) * 41.0**0.5
+    torch.testing.assert_close(scale_of(first.made(), name), expected, rtol=1e-4, atol=0.0)
 
 
 @pytest.mark.parametrize("spec", [W4A16, W4A4, None], ids=["w4a16", "w4a4", "fp32"])
