@@ -73,7 +73,7 @@ def _places(falls: Sequence[Fall], after: str | None) -> str:
     places = [f"at {_epochs(within)}"] if within else []
     if falls[-1].epoch is None:
         places.append(f"by {after or _AFTER}")
-    if lost := [fall for fall in falls if fall.lost is not None]:
+    if lost := [fall for fall in falls if fall.lost is not None and fall.recovered is None]:
         since = "" if lost[-1].lost == lost[-1].epoch else f" from epoch {lost[-1].lost}"
         places.append(f"with nothing left{since}")
     if falls[-1].repaired:

@@ -34,6 +34,7 @@ FALLING = [9.0 - 0.1 * n for n in range(30)]
             "evaluation diverged at epochs 2 and 5, with nothing left from epoch 6",
         ),
         (judged([0.3, 0.001, 0.1], FALLING), "evaluation diverged at epoch 2, with nothing left"),
+        (judged([0.3, 0.001, 0.1, 0.3], FALLING), "evaluation diverged at epoch 2"),
         (judged([0.3, 0.1, 0.1], [3.0, 5.0, 5.0]), "training diverged at epoch 2"),
         (
             judged([0.3, 0.1, 0.1, 0.3, 0.1], [3.0, 5.0, 5.0, 2.9, 2.8]),
