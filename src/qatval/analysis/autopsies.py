@@ -21,7 +21,7 @@ _CAUSES: Final[Mapping[Cause | None, str]] = {
 }
 
 _REPAIRS: Final[Mapping[Repaired, str]] = {
-    "averaged scale": "scales as they are in place of averaged ones",
+    "averaged scale": "averaged scales set to what the statistics behind them hold",
     "scale": "scales of the best weights",
     "overflow": "fresh BatchNorm statistics",
     "statistics": "fresh BatchNorm statistics",
