@@ -26,7 +26,6 @@ from msgspec.structs import replace
 from torch import nn
 
 from qatval.core.measurements import Autopsy, Fall, Probe
-from qatval.core.stability import COLLAPSE_THRESHOLD_RATIO
 from qatval.core.summary import RunSummary
 from qatval.core.trajectory import rises, training_loss
 from qatval.quant.methods import Method
@@ -45,6 +44,12 @@ MOST_MEASURED: Final = 3
 
 LEAST_IMAGES: Final = 8
 """Of fewer no score says anything. Only with less than 88 validation images is this more."""
+
+LEAST_LOST: Final = 0.25
+"""Share of the best value that must be lost on the images looked at, half of what a fall has lost.
+
+Chosen here. A repair that restores half of less moves a score no further than few images do.
+"""
 
 RESTORED: Final = 0.5
 """A repair that restores more than this share of the loss names the cause."""
@@ -140,7 +145,7 @@ class _Examiner:
         )
         good, broken = self._score(fallen.good), self._score(model)
         looked = Autopsy(epoch=epoch, images=self._images, good=good, broken=broken)
-        if not broken < COLLAPSE_THRESHOLD_RATIO * good:
+        if not good - broken > LEAST_LOST * good:
             return looked  # shares of a loss next to nothing are chance
         probes: list[Probe] = []
 

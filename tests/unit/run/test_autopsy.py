@@ -174,6 +174,16 @@ def test_where_the_images_looked_at_hold_nothing_is_named(left: Left) -> None:
     assert (found.good, found.broken) == (pytest.approx(0.31), pytest.approx(0.30))
 
 
+@pytest.mark.parametrize(("broken", "probed"), [(0.38, False), (0.37, True), (0.26, True)])
+def test_a_quarter_must_be_lost_on_the_images_looked_at(
+    broken: float, probed: bool, left: Left
+) -> None:
+    """Less than what a fall has lost on all of them: a part of them may show less of it."""
+    left.fell("raw", 2, raw=Detector(broken), best=Detector(0.5))
+    (found,) = look(left, fall(2))
+    assert bool(found.probes) is probed
+
+
 @pytest.mark.parametrize(("loss", "cause"), [(1.3, "training"), (0.7, None), (None, "training")])
 def test_the_last_epoch_is_judged_by_its_own_loss(
     loss: float | None, cause: str | None, left: Left
