@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from qatval.core import interruption
 from qatval.core.errors import QatvalError
 from qatval.core.measurements import Autopsy
 from qatval.core.summary import RunSummary
@@ -101,6 +102,7 @@ def never(summary: RunSummary) -> bool:
     return False
 
 
+@pytest.mark.usefixtures("heeded_signals")
 def test_an_autopsy_changes_nothing_and_goes_on_where_it_was_stopped(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -126,10 +128,11 @@ def test_an_autopsy_changes_nothing_and_goes_on_where_it_was_stopped(
         go("interrupted")
     monkeypatch.undo()
     monkeypatch.setattr(autopsy, "repairs", interrupted)
-    with pytest.raises(KeyboardInterrupt, match="interrupted by SIGINT"):
+    with interruption.listening(), pytest.raises(KeyboardInterrupt, match="interrupted by SIGINT"):
         go("interrupted")
     monkeypatch.undo()
-    assert go("interrupted") == (found, examined)
+    with interruption.listening():  # as another command does
+        assert go("interrupted") == (found, examined)
     assert list((tmp_path / "interrupted").rglob(".*")) == []  # nor the weights kept of falls
 
     monkeypatch.setattr(delivery, "has_fallen", never)

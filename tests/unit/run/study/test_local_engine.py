@@ -64,14 +64,11 @@ def appears(file: Path) -> str:
         ("raise SystemExit(1)", "ended with exit code 1"),
         ("import os; os.kill(os.getpid(), 9)", "memory has run out"),
         ("import os; os.kill(os.getpid(), 11)", "SIGSEGV"),
-        (
-            # What starts processes in the background may have them ignore it.
-            "import os, signal; signal.signal(2, signal.SIG_DFL); os.kill(os.getpid(), 2)",
-            "killed by SIGINT",
-        ),
+        ("import os; os.kill(os.getpid(), 2)", "killed by SIGINT"),
         ("import os; os.kill(os.getpid(), 40)", "killed by signal 40"),
     ],
 )
+@pytest.mark.usefixtures("heeded_signals")
 def test_how_a_process_has_ended_is_said_in_words(
     engine: LocalEngine, attempt: Callable[..., Attempt], program: str, words: str
 ) -> None:
