@@ -192,6 +192,8 @@ def _carry_out(attempt: Attempt) -> str:
 
     What ends the task ends the process, by SIGTERM and after its time to save by SIGKILL.
     """
+    # Ray cancels by SIGINT, which a cluster that nohup or a shell's ``&`` has started would ignore.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:  # in a session of its own it is not of the group that Ray may kill with its worker
         running = process.start(attempt)
     except OSError as error:
