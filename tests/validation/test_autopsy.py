@@ -62,7 +62,8 @@ def test_the_cause_is_named(name: str, dataset: Path, tmp_path: Path) -> None:
             assert one.restored is not None
             assert one.restored > RESTORED
         scored = one.images * (2 + len(one.probes))
-        assert scored <= summary.dataset.val_images  # type: ignore[operator]
+        assert summary.dataset.val_images is not None
+        assert scored <= summary.dataset.val_images
     assert "cause: " in (tmp_path / "run" / "summary.md").read_text("utf-8").lower()
 
 

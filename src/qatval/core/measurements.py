@@ -201,8 +201,8 @@ class Autopsy(Record, frozen=True, kw_only=True):
             did and the training did not diverge either.
         layer: The one layer that it suffices to repair, or where an overflow began.
         restored: Share of the loss that is restored then.
-        probes: In the order in which they were made; none where on these images the weights hold
-            the line.
+        probes: In the order in which they were made; none where on these images less than a
+            quarter of the best value is lost.
     """
 
     epoch: Number

@@ -10,6 +10,7 @@ same in the likeliest single ones.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -144,7 +145,7 @@ def _apart(ours: Scales, theirs: Scales) -> list[str]:
         for name, scales in ours.items()
         if scales
     }
-    bar = torch.tensor(SUSPICIOUS).log2().item()
+    bar = math.log2(SUSPICIOUS)
     return sorted((n for n, apart in octaves.items() if apart >= bar), key=lambda n: -octaves[n])
 
 

@@ -65,7 +65,7 @@ class Left:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
         self.images = 256
-        self.losses = [1.0, 1.0, 1.0, 1.0]
+        self.losses: list[float | None] = [1.0, 1.0, 1.0, 1.0]
         self.loaded: list[Path] = []
         self._folder = folder
         self._files = {folder / "start": Detector(0.5)}
@@ -74,15 +74,17 @@ class Left:
         seen.clear()
 
     def fell(self, weights: Any, epoch: int, **models: Detector) -> None:
+        name: Any
         for name, model in models.items():
-            file = fallen_file(self._folder, weights, epoch, name)  # type: ignore[arg-type]
+            file = fallen_file(self._folder, weights, epoch, name)
             file.parent.mkdir(parents=True, exist_ok=True)
             file.touch()
             self._files[file] = model
 
     def ended(self, weights: Any, **models: Detector) -> None:
+        name: Any
         for name, model in models.items():
-            self._files[weights_file(self._folder, weights, name)] = model  # type: ignore[arg-type]
+            self._files[weights_file(self._folder, weights, name)] = model
 
     def training(self) -> TrainedModels:
         setup: Any = SimpleNamespace(
@@ -188,7 +190,7 @@ def test_a_quarter_must_be_lost_on_the_images_looked_at(
 def test_the_last_epoch_is_judged_by_its_own_loss(
     loss: float | None, cause: str | None, left: Left
 ) -> None:
-    left.losses[-1] = loss  # type: ignore[call-overload]
+    left.losses[-1] = loss
     left.fell("raw", 2, raw=Detector(0.1), best=Detector(0.5))
     left.ended("raw", last=Detector(0.1), best=Detector(0.5))
     found = look(left, fall(2, lasts=True, rose=True))
